@@ -1,0 +1,149 @@
+"""What an app author imports: `App`, `endpoint` and the context a running app gets. Nothing here starts anything."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    from falctl.toolkit.model_cache import ModelCache
+
+F = TypeVar("F", bound=Callable[..., Any])
+M = TypeVar("M")
+
+ENDPOINT_MARK = "__falctl_endpoint__"
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One route of an app: the path, and the name of the method that answers POST on it."""
+
+    path: str
+    method: str
+
+
+@dataclass(frozen=True, slots=True)
+class SimulatedCosts:
+    """The `[simulated]` section of the configuration, for runners/simulated.py."""
+
+    load_s: float
+    exec_s: float
+    size_bytes: int
+
+
+class RunnerContext(Protocol):
+    """What the host tells an app about the runner it lives in; ``App.runner`` holds it from before `setup`."""
+
+    @property
+    def runner(self) -> int:
+        """Return the runner's position in the fleet, from 0."""
+        ...
+
+    @property
+    def device(self) -> str:
+        """Return ``"cuda"`` when this runner is pinned to one card or more, else ``"cpu"``."""
+        ...
+
+    @property
+    def models_paths(self) -> tuple[Path, ...]:
+        """Return the folders of `models.paths`, in which local models are looked for."""
+        ...
+
+    @property
+    def models_allow(self) -> tuple[str, ...]:
+        """Return the Hub ids that `models.allow` lists."""
+        ...
+
+    @property
+    def models_dtype(self) -> str:
+        """Return `models.dtype`: ``"auto"`` or the name of a torch dtype."""
+        ...
+
+    @property
+    def simulated(self) -> SimulatedCosts:
+        """Return the `[simulated]` section."""
+        ...
+
+    def model_cache(
+        self, load: Callable[[str], M], *, unload: Callable[[M], None] | None = None
+    ) -> ModelCache[M]:
+        """
+        Return a cache of at most `cache.max_models` models that publishes the hints whenever it changes.
+
+        *load* makes the model of a name (it may raise; then nothing is cached); *unload* frees what a dropped
+        model holds beyond its Python references.
+        """
+        ...
+
+    def progress(self, step: int, steps: int) -> None:
+        """Report that the request served by this thread has done *step* of *steps*; shown, and a sign of life."""
+        ...
+
+
+class App:
+    """
+    Base class of an app; one instance lives in each runner process.
+
+    Subclasses define at least one `endpoint`. `setup` runs once, before the runner is ready; a request never
+    sees a half-set-up app. Sync endpoints, `setup`, `teardown` and `provide_hints` run on the runner's executor
+    thread, async ones on its event loop.
+    """
+
+    max_multiplexing: ClassVar[int] = 1
+    """How many requests one runner serves at the same time: its slots."""
+
+    runner: RunnerContext
+    """Set by the host before `setup`."""
+
+    def setup(self) -> Any:
+        """Load whatever every request needs; may be ``async``. Raising ends the start of this runner."""
+
+    def teardown(self) -> Any:
+        """Release what `setup` took; may be ``async``. Runs once, after the runner has drained."""
+
+    def provide_hints(self) -> Iterable[str]:
+        """
+        Return the hints this runner is warm for right now; empty means it takes anything.
+
+        An app that does not override this gives no hints at all, which is not the same as giving none now: then
+        requests with equal hints go where the last one was served.
+        """
+        raise NotImplementedError
+
+
+def endpoint(path: str) -> Callable[[F], F]:
+    """
+    Mark a method as answering POST *path*.
+
+    The decorator only marks: the host collects the marks, so importing an app has no side effects.
+
+    Raises:
+        ValueError: *path* does not start with "/".
+    """
+    if not path.startswith("/"):
+        msg = f"endpoint path must start with '/': {path!r}"
+        raise ValueError(msg)
+
+    def mark(method: F) -> F:
+        setattr(method, ENDPOINT_MARK, path)
+        return method
+
+    return mark
+
+
+def endpoints_of(app_class: type[App]) -> tuple[Endpoint, ...]:
+    """Return the endpoints of *app_class* and its bases, sorted by path; an override without a mark hides one."""
+    found: dict[str, Endpoint] = {}
+    for klass in reversed(app_class.__mro__):
+        for name, value in vars(klass).items():
+            found.pop(name, None)
+            if hasattr(value, ENDPOINT_MARK):
+                found[name] = Endpoint(path=getattr(value, ENDPOINT_MARK), method=name)
+    return tuple(sorted(found.values(), key=lambda e: e.path))
+
+
+def gives_hints(app_class: type[App]) -> bool:
+    """Return whether *app_class* overrides `App.provide_hints`."""
+    return app_class.provide_hints is not App.provide_hints

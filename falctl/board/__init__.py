@@ -1,0 +1,1 @@
+"""Shared memory between the processes: the fleet's state, readable by all."""

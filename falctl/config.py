@@ -1,0 +1,269 @@
+"""The configuration as values: every key, its default, its bounds, and why one would change it."""
+
+from __future__ import annotations
+
+from typing import Final, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from falctl.config_values import (
+    Bytes,
+    Folder,
+    GpuChoice,
+    Gpus,
+    KeyHash,
+    Number,
+    Origin,
+    Seconds,
+    Text,
+    Whole,
+    format_duration,
+)
+
+__all__ = [
+    "Bytes",
+    "CacheConfig",
+    "Config",
+    "FilesConfig",
+    "GpuChoice",
+    "LogConfig",
+    "ModelsConfig",
+    "QueueConfig",
+    "RoutingConfig",
+    "RunnersConfig",
+    "Seconds",
+    "Section",
+    "ServerConfig",
+    "SimulatedConfig",
+]
+
+
+class Section(BaseModel):
+    """A table of the file: frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+CROSS_CHECK: Final = "cross_check"
+"""Type of an error between keys; its context names the ``key`` to blame and the ``problem`` with the fix."""
+
+
+def _refusal(problem: str, *, key: str) -> PydanticCustomError:
+    return PydanticCustomError(CROSS_CHECK, "{key} {problem}", {"key": key, "problem": problem})
+
+
+def is_loopback(host: Text) -> bool:
+    """Return whether a socket bound to *host* can be reached from this machine only; unknown names cannot promise it."""
+    if host == "localhost":
+        return True
+    from ipaddress import ip_address  # only pydantic's core is needed for a default configuration
+
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+class ServerConfig(Section):
+    """The HTTP edge."""
+
+    host: Text = Field(
+        default="127.0.0.1", description="address to listen on; any other than loopback needs api_keys"
+    )
+    port: Whole = Field(default=8808, ge=0, le=65535, description="0 takes a free port")
+    hosts: tuple[Text, ...] = Field(
+        default=(), description="names besides loopback that a Host header may carry"
+    )
+    allow_origins: tuple[Origin, ...] = Field(
+        default=(), description='browser origins that may call us: ["http://localhost:3000"]; "*" is any'
+    )
+    api_keys: tuple[KeyHash, ...] = Field(
+        default=(), description="hashes as `falctl key` prints them; empty: no key is asked for"
+    )
+    max_body: Bytes = Field(
+        default=64 << 20, ge=1024, le=4 << 30, description="a larger request body is answered 413"
+    )
+    header_timeout: Seconds = Field(
+        default=10.0, gt=0, le=3600, description="a client that takes longer to send its headers is cut off"
+    )
+    body_timeout: Seconds = Field(
+        default=30.0, gt=0, le=3600, description="longest pause in a request body before 408"
+    )
+    send_timeout: Seconds = Field(
+        default=60.0, gt=0, le=3600, description="longest a client may block our answer before it is cut off"
+    )
+    keep_alive: Seconds = Field(
+        default=75.0, gt=0, le=3600, description="an idle connection is kept this long"
+    )
+
+    @model_validator(mode="after")
+    def _open_only_with_keys(self) -> Self:
+        if not self.api_keys and not is_loopback(self.host):
+            problem = (
+                "is open to the network without API keys; "
+                'put what `falctl key` prints into server.api_keys, or write "127.0.0.1"'
+            )
+            raise _refusal(problem, key="host")
+        return self
+
+
+class QueueConfig(Section):
+    """What may wait."""
+
+    max: Whole = Field(
+        default=1000, ge=1, le=1_000_000, description="waiting requests; one more is answered 429"
+    )
+    max_bytes: Bytes = Field(
+        default=1 << 30,
+        ge=1 << 20,
+        le=1 << 40,
+        description="bytes of request bodies held in memory; beyond it 429",
+    )
+
+
+class RoutingConfig(Section):
+    """How a request finds its runner."""
+
+    policy: Literal["affinity", "fal", "least-loaded"] = Field(
+        default="affinity",
+        description='"affinity" waits for a busy warm runner, "fal" never does, "least-loaded" ignores hints',
+    )
+    hint_from: Text = Field(
+        default="model", description='body field taken as hint when the header is absent; "" is off'
+    )
+    hold: Seconds = Field(
+        default=10.0,
+        ge=0,
+        le=3600,
+        description="affinity: longest a request waits for a busy warm runner while another is idle",
+    )
+    bypass_max: Seconds = Field(
+        default=30.0,
+        ge=0,
+        le=86400,
+        description="affinity: a request that waited this long goes next, warm or not",
+    )
+
+
+class RunnersConfig(Section):
+    """The runner processes."""
+
+    app: Text = Field(
+        default="runners.diffusion:AnyModelRunner", description="module:Class or path.py::Class"
+    )
+    gpus: Gpus = Field(
+        default="all",
+        description='"all", "none", [0, 2], UUIDs, [0, 0] for two on one card, [[0, 1]] for one on two',
+    )
+    count: Whole = Field(default=0, ge=0, le=64, description="number of runners; 0 is one per entry of gpus")
+    cpu_count: Whole = Field(default=2, ge=1, le=64, description="CPU runners on a machine without a GPU")
+    threads: Whole = Field(
+        default=0,
+        ge=0,
+        le=1024,
+        description="CPU threads per runner (OMP_NUM_THREADS); 0 shares the cores out",
+    )
+    setup_timeout: Seconds = Field(
+        default=600.0, gt=0, le=86400, description="longest from spawn to ready; then the runner is killed"
+    )
+    request_timeout: Seconds = Field(
+        default=3600.0,
+        gt=0,
+        le=7 * 86400,
+        description="longest a request may execute; then its runner is killed",
+    )
+    stall_timeout: Seconds = Field(
+        default=120.0, gt=0, le=86400, description="executing without a sign of life for this long: killed"
+    )
+    drain_timeout: Seconds = Field(
+        default=30.0, ge=0, le=86400, description="on Ctrl-C running requests get this long to finish"
+    )
+    teardown_timeout: Seconds = Field(
+        default=10.0, gt=0, le=3600, description="the app's teardown() gets this long before SIGKILL"
+    )
+    restarts_max: Whole = Field(
+        default=5,
+        ge=0,
+        le=1000,
+        description="exits within restarts_window before a runner is given up as failed",
+    )
+    restarts_window: Seconds = Field(
+        default=600.0,
+        gt=0,
+        le=86400,
+        description="the exits that count for restarts_max; older ones are forgiven",
+    )
+    backoff_min: Seconds = Field(
+        default=1.0, gt=0, le=3600, description="pause before the first restart; doubles with every failure"
+    )
+    backoff_max: Seconds = Field(default=60.0, gt=0, le=3600, description="longest pause before a restart")
+
+    @model_validator(mode="after")
+    def _backoff_is_a_range(self) -> Self:
+        if self.backoff_min > self.backoff_max:
+            longest = format_duration(self.backoff_max)
+            problem = f"is longer than runners.backoff_max, which is {longest}; raise that or lower this"
+            raise _refusal(problem, key="backoff_min")
+        return self
+
+
+class CacheConfig(Section):
+    """The models a runner keeps."""
+
+    max_models: Whole = Field(
+        default=3, ge=1, le=256, description="loaded models per runner; the least recently used leaves first"
+    )
+
+
+class ModelsConfig(Section):
+    """Which models AnyModelRunner may load."""
+
+    paths: tuple[Folder, ...] = Field(
+        default=(),
+        description="folders in which a model folder is looked up by name; a relative one starts at this file",
+    )
+    allow: tuple[Text, ...] = Field(
+        default=(), description='Hub ids that may be fetched: ["stabilityai/sdxl-turbo"]'
+    )
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
+        default="auto", description='"auto": bfloat16 where the card can, else float16; float32 on a CPU'
+    )
+
+
+class FilesConfig(Section):
+    """Images we serve."""
+
+    keep: Seconds = Field(
+        default=3600.0, gt=0, le=365 * 86400, description="a stored image is deleted after this long"
+    )
+
+
+class SimulatedConfig(Section):
+    """Costs of runners/simulated.py when a request names none."""
+
+    load_s: Number = Field(default=0.4, ge=0, le=3600, description="seconds to load a model")
+    exec_s: Number = Field(default=0.04, ge=0, le=3600, description="seconds to run one")
+    size: Bytes = Field(default=7 << 30, ge=0, le=1 << 50, description="bytes a model is said to take")
+
+
+class LogConfig(Section):
+    """What is printed."""
+
+    level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="debug prints a line per request"
+    )
+
+
+class Config(Section):
+    """Everything that config.toml can say."""
+
+    server: ServerConfig = ServerConfig()
+    queue: QueueConfig = QueueConfig()
+    routing: RoutingConfig = RoutingConfig()
+    runners: RunnersConfig = RunnersConfig()
+    cache: CacheConfig = CacheConfig()
+    models: ModelsConfig = ModelsConfig()
+    files: FilesConfig = FilesConfig()
+    simulated: SimulatedConfig = SimulatedConfig()
+    log: LogConfig = LogConfig()

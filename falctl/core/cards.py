@@ -1,0 +1,109 @@
+"""
+Which cards each runner gets: the configuration's choice against what the machine has.
+
+Numbers are NVML's indices, as nvidia-smi prints them; what comes out are UUIDs, because CUDA may count
+differently (its default order is FASTEST_FIRST).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import cycle, islice
+from typing import Final, Literal, TypeAlias
+
+from falctl.errors import ConfigError
+
+CardName: TypeAlias = int | str
+GpuChoice: TypeAlias = Literal["all", "none"] | Sequence[CardName | Sequence[CardName]]
+
+_NO_DEVICE: Final = ("-1", "NoDevFiles", "none", "void")
+"""Values of CUDA_VISIBLE_DEVICES that hide every card (CUDA and NVIDIA's container toolkit)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """One card, or one MIG instance, as NVML shows it."""
+
+    index: int
+    uuid: str
+    name: str
+    total_bytes: int
+    instances: tuple[str, ...] = ()
+    """UUIDs of its MIG instances; then the card itself cannot be used."""
+    parent_uuid: str = ""
+    """The card that this is a MIG instance of."""
+
+
+def visible(cards: Sequence[Card], cuda_visible_devices: str | None) -> tuple[Card, ...]:
+    """
+    Return the cards that the caller may use, in the order of its CUDA_VISIBLE_DEVICES (None: unset, all).
+
+    As in CUDA, an entry that names no card hides itself and everything after it.
+    """
+    if cuda_visible_devices is None:
+        return tuple(cards)
+    found: list[Card] = []
+    for entry in (part.strip() for part in cuda_visible_devices.split(",")):
+        if not entry or entry in _NO_DEVICE:
+            break
+        matches = _matches(entry, cards)
+        if len(matches) != 1 or matches[0] in found:
+            break
+        found.append(matches[0])
+    return tuple(found)
+
+
+def assign(choice: GpuChoice, cards: Sequence[Card], *, count: int) -> tuple[tuple[Card, ...], ...]:
+    """
+    Return the cards of each runner, by runner id; empty: there is no card to use, run on the CPU.
+
+    *cards* are the visible ones. *count* runners share them in turn; 0 is one per entry of *choice*.
+
+    Raises:
+        ConfigError: a card that does not exist or is hidden, or a MIG parent.
+    """
+    if choice == "none":
+        return ()
+    entries: Sequence[CardName | Sequence[CardName]]
+    entries = _all(cards) if choice == "all" else choice
+    groups = [_group(entry, cards) for entry in entries]
+    return tuple(islice(cycle(groups), count)) if count and groups else tuple(groups)
+
+
+def _all(cards: Sequence[Card]) -> list[str]:
+    whole = {card.uuid for card in cards}
+    return [card.uuid for card in cards if card.parent_uuid not in whole]
+
+
+def _group(entry: CardName | Sequence[CardName], cards: Sequence[Card]) -> tuple[Card, ...]:
+    names = [entry] if isinstance(entry, int | str) else list(entry)
+    group = tuple(_card(name, cards) for name in names)
+    if len(set(group)) < len(group) or not group:
+        msg = f"runners.gpus: {entry!r} must name different cards for one runner"
+        raise ConfigError(msg)
+    return group
+
+
+def _card(name: CardName, cards: Sequence[Card]) -> Card:
+    matches = _matches(str(name), cards)
+    if len(matches) != 1:
+        have = ", ".join(f"{c.index} ({c.uuid})" for c in cards) or "none"
+        problem = "no GPU" if not matches else "more than one GPU"
+        msg = f"runners.gpus: {problem} {name!r}; visible here: {have}"
+        raise ConfigError(msg)
+    card = matches[0]
+    if card.instances:
+        msg = (
+            f"runners.gpus: GPU {card.index} ({card.uuid}) is in MIG mode and cannot be used whole; "
+            f"name its instances instead: --gpus {','.join(card.instances)}"
+        )
+        raise ConfigError(msg)
+    return card
+
+
+def _matches(name: str, cards: Sequence[Card]) -> list[Card]:
+    if name.isdecimal():
+        return [card for card in cards if card.index == int(name) and not card.parent_uuid]
+    exact = [card for card in cards if card.uuid == name]
+    return exact or [card for card in cards if name[:4] in ("GPU-", "MIG-") and card.uuid.startswith(name)]

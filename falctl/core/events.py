@@ -1,0 +1,133 @@
+"""What can happen to the scheduler, and what it can ask for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from falctl.core.types import Epoch, Hint, RequestId, RunnerId, Wanted
+
+# --- events: things that happened --------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """A client waits for an answer; its body has been read whole."""
+
+    request: RequestId
+    wanted: Wanted | None
+    client: str
+
+
+@dataclass(frozen=True, slots=True)
+class Cancelled:
+    """The client is gone. A waiting request is dropped; one in flight keeps its slot until it is released."""
+
+    request: RequestId
+
+
+@dataclass(frozen=True, slots=True)
+class Released:
+    """A request has given its slot back: the host said so, or its answer has ended. Telling twice is fine."""
+
+    request: RequestId
+    runner: RunnerId
+    epoch: Epoch
+
+
+@dataclass(frozen=True, slots=True)
+class Bounced:
+    """A runner did not let a dispatched request in: its slots were taken, it drains, or it cannot be reached."""
+
+    request: RequestId
+    runner: RunnerId
+    epoch: Epoch
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerUp:
+    """A runner takes work. ``executing`` are the requests in its slots, also ones a dead router sent."""
+
+    runner: RunnerId
+    epoch: Epoch
+    slots: int
+    executing: tuple[RequestId, ...]
+    hints: frozenset[Hint] | None
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerDown:
+    """A runner takes no work any more. ``returns``: a new incarnation is on its way, so it is worth waiting."""
+
+    runner: RunnerId
+    returns: bool
+
+
+@dataclass(frozen=True, slots=True)
+class HintsChanged:
+    """What a runner is warm for has changed. None: its app gives no hints; empty: it is warm for nothing yet."""
+
+    runner: RunnerId
+    epoch: Epoch
+    hints: frozenset[Hint] | None
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerDrains:
+    """A runner finishes what it has and takes nothing more."""
+
+    runner: RunnerId
+    epoch: Epoch
+
+
+@dataclass(frozen=True, slots=True)
+class Drains:
+    """The whole fleet is about to stop."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Nothing happened, but time did."""
+
+
+Event: TypeAlias = (
+    Arrived
+    | Cancelled
+    | Released
+    | Bounced
+    | RunnerUp
+    | RunnerDown
+    | HintsChanged
+    | RunnerDrains
+    | Drains
+    | Tick
+)
+
+# --- actions: things the driver must now do ----------------------------------
+
+RefuseCode = Literal["queue_full", "no_runner", "draining", "bounced_too_often"]
+
+
+@dataclass(frozen=True, slots=True)
+class Dispatch:
+    """Send this request to this incarnation of this runner now; its slot is already taken."""
+
+    request: RequestId
+    runner: RunnerId
+    epoch: Epoch
+    warm: bool
+    """Whether the runner is warm for the wanted hint, as far as we know; False without a hint."""
+    waited_s: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """Answer this request with an error. ``retry_after_s``: when a place in the queue should be free again."""
+
+    request: RequestId
+    code: RefuseCode
+    retry_after_s: float
+
+
+Action: TypeAlias = Dispatch | Refuse

@@ -1,0 +1,90 @@
+"""What waits: in order of arrival, and by hint, so that no decision has to look at every request."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from falctl.core.types import Hint, RequestId, Wanted
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A request that no runner has. ``order`` is its place in order of arrival and survives a bounce."""
+
+    request: RequestId
+    wanted: Wanted | None
+    client: str
+    arrived_at: float
+    order: int
+    attempts: int = 0
+
+    @property
+    def hint(self) -> Hint | None:
+        """Return the wanted hint, whatever its source; None if there is none."""
+        return None if self.wanted is None else self.wanted.hint
+
+
+@dataclass(slots=True)
+class WaitingQueue:
+    """The one central queue. Every request is in ``_all`` and in the group of its hint, both oldest first."""
+
+    _all: dict[RequestId, Waiting] = field(default_factory=dict)
+    _groups: dict[Hint | None, dict[RequestId, Waiting]] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    def __contains__(self, request: RequestId) -> bool:
+        return request in self._all
+
+    def __iter__(self) -> Iterator[Waiting]:
+        """Iterate over everything that waits, oldest first."""
+        return iter(self._all.values())
+
+    def add(self, waiting: Waiting) -> None:
+        """Put *waiting* in its place by ``order``: at the end, unless it comes back from a bounce."""
+        assert waiting.request not in self._all
+        self._all = _placed(self._all, waiting)
+        self._groups[waiting.hint] = _placed(self._groups.get(waiting.hint, {}), waiting)
+
+    def pop(self, request: RequestId) -> Waiting | None:
+        """Take *request* out; None if it does not wait."""
+        waiting = self._all.pop(request, None)
+        if waiting is not None:
+            group = self._groups[waiting.hint]
+            del group[request]
+            if not group:
+                del self._groups[waiting.hint]
+        return waiting
+
+    def oldest(self) -> Waiting | None:
+        """Return the request that waits longest; None when nothing waits."""
+        return next(iter(self._all.values()), None)
+
+    def oldest_wanting(self, hint: Hint | None) -> Waiting | None:
+        """Return the oldest request for *hint* (None: for no hint at all); None when there is none."""
+        return next(iter(self._groups.get(hint, {}).values()), None)
+
+    def heads(self) -> Iterator[Waiting]:
+        """Iterate over the oldest request of each hint, in no particular order."""
+        return (next(iter(group.values())) for group in self._groups.values())
+
+    def check(self) -> None:
+        """Assert that both indexes tell the same story, in order of arrival."""
+        assert sum(map(len, self._groups.values())) == len(self._all)
+        orders = [waiting.order for waiting in self._all.values()]
+        assert orders == sorted(orders)
+        for hint, group in self._groups.items():
+            assert group, "an empty group must not stay"
+            assert all(waiting.hint == hint and request in self._all for request, waiting in group.items())
+            assert [w.order for w in group.values()] == sorted(w.order for w in group.values())
+
+
+def _placed(queue: dict[RequestId, Waiting], waiting: Waiting) -> dict[RequestId, Waiting]:
+    last = next(reversed(queue.values()), None)
+    if last is None or last.order < waiting.order:
+        queue[waiting.request] = waiting
+        return queue
+    everyone = sorted([*queue.values(), waiting], key=lambda w: w.order)
+    return {w.request: w for w in everyone}

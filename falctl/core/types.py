@@ -1,0 +1,50 @@
+"""The nouns of falctl, and nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal, NewType
+
+RunnerId = NewType("RunnerId", int)
+"""Position of a runner in the fleet, from 0; stable over restarts."""
+
+RequestId = NewType("RequestId", str)
+"""What the client sees as X-Fal-Request-Id."""
+
+Hint = NewType("Hint", str)
+"""
+An opaque string, compared exactly. One that came in a header is its bytes decoded as latin-1, so that equal
+strings are equal bytes; one from a JSON body is the string itself.
+"""
+
+Epoch = NewType("Epoch", int)
+"""Incarnation number of a runner, from 1; news of an older one is dropped."""
+
+HintSource = Literal["header", "body"]
+
+MiB: Final = 1 << 20
+GiB: Final = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """The hint a request carries, and where it was found."""
+
+    hint: Hint
+    source: HintSource
+
+
+RunnerState = Literal["starting", "ready", "draining", "backoff", "failed", "stopped"]
+"""
+Life of a runner: starting -> ready -> draining -> stopped; an exit leads to backoff, then starting again;
+too many exits lead to failed, which only `falctl up` leaves.
+"""
+
+RUNNER_STATES: Final[tuple[RunnerState, ...]] = (
+    "starting",
+    "ready",
+    "draining",
+    "backoff",
+    "failed",
+    "stopped",
+)

@@ -1,0 +1,133 @@
+"""
+Every error falctl raises on purpose, each carrying its own answer.
+
+A `ConfigError` ends the command with exit code 2 and one line; a `StartError` with 1; a `RequestError`
+becomes an HTTP answer whose body and ``error_type`` are fal's, so that fal's clients understand them.
+`falctl.router.answers` is the one place that renders the latter, `falctl.cli.main` the former.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Final
+
+EXIT_OK: Final = 0
+EXIT_FAILED: Final = 1
+EXIT_USAGE: Final = 2
+EXIT_NOT_RUNNING: Final = 3
+
+
+class FalctlError(Exception):
+    """Base of all deliberate errors; a bare ``except FalctlError`` is safe."""
+
+    exit_code: ClassVar[int] = EXIT_FAILED
+
+
+class ConfigError(FalctlError):
+    """The configuration or command line is wrong; the message names the key, the value and the fix."""
+
+    exit_code = EXIT_USAGE
+
+
+class StartError(FalctlError):
+    """Something that was configured correctly failed at run time: a `setup()` that raised, a lost GPU."""
+
+
+class NotRunningError(FalctlError):
+    """No falctl runs for this user."""
+
+    exit_code = EXIT_NOT_RUNNING
+
+
+class RequestError(FalctlError):
+    """
+    A request failed. Carries everything the HTTP edge needs and nothing else.
+
+    ``error_type`` is fal's name for it (X-Fal-Error-Type) where fal has one.
+    """
+
+    status: ClassVar[int] = 500
+    error_type: ClassVar[str] = "internal_error"
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, detail: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.retry_after_s = retry_after_s
+
+
+class BadRequestError(RequestError):
+    """The request cannot be understood."""
+
+    status, error_type = 400, "bad_request"
+
+
+class UnauthorizedError(RequestError):
+    """No valid API key, or no admin token."""
+
+    status, error_type = 401, "unauthorized"
+
+
+class ForbiddenError(RequestError):
+    """A browser origin that `server.allow_origins` does not list."""
+
+    status, error_type = 403, "forbidden"
+
+
+class NotFoundError(RequestError):
+    """Nothing answers at this path."""
+
+    status, error_type = 404, "not_found"
+
+
+class BodyTimeoutError(RequestError):
+    """The client sent its body too slowly."""
+
+    status, error_type = 408, "body_timeout"
+
+
+class BodyTooLargeError(RequestError):
+    """The body is over `server.max_body`."""
+
+    status, error_type = 413, "body_too_large"
+
+
+class WrongHostError(RequestError):
+    """The Host header names neither loopback nor a configured host (DNS rebinding)."""
+
+    status, error_type = 421, "wrong_host"
+
+
+class QueueFullError(RequestError):
+    """Admission refused: the queue is at `queue.max` requests or `queue.max_bytes` bytes."""
+
+    status, error_type, retryable = 429, "concurrent_requests_limit", True
+
+
+class ClientGoneError(RequestError):
+    """The client closed its connection before it was answered; nobody reads this."""
+
+    status, error_type = 499, "client_disconnected"
+
+
+class RunnerLostError(RequestError):
+    """The runner died while the request was in flight."""
+
+    status, error_type, retryable = 503, "runner_disconnected", True
+
+
+class UnavailableError(RequestError):
+    """No runner can take the request now, and none will soon: draining, or every runner FAILED."""
+
+    status, error_type, retryable = 503, "runner_scheduling_failure", True
+
+
+class DeadlineError(RequestError):
+    """The request did not end within `runners.request_timeout`."""
+
+    status, error_type, retryable = 504, "request_timeout", True
+
+
+class ModelTooLargeError(RequestError):
+    """The model fits no card of this fleet."""
+
+    status, error_type = 507, "model_too_large"

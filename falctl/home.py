@@ -1,0 +1,182 @@
+"""The one place per user where falctl keeps its files, and the lock that says who runs."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import pwd
+import shutil
+import stat
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final
+
+from falctl.errors import ConfigError, NotRunningError
+
+ENV: Final = "FALCTL_HOME"
+SOCKET_PATH_BYTES_MAX: Final = 100
+"""sun_path holds 108 bytes on Linux (unix(7)); we stay under with some room."""
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """A running falctl, as its lock file tells it."""
+
+    pid: int
+    url: str
+    detached: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """Paths under the state directory; creating one of these touches nothing."""
+
+    root: Path
+
+    @property
+    def lock(self) -> Path:
+        return self.root / "lock"
+
+    @property
+    def board(self) -> Path:
+        return self.root / "board"
+
+    @property
+    def token(self) -> Path:
+        return self.root / "token"
+
+    @property
+    def files(self) -> Path:
+        return self.root / "files"
+
+    @property
+    def sockets(self) -> Path:
+        return self.root / "run"
+
+    @property
+    def log(self) -> Path:
+        return self.root / "falctl.log"
+
+    def runner_socket(self, runner: int, epoch: int) -> Path:
+        """Return the Unix socket of one incarnation of one runner."""
+        return self.sockets / f"r{runner}-{epoch}.sock"
+
+    def create(self) -> None:
+        """
+        Make the directory with mode 0700 and empty what a dead predecessor left. Call with the lock held.
+
+        Raises:
+            ConfigError: it belongs to somebody else, or its path is too long for a Unix socket.
+        """
+        if len(os.fsencode(self.runner_socket(999, 999_999))) > SOCKET_PATH_BYTES_MAX:
+            msg = f"{ENV}={self.root} is too long for Unix sockets ({SOCKET_PATH_BYTES_MAX} bytes); choose a shorter one"
+            raise ConfigError(msg)
+        shutil.rmtree(self.sockets, ignore_errors=True)
+        for folder in (self.sockets, self.files):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
+def find_home() -> Home:
+    """Return $FALCTL_HOME, else ``.local/state/falctl`` under the passwd home of the effective uid."""
+    if named := os.environ.get(ENV):
+        return Home(Path(named).absolute())
+    return Home(Path(pwd.getpwuid(os.geteuid()).pw_dir) / ".local" / "state" / "falctl")
+
+
+class Lock:
+    """The exclusive lock of a running falctl. The kernel drops it when its holder dies, however it dies."""
+
+    def __init__(self, home: Home) -> None:
+        self._home = home
+        self._fd = -1
+
+    def acquire(self) -> None:
+        """
+        Take the lock.
+
+        Raises:
+            ConfigError: the directory is not ours, or another falctl of this user runs; names it.
+        """
+        _private_directory(self._home.root)
+        fd = os.open(self._home.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(fd)
+            other = _read_instance(self._home)
+            who = f"pid {other.pid}, {other.url}" if other else "starting"
+            msg = f"falctl is already running ({who}); stop it with `falctl down`, or set {ENV} for a second one"
+            raise ConfigError(msg) from None
+        if self._fd >= 0:
+            os.close(self._fd)
+        self._fd = fd
+
+    def describe(self, instance: Instance) -> None:
+        """Write who we are, for `find_instance`."""
+        text = json.dumps(asdict(instance)).encode()
+        os.ftruncate(self._fd, 0)
+        os.pwrite(self._fd, text, 0)
+
+    def is_there(self) -> bool:
+        """Return whether the file that we hold is still the one under its name."""
+        try:
+            return os.path.samestat(os.fstat(self._fd), self._home.lock.stat())
+        except OSError:
+            return False
+
+    def release(self) -> None:
+        """Give the lock back; the file stays, so that two processes never lock different files."""
+        if self._fd >= 0:
+            os.ftruncate(self._fd, 0)
+            os.close(self._fd)
+            self._fd = -1
+
+
+def find_instance(home: Home) -> Instance:
+    """
+    Return the falctl that runs in *home*.
+
+    Raises:
+        NotRunningError: none does.
+    """
+    if is_locked(home) and (instance := _read_instance(home)) is not None:
+        return instance
+    msg = "falctl is not running; start it with `falctl up`"
+    raise NotRunningError(msg)
+
+
+def is_locked(home: Home) -> bool:
+    """Return whether some process holds the lock of *home* now."""
+    try:
+        fd = os.open(home.lock, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
+def _read_instance(home: Home) -> Instance | None:
+    try:
+        return Instance(**json.loads(home.lock.read_bytes()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _private_directory(root: Path) -> None:
+    try:
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = root.stat()
+    except OSError as error:
+        msg = f"cannot use {root} for falctl's state ({error.strerror}); set {ENV} to a directory you own"
+        raise ConfigError(msg) from error
+    if status.st_uid != os.geteuid():
+        msg = f"{root} belongs to uid {status.st_uid}, not to you; set {ENV} to a directory you own"
+        raise ConfigError(msg)
+    if stat.S_IMODE(status.st_mode) != 0o700:
+        root.chmod(0o700)

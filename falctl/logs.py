@@ -1,0 +1,20 @@
+"""Set up logging for one of our processes: one line per committed change, on standard error."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Final
+
+FORMAT: Final = "%(asctime)s %(levelname)-7s %(message)s"
+
+
+def configure(level: str = "INFO") -> None:
+    """Send records of *level* and above to standard error; the supervisor prefixes a child's lines."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter(FORMAT, datefmt="%H:%M:%S"))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level.upper())
+    for noisy in ("asyncio", "aiohttp.access", "uvicorn.access", "httpx", "PIL"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)

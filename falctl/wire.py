@@ -1,0 +1,255 @@
+r"""
+Every message between our processes, and the header names that only they use.
+
+Two channels. The **control channel** is a socketpair between the supervisor and each child: one JSON object a
+line, ``{"kind": ..., ...}``; its end-of-file means that the other side is dead. The **event stream** is the
+answer to ``GET /falctl/events`` on a host's Unix socket: the same framing, from the host to the router. Every
+message about a runner bears its epoch; the receiver drops an older one.
+
+The board is state, these are events: a message says that something happened; what is now true (hints, models)
+stands on the board, and is written there before the message is sent.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Final, TypeAlias
+
+EVENTS_PATH: Final = "/falctl/events"
+CANCEL_PATH: Final = "/falctl/cancel/"
+"""POST ``/falctl/cancel/<request id>`` on a host's socket: stop that request if it can be stopped."""
+
+RESERVED_PREFIXES: Final = ("/falctl", "/health", "/files", "/run", "/queue", "/v1", "/metrics")
+"""Paths that the router answers itself or keeps for later; an app's endpoint may not begin with one."""
+
+H_REQUEST_ID: Final = "x-fal-request-id"
+H_HINT: Final = "x-fal-runner-hint"
+H_HINTS: Final = "x-fal-runner-hints"
+H_RUNNER: Final = "x-falctl-runner"
+H_CACHE: Final = "x-falctl-cache"
+H_ORIGIN: Final = "x-falctl-origin"
+H_ERROR_TYPE: Final = "x-fal-error-type"
+
+H_RAW: Final = "x-falctl-headers"
+"""
+Router to host: the client's headers whose bytes are not ASCII, as JSON ``[[name, value as latin-1], ...]`` in
+ASCII, because the HTTP client between them re-encodes such bytes. The host puts them back.
+"""
+
+H_WANTED: Final = "x-falctl-hint"
+"""Router to host: the hint that the router took from the body, as a JSON string in ASCII."""
+
+H_BOUNCED: Final = "x-falctl-bounced"
+"""Host to router, on a 503: no slot was free or the host drains; the app was not entered, so send it elsewhere."""
+
+H_TIMINGS: Final = "x-falctl-timings"
+"""
+Host to router: ``cache=hit|join|ram|disk|none;load_s=0.000000;exec_s=0.000000``, what is known when the headers
+leave; the router turns it into the receipt and removes it.
+"""
+
+
+# --- control channel: supervisor to child ------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class HostSpec:
+    """All that a host needs to know; the first message on its control channel."""
+
+    runner: int
+    epoch: int
+    app: str
+    """``module:Class`` or ``path.py::Class``."""
+    cwd: str
+    """Where `falctl up` was called: appended to the module search path."""
+    socket: str
+    """Path of the Unix socket to serve on; bears the epoch; under 100 bytes."""
+    cards: list[str]
+    """UUIDs in CUDA_VISIBLE_DEVICES, empty for a CPU runner."""
+    card_names: list[str]
+    driver: str
+    """The NVIDIA driver's version, for error messages; empty for a CPU runner."""
+    files_dir: str
+    files_url: str
+    """Prefix of the URL of a stored file, without the trailing slash: ``http://127.0.0.1:8808/files``."""
+    config: dict[str, Any]
+    """`falctl.config.Config` as JSON."""
+
+
+@dataclass(frozen=True, slots=True)
+class RouterSpec:
+    """All that the router needs to know; the first message on its control channel."""
+
+    epoch: int
+    home: str
+    url: str
+    admin_token: str
+    config: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerChanged:
+    """To the router: a runner's life row on the board has changed; ``reason`` says why it is not ready."""
+
+    runner: int
+    epoch: int
+    state: str
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """Take no new request, finish what runs within ``within_s``, then report `Drained`."""
+
+    within_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """To a host: tear the app down and exit with 0. To the router: close and exit with 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reload:
+    """To the router: use this configuration from now on."""
+
+    config: dict[str, Any]
+
+
+# --- control channel: child to supervisor ------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """The child is at this stage of its start, in words for a person ("importing torch", "setup")."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """The child serves. A host's ``slots`` is its app's max_multiplexing."""
+
+    slots: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The child cannot start: one line for a person, and the exit code that `falctl up` should end with."""
+
+    message: str
+    exit_code: int
+
+
+@dataclass(frozen=True, slots=True)
+class Drained:
+    """Nothing runs any more."""
+
+
+# --- event stream: host to router --------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """First message of every stream: the slots of this runner and the requests that hold one now."""
+
+    epoch: int
+    slots: int
+    executing: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Released:
+    """A request has given its slot back; its row, with the hints after it, is on the board."""
+
+    epoch: int
+    request: str
+
+
+@dataclass(frozen=True, slots=True)
+class HintsChanged:
+    """The hints on the board have changed."""
+
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Draining:
+    """The host takes no new request."""
+
+    epoch: int
+
+
+Message: TypeAlias = (
+    HostSpec
+    | RouterSpec
+    | RunnerChanged
+    | Drain
+    | Stop
+    | Reload
+    | Stage
+    | Ready
+    | Failed
+    | Drained
+    | Hello
+    | Released
+    | HintsChanged
+    | Draining
+)
+
+_KINDS: Final[dict[str, type[Any]]] = {
+    kind.__name__: kind
+    for kind in (
+        HostSpec,
+        RouterSpec,
+        RunnerChanged,
+        Drain,
+        Stop,
+        Reload,
+        Stage,
+        Ready,
+        Failed,
+        Drained,
+        Hello,
+        Released,
+        HintsChanged,
+        Draining,
+    )
+}
+
+
+def encode(message: Message) -> bytes:
+    """Return *message* as one line, newline included."""
+    return json.dumps({"kind": type(message).__name__, **asdict(message)}).encode() + b"\n"
+
+
+def decode(line: bytes) -> Message:
+    """
+    Return the message of one line.
+
+    Raises:
+        ValueError: not JSON, an unknown kind, or fields that are missing. Unknown fields are ignored, so that
+            a newer peer is understood.
+    """
+    try:
+        table = json.loads(line)
+        kind = _KINDS[table["kind"]]
+        message: Message = kind(**{f.name: table[f.name] for f in fields(kind) if f.name in table})
+    except (KeyError, TypeError) as error:
+        msg = f"not a message of ours: {line[:200]!r}"
+        raise ValueError(msg) from error
+    return message
+
+
+@dataclass(slots=True)
+class LineSplitter:
+    """Cuts a byte stream into lines, whatever the chunks."""
+
+    _rest: bytes = field(default=b"")
+
+    def feed(self, chunk: bytes) -> Iterator[bytes]:
+        """Yield every line that *chunk* completes, without its newline."""
+        *lines, self._rest = (self._rest + chunk).split(b"\n")
+        yield from lines
