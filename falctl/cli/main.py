@@ -1,0 +1,112 @@
+"""The ``falctl`` command. Each verb imports what it needs when it runs, so that ``falctl --help`` is instant."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from falctl.errors import FalctlError
+from falctl.version import __version__
+
+cli = typer.Typer(
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Every GPU in a workstation behind one local endpoint, each request sent to the card that is warm for it.",
+)
+
+
+def main() -> None:
+    """Run the command line; every error of ours is one line and its own exit code."""
+    try:
+        cli()
+    except FalctlError as error:
+        sys.stderr.write(f"falctl: {error}\n")
+        sys.exit(error.exit_code)
+
+
+@cli.command()
+def up(
+    app: Annotated[str | None, typer.Argument(help="module:Class or path.py::Class", metavar="[APP]")] = None,
+    *,
+    config: Annotated[
+        Path | None, typer.Option("-c", "--config", help="configuration; default ./falctl.toml")
+    ] = None,
+    gpus: Annotated[str | None, typer.Option(help="all, none, 0,2 or UUIDs")] = None,
+    runners: Annotated[int | None, typer.Option(help="number of runners", min=1, max=64)] = None,
+    port: Annotated[
+        int | None, typer.Option(help="port to listen on; 0 takes a free one", min=0, max=65535)
+    ] = None,
+    detach: Annotated[bool, typer.Option("-d", "--detach", help="return once it is up")] = False,
+) -> None:
+    """Start a runner on every GPU and the router in front of them."""
+    from falctl.cli.up import Options, up_command
+
+    raise typer.Exit(up_command(Options(app, config, gpus, runners, port), detach=detach))
+
+
+@cli.command()
+def down(
+    *,
+    timeout: Annotated[float, typer.Option(help="seconds to wait for it to end")] = 60.0,
+    now: Annotated[bool, typer.Option("--now", help="do not let running requests finish")] = False,
+) -> None:
+    """Stop the falctl that runs."""
+    from falctl.cli.down import down_command
+
+    raise typer.Exit(down_command(timeout_s=timeout, now=now))
+
+
+@cli.command()
+def status(
+    *,
+    once: Annotated[bool, typer.Option("--once", help="print once, do not stay")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="one JSON object, see docs/status.md")] = False,
+    no_color: Annotated[bool, typer.Option("--no-color", help="no colours; NO_COLOR does the same")] = False,
+) -> None:
+    """Show every GPU, the models it holds and what it does, live."""
+    from falctl.cli.status import status_command
+
+    raise typer.Exit(status_command(once=once, json_output=as_json, no_color=no_color))
+
+
+@cli.command()
+def run(
+    model: Annotated[str, typer.Argument(help="the model, as the app knows it")],
+    prompt: Annotated[str, typer.Argument(help="what to draw")],
+    *,
+    output: Annotated[Path, typer.Option("-o", "--output", help="file to write")] = Path("out.png"),
+    steps: Annotated[int | None, typer.Option(help="denoising steps")] = None,
+    guidance: Annotated[float | None, typer.Option(help="guidance scale")] = None,
+    seed: Annotated[int | None, typer.Option(help="the same seed draws the same image")] = None,
+) -> None:
+    """Draw one image and say whether the model was warm."""
+    from falctl.cli.run import run_command
+
+    given = {"num_inference_steps": steps, "guidance_scale": guidance, "seed": seed}
+    options = {key: value for key, value in given.items() if value is not None}
+    raise typer.Exit(run_command(model, prompt, output=output, options=options))
+
+
+@cli.command()
+def key() -> None:
+    """Make an API key; print it and the line for server.api_keys."""
+    from falctl.apikeys import hash_key, new_key
+
+    secret = new_key()
+    typer.echo(f"key, for clients (shown once):  {secret}")
+    typer.echo(f'line for [server]:              api_keys = ["{hash_key(secret)}"]')
+
+
+@cli.command()
+def version() -> None:
+    """Print the version."""
+    typer.echo(f"falctl {__version__}")
+
+
+if __name__ == "__main__":
+    main()

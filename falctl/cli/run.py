@@ -1,0 +1,97 @@
+"""`falctl run`: one image from the falctl that runs, and what it cost."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import urllib.error
+import urllib.parse
+import urllib.request
+from email.message import Message
+from pathlib import Path
+from typing import Any, Final
+
+from falctl.errors import EXIT_OK, FalctlError, StartError
+from falctl.home import find_home, find_instance
+
+ENV_KEY: Final = "FALCTL_KEY"
+"""API key for the server, where it asks for one."""
+
+_opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy must not see loopback
+
+
+def run_command(model: str, prompt: str, *, output: Path, options: dict[str, Any]) -> int:
+    """Draw, write *output*, print the receipt. Raises FalctlError when the server refuses or none runs."""
+    url = find_instance(find_home()).url
+    body = {"model": model, "prompt": prompt, "output_format": _format(output), **options}
+    answer, headers = _ask(f"{url}/", json.dumps(body).encode(), {"X-Fal-Runner-Hint": _header(model)})
+    images = json.loads(answer)["images"]
+    path = urllib.parse.urlsplit(images[0]["url"]).path
+    picture, _ = _ask(f"{url}{path}", None, {})
+    _write(output, picture)
+    sys.stdout.write(f"{output}: {_receipt(model, headers)}\n")
+    return EXIT_OK
+
+
+def _receipt(model: str, headers: Message) -> str:
+    verdict = {"hit": "hit (was warm)", "none": "no cache"}.get(
+        headers.get("X-Falctl-Cache", "none"), "miss (loaded)"
+    )
+    if headers.get("X-Falctl-Cache") == "join":
+        verdict = "join (waited for a load under way)"
+    spent = dict(
+        part.strip().split(";dur=") for part in headers.get("Server-Timing", "").split(",") if "dur=" in part
+    )
+    times = ", ".join(f"{name} {float(ms) / 1000:.2f} s" for name, ms in spent.items())
+    return f"{model} on runner {headers.get('X-Falctl-Runner', '?')}, {verdict}; {times}"
+
+
+def _ask(url: str, body: bytes | None, headers: dict[str, str]) -> tuple[bytes, Message]:
+    key = {"Authorization": f"Key {os.environ[ENV_KEY]}"} if ENV_KEY in os.environ else {}
+    headers = {"Content-Type": "application/json", **key, **headers}
+    request = urllib.request.Request(url, data=body, headers=headers)  # noqa: S310 - the URL is our own server's
+    try:
+        with _opener.open(request) as answer:
+            return answer.read(), answer.headers
+    except urllib.error.HTTPError as error:
+        raise StartError(_detail(error)) from None
+    except OSError as error:
+        msg = f"no answer from {url}: {error}"
+        raise StartError(msg) from error
+
+
+def _detail(error: urllib.error.HTTPError) -> str:
+    text = error.read().decode(errors="replace")
+    try:
+        detail = json.loads(text)["detail"]
+    except (ValueError, KeyError, TypeError):
+        detail = text[:500]
+    if isinstance(detail, list):
+        detail = "; ".join(f"{'.'.join(map(str, d.get('loc', ())))}: {d.get('msg')}" for d in detail)
+    return f"{detail} (HTTP {error.code})"
+
+
+def _format(output: Path) -> str:
+    formats = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
+    try:
+        return formats[output.suffix.lower()]
+    except KeyError:
+        msg = f"-o {output}: the name must end in {', '.join(formats)}"
+        raise _UsageError(msg) from None
+
+
+def _header(model: str) -> str:
+    return model if model.isascii() and model.isprintable() else ""
+
+
+def _write(output: Path, picture: bytes) -> None:
+    try:
+        output.write_bytes(picture)
+    except OSError as error:
+        msg = f"-o {output}: cannot be written ({error.strerror})"
+        raise _UsageError(msg) from error
+
+
+class _UsageError(FalctlError):
+    exit_code = 2

@@ -1,0 +1,101 @@
+"""`falctl up`: read the configuration, then be the supervisor, or start one in the background and wait for it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from falctl import logs
+from falctl.config import Config
+from falctl.config_load import find_config, load_config
+from falctl.errors import EXIT_FAILED, EXIT_OK, StartError
+from falctl.home import Home, find_home
+from falctl.supervisor.announce import ENV_NOTIFY, Announcer, Terminal, make_announcer
+from falctl.supervisor.up import up
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What was given on the command line; None: not given."""
+
+    app: str | None
+    config: Path | None
+    gpus: str | None
+    runners: int | None
+    port: int | None
+
+    def load(self) -> Config:
+        """Return the configuration with these options over it. Raises ConfigError."""
+        flags = {
+            "runners.app": self.app,
+            "runners.gpus": self.gpus,
+            "runners.count": self.runners,
+            "server.port": self.port,
+        }
+        return load_config(self.config or find_config(Path.cwd()), environ=os.environ, flags=flags)
+
+    def arguments(self) -> list[str]:
+        """Return the command line that gives these options."""
+        named = {"--config": self.config, "--gpus": self.gpus, "--runners": self.runners, "--port": self.port}
+        given = [word for name, value in named.items() if value is not None for word in (name, str(value))]
+        return [*given, *([] if self.app is None else ["--", self.app])]
+
+
+def up_command(options: Options, *, detach: bool) -> int:
+    """Return the exit code of `falctl up`. Blocks until it ends, or, detached, until it is up."""
+    config = options.load()
+    if detach:
+        return _detach(options, find_home())
+    logs.configure(config.log.level)
+    detached = ENV_NOTIFY in os.environ
+    announcer = make_announcer()
+    try:
+        return up(config, announcer=announcer, detached=detached, reload=options.load if detached else None)
+    except Exception as error:
+        _tell_failure(announcer, error, detached=detached)
+        raise
+
+
+def _tell_failure(announcer: Announcer, error: Exception, *, detached: bool) -> None:
+    if detached:
+        announcer.note(f"falctl: {error}")
+    announcer.done(exit_code=getattr(error, "exit_code", EXIT_FAILED))
+
+
+def _detach(options: Options, home: Home) -> int:
+    home.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    read_fd, write_fd = os.pipe()
+    with home.log.open("ab") as log:
+        subprocess.Popen(
+            [sys.executable, "-P", "-m", "falctl", "up", *options.arguments()],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            pass_fds=(write_fd,),
+            env={**os.environ, ENV_NOTIFY: str(write_fd)},
+            start_new_session=True,
+        )
+    os.close(write_fd)
+    with os.fdopen(read_fd, "r", encoding="utf-8") as told:
+        return _follow(told, home)
+
+
+def _follow(told: Iterable[str], home: Home) -> int:
+    terminal = Terminal()
+    for line in told:
+        table = json.loads(line)
+        if "progress" in table:
+            terminal.progress(table["progress"])
+        if "note" in table:
+            terminal.note(table["note"])
+        if "done" in table:
+            terminal.done(exit_code=table["done"])
+            return EXIT_OK if table["done"] is None else int(table["done"])
+    terminal.done(exit_code=EXIT_FAILED)
+    msg = f"it ended while it started; its last words are in {home.log}"
+    raise StartError(msg)

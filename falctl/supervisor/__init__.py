@@ -1,0 +1,1 @@
+"""The process behind falctl up: spawns, pins, watches and restarts; no HTTP framework, no torch."""

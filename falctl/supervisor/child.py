@@ -1,0 +1,136 @@
+"""One incarnation of a child process: spawn it, talk to it, learn of its end, leave nothing of it behind."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import secrets
+import socket
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from falctl import lifeline, tasks
+from falctl.supervisor.output import LINE_BYTES_MAX, relay
+from falctl.wire import HostSpec, Message, RouterSpec, decode, encode
+
+log = logging.getLogger(__name__)
+
+_LAST_WORDS_S: Final = 2.0
+"""How long we read on after its death: what it wrote before lies in the socket and the pipe."""
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """What a child is started with."""
+
+    module: str
+    name: str
+    """The prefix of its lines of output."""
+    spec: HostSpec | RouterSpec
+    board_fd: int
+    life_fd: int
+    environ: Mapping[str, str]
+    listen_fd: int | None = None
+
+
+@dataclass(slots=True)
+class Child:
+    """A running child. ``exited`` resolves to its exit code once its last messages have been delivered."""
+
+    launch: Launch
+    process: asyncio.subprocess.Process
+    family: str
+    _writer: asyncio.StreamWriter
+    exited: asyncio.Task[int] = field(init=False)
+
+    @property
+    def pid(self) -> int:
+        """Return its process id, which is also its process group and session."""
+        return self.process.pid
+
+    def send(self, message: Message) -> None:
+        """Send *message*; nothing happens when the child is gone."""
+        with contextlib.suppress(OSError, RuntimeError):
+            self._writer.write(encode(message))
+
+    def kill(self) -> None:
+        """SIGKILL the child and everything that it started."""
+        lifeline.kill_family(self.pid, self.family)
+
+    def stopped(self) -> bool:
+        """Return whether somebody has stopped it (SIGSTOP, a debugger): then silence means nothing."""
+        try:
+            with open(f"/proc/{self.pid}/stat", "rb") as file:  # noqa: PTH123 - /proc, read whole, hot enough
+                return file.read().rpartition(b")")[2].split()[:1] in ([b"T"], [b"t"])
+        except OSError:
+            return False
+
+
+async def spawn(launch: Launch, on_message: Callable[[Message], None]) -> Child:
+    """Start the child; *on_message* gets what it says, in order, on this loop."""
+    ours, theirs = socket.socketpair()
+    family = secrets.token_hex(8)
+    fds = [theirs.fileno(), launch.board_fd, launch.life_fd]
+    if launch.listen_fd is not None:
+        fds.append(launch.listen_fd)
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-P", "-m", launch.module),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            limit=LINE_BYTES_MAX,
+            env=_environ(launch, theirs.fileno(), family),
+            pass_fds=fds,
+            start_new_session=True,
+        )
+    finally:
+        theirs.close()
+    ours.setblocking(False)  # noqa: FBT003 - the signature of the socket module
+    reader, writer = await asyncio.open_connection(sock=ours, limit=1 << 20)
+    child = Child(launch, process, family, writer)
+    writer.write(encode(launch.spec))
+    listening = tasks.spawn(_listen(reader, on_message), name=f"control {launch.name}")
+    child.exited = tasks.spawn(_bury(child, listening), name=f"wait {launch.name}")
+    return child
+
+
+def _environ(launch: Launch, control_fd: int, family: str) -> dict[str, str]:
+    listen = {} if launch.listen_fd is None else {lifeline.ENV_LISTEN: str(launch.listen_fd)}
+    return {
+        **launch.environ,
+        **listen,
+        "PYTHONUNBUFFERED": "1",
+        lifeline.ENV_CONTROL: str(control_fd),
+        lifeline.ENV_BOARD: str(launch.board_fd),
+        lifeline.ENV_LIFE: str(launch.life_fd),
+        lifeline.ENV_PARENT: str(os.getpid()),
+        lifeline.ENV_FAMILY: family,
+    }
+
+
+async def _listen(reader: asyncio.StreamReader, on_message: Callable[[Message], None]) -> None:
+    with contextlib.suppress(OSError):
+        while line := await reader.readline():
+            try:
+                message = decode(line)
+            except ValueError as error:
+                log.warning("control.unknown %s", error)
+                continue
+            on_message(message)
+
+
+async def _bury(child: Child, listening: asyncio.Task[None]) -> int:
+    assert child.process.stdout is not None
+    relaying = tasks.spawn(relay(child.process.stdout, child.launch.name), name=f"output {child.launch.name}")
+    code = await child.process.wait()
+    child.kill()  # what it left behind: the guard, and grandchildren
+    await asyncio.wait((listening, relaying), timeout=_LAST_WORDS_S)
+    listening.cancel()
+    relaying.cancel()
+    child._writer.close()  # noqa: SLF001 - this function is the end of Child's life
+    return code

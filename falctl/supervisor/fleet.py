@@ -1,0 +1,203 @@
+"""The runners and the router together: what each is launched with, what of them stands on the board, who is hung."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from falctl.board.board import Board
+from falctl.board.rows import LifeRow, RouterRow
+from falctl.clock import monotonic_s
+from falctl.config import Config
+from falctl.core.lifecycle import Begin, Condemned, LifeLimits, Tick, Vitals, Watched
+from falctl.core.types import Epoch, RunnerId
+from falctl.home import Home
+from falctl.supervisor.child import Launch
+from falctl.supervisor.member import Member
+from falctl.supervisor.plan import Plan, PlannedRunner, runner_environ
+from falctl.wire import HostSpec, RouterSpec, RunnerChanged
+
+log = logging.getLogger(__name__)
+
+ROUTER_SILENCE_MAX_S: Final = 30.0
+"""A router whose loop has not beaten for this long is restarted, unless it is stopped (DESIGN, contract 4)."""
+
+_ROUTER_LIMITS: Final = LifeLimits(
+    setup_timeout_s=60.0,
+    request_timeout_s=float("inf"),
+    stall_timeout_s=float("inf"),
+    restarts_max=20,
+    restarts_window_s=600.0,
+    backoff_min_s=0.1,  # clients wait in the listening socket meanwhile
+    backoff_max_s=10.0,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """What the whole fleet stands on, made before anything starts and closed after everything has ended."""
+
+    home: Home
+    plan: Plan
+    board: Board
+    listener: socket.socket
+    life_fd: int
+    """Read end of the pipe whose write end dies with us."""
+    url: str
+    admin_token: str
+
+
+class Fleet:
+    """Owns the members. ``news`` is set after every change of any of them."""
+
+    def __init__(self, ground: Ground, config: Config) -> None:
+        self.ground = ground
+        self.config = config
+        self.news = asyncio.Event()
+        self.runners = {planned.runner: self._runner(planned) for planned in ground.plan.runners}
+        self.router = Member(
+            "router", _ROUTER_LIMITS, launch=self._launch_router, changed=self.news.set, buried=lambda: None
+        )
+        self._sent_since: dict[RunnerId, float] = {}
+
+    def begin(self) -> None:
+        """Start everything."""
+        self.router.feed(Begin())
+        for member in self.runners.values():
+            member.feed(Begin())
+
+    def tick(self) -> None:
+        """Let time pass in every life: pauses end, the hung are found."""
+        self.router.feed(Tick())
+        self._watch_router(self.ground.board.router())
+        for runner, member in self.runners.items():
+            member.feed(Tick())
+            member.feed(Watched(member.life.epoch, self._vitals(runner)))
+
+    def gpu_lost(self, gpu_row: int, what: str) -> None:
+        """End the runners pinned to a card that is gone; the others go on."""
+        for planned in self.ground.plan.runners:
+            if gpu_row in planned.gpu_rows:
+                self.runners[planned.runner].feed(Condemned(what))
+
+    # --- runners ---------------------------------------------------------------------------------
+
+    def _runner(self, planned: PlannedRunner) -> Member:
+        return Member(
+            planned.name,
+            life_limits(self.config),
+            launch=lambda epoch: self._launch_runner(planned, epoch),
+            changed=lambda: self._publish(planned),
+            buried=lambda: self.ground.board.reset_runner(planned.runner),
+        )
+
+    def _launch_runner(self, planned: PlannedRunner, epoch: Epoch) -> Launch:
+        ground = self.ground
+        ground.home.sockets.mkdir(mode=0o700, parents=True, exist_ok=True)
+        spec = HostSpec(
+            runner=planned.runner,
+            epoch=epoch,
+            app=self.config.runners.app,
+            cwd=str(Path.cwd()),
+            socket=str(ground.home.runner_socket(planned.runner, epoch)),
+            cards=[card.uuid for card in planned.cards],
+            card_names=[card.name for card in planned.cards],
+            driver=ground.plan.driver,
+            files_dir=str(ground.home.files),
+            files_url=f"{ground.url}/files",
+            config=self.config.model_dump(mode="json"),
+        )
+        return Launch(
+            module="falctl.host",
+            name=planned.name,
+            spec=spec,
+            board_fd=ground.board.fd,
+            life_fd=ground.life_fd,
+            environ=runner_environ(planned, ground.plan, self.config, os.environ),
+        )
+
+    def _publish(self, planned: PlannedRunner) -> None:
+        member = self.runners[planned.runner]
+        life = member.life
+        row = LifeRow(
+            runner=planned.runner,
+            epoch=life.epoch,
+            pid=member.child.pid if member.child is not None else 0,
+            state=life.state,
+            since_at=life.since_at,
+            restarts=life.restarts,
+            reason=life.reason,
+            gpus=planned.gpu_rows,
+            restart_at=life.restart_at,
+        )
+        self.ground.board.put_life(planned.runner, row)
+        self.router.send(RunnerChanged(planned.runner, life.epoch, life.state, life.reason))
+        self.news.set()
+
+    def _vitals(self, runner: RunnerId) -> Vitals | None:
+        row = self.ground.board.runner(runner)
+        if row is None:
+            return None
+        since = min((e.started_at for e in row.executing), default=None)
+        if since is None:
+            since = self._unheard_since(runner)
+        else:
+            self._sent_since.pop(runner, None)
+        return Vitals(since, row.beat_at, row.progress_at, row.progress_known)
+
+    def _unheard_since(self, runner: RunnerId) -> float | None:
+        """Return since when the router waits for a runner that does not even say that it executes."""
+        row = self.ground.board.router()
+        if row is None or runner >= len(row.in_flight) or not row.in_flight[runner]:
+            self._sent_since.pop(runner, None)
+            return None
+        return self._sent_since.setdefault(runner, monotonic_s())
+
+    # --- router ----------------------------------------------------------------------------------
+
+    def _launch_router(self, epoch: Epoch) -> Launch:
+        ground = self.ground
+        spec = RouterSpec(
+            epoch=epoch,
+            home=str(ground.home.root),
+            url=ground.url,
+            admin_token=ground.admin_token,
+            config=self.config.model_dump(mode="json"),
+        )
+        return Launch(
+            module="falctl.router",
+            name="router",
+            spec=spec,
+            board_fd=ground.board.fd,
+            life_fd=ground.life_fd,
+            listen_fd=ground.listener.fileno(),
+            environ=os.environ,
+        )
+
+    def _watch_router(self, row: RouterRow | None) -> None:
+        self.router.feed(Watched(self.router.life.epoch, None))
+        child = self.router.child
+        if child is None or row is None or row.pid != child.pid or self.router.life.state != "ready":
+            return
+        if monotonic_s() - row.beat_at > ROUTER_SILENCE_MAX_S and not child.stopped():
+            log.warning("router.killed epoch=%d reason=no beat for %.0f s", row.epoch, ROUTER_SILENCE_MAX_S)
+            child.kill()
+
+
+def life_limits(config: Config) -> LifeLimits:
+    """Return the limits of a runner's life."""
+    runners = config.runners
+    return LifeLimits(
+        setup_timeout_s=runners.setup_timeout,
+        request_timeout_s=runners.request_timeout,
+        stall_timeout_s=runners.stall_timeout,
+        restarts_max=runners.restarts_max,
+        restarts_window_s=runners.restarts_window,
+        backoff_min_s=runners.backoff_min,
+        backoff_max_s=runners.backoff_max,
+    )

@@ -1,0 +1,191 @@
+"""The supervisor's own life: start everything, watch it until told to stop, stop everything."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from collections.abc import Callable
+from typing import Final
+
+from falctl import tasks
+from falctl.config import Config
+from falctl.config_diff import diff_configs
+from falctl.errors import EXIT_FAILED, EXIT_OK, FalctlError
+from falctl.supervisor.announce import Announcer
+from falctl.supervisor.fleet import Fleet, Ground
+from falctl.supervisor.gpus import Gpus
+from falctl.supervisor.keeper import Keeper
+from falctl.supervisor.member import Member
+from falctl.wire import Drain, Reload
+
+log = logging.getLogger(__name__)
+
+TICK_S: Final = 0.25
+EXIT_INTERRUPTED: Final = 130
+"""Of `falctl up` after a second Ctrl-C: 128 + SIGINT, as shells have it."""
+_ROUTER_STOP_S: Final = 5.0
+_PIDS_OF_CPU_S: Final = 1.0
+
+
+class Supervisor:
+    """
+    Runs a fleet from start to end.
+
+    *reload* reads the configuration again (it may raise); None: SIGHUP ends us, as it should in a terminal.
+    """
+
+    def __init__(
+        self,
+        ground: Ground,
+        config: Config,
+        *,
+        announcer: Announcer,
+        keeper: Keeper,
+        reload: Callable[[], Config] | None,
+    ) -> None:
+        self._fleet = Fleet(ground, config)
+        self._gpus = Gpus(ground.board, ground.plan.gpus, self._fleet.gpu_lost)
+        self._announcer = announcer
+        self._keeper = keeper
+        self._reload = reload
+        self._stops = 0
+        self._asked = asyncio.Event()
+        self._hurry = asyncio.Event()
+
+    async def run(self) -> int:
+        """Return the exit code of `falctl up`."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self.stop)
+        loop.add_signal_handler(signal.SIGHUP, self._hang_up)
+        self._gpus.start(loop)
+        ticking = tasks.spawn(self._tick(), name="tick")
+        try:
+            code = await self._start()
+            return await self._serve() if code is None else code
+        finally:
+            ticking.cancel()
+            self._gpus.stop()
+            await self._end()
+
+    def stop(self) -> None:
+        """Begin to stop; asked a second time, stop at once."""
+        self._stops += 1
+        self._asked.set()
+        if self._stops > 1:
+            self._hurry.set()
+        self._fleet.news.set()
+
+    # --- start -----------------------------------------------------------------------------------
+
+    async def _start(self) -> int | None:
+        """Return None once everything is ready, else the exit code to leave with."""
+        self._fleet.begin()
+        while not self._stops:
+            self._fleet.news.clear()
+            members = [self._fleet.router, *self._fleet.runners.values()]
+            for member in members:
+                if member.life.state in ("backoff", "failed"):
+                    return self._failed(member)
+            if all(member.life.state == "ready" for member in members):
+                return None
+            self._announcer.progress(_progress(members))
+            await self._fleet.news.wait()
+        return EXIT_INTERRUPTED
+
+    def _failed(self, member: Member) -> int:
+        self._announcer.note(f"falctl: {member.name}: {member.life.reason}")
+        self._announcer.done(exit_code=member.exit_code)
+        return member.exit_code
+
+    # --- service ---------------------------------------------------------------------------------
+
+    async def _serve(self) -> int:
+        self._announcer.note(self._listening())
+        self._announcer.done(exit_code=None)
+        while not self._stops:
+            self._fleet.news.clear()
+            if self._fleet.router.life.state == "failed":
+                log.error("router.given_up %s", self._fleet.router.life.reason)
+                return EXIT_FAILED
+            await self._fleet.news.wait()
+        await self._drain()
+        return EXIT_INTERRUPTED if self._hurry.is_set() else EXIT_OK
+
+    def _listening(self) -> str:
+        fleet = self._fleet
+        kind = "CPU" if fleet.ground.plan.on_cpu else "GPU"
+        count = len(fleet.runners)
+        runners = f"{count} {kind} runner{'s' if count > 1 else ''}"
+        return f"falctl: {runners} of {fleet.config.runners.app} behind {fleet.ground.url}"
+
+    async def _tick(self) -> None:
+        ticks = 0
+        while True:
+            await asyncio.sleep(TICK_S)
+            self._fleet.tick()
+            ticks += 1
+            if ticks % round(_PIDS_OF_CPU_S / TICK_S) == 0:
+                self._gpus.tick(self._pids())
+                self._keeper.heal()
+
+    def _pids(self) -> list[int]:
+        """Return the process of each row of the board, for the rows of CPU runners."""
+        pids = [0] * len(self._fleet.ground.plan.gpus)
+        for planned in self._fleet.ground.plan.runners:
+            child = self._fleet.runners[planned.runner].child
+            for row in planned.gpu_rows:
+                pids[row] = 0 if child is None else child.pid
+        return pids
+
+    def _hang_up(self) -> None:
+        if self._reload is None:
+            self.stop()
+            return
+        try:
+            config = self._reload()
+        except FalctlError as error:
+            log.error("config.refused %s; the old one stays", error)  # noqa: TRY400 - the user's mistake, not ours
+            return
+        for change in diff_configs(self._fleet.config, config):
+            when = "now" if change.live else "needs a restart"
+            log.info("config.changed %s %r -> %r (%s)", change.key, change.old, change.new, when)
+        self._fleet.router.send(Reload(config.model_dump(mode="json")))
+
+    # --- end -------------------------------------------------------------------------------------
+
+    async def _drain(self) -> None:
+        """Let what runs finish: the router refuses what is new and what waits."""
+        within_s = self._fleet.config.runners.drain_timeout
+        router = self._fleet.router
+        if self._hurry.is_set() or within_s == 0 or router.life.state != "ready":
+            return
+        log.info("falctl.drains within_s=%g (Ctrl-C again: at once)", within_s)
+        router.send(Drain(within_s))
+        waits = [tasks.spawn(event.wait(), name="drain") for event in (router.drained, self._hurry)]
+        await asyncio.wait(waits, timeout=within_s + 1.0, return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()
+
+    async def _end(self) -> None:
+        """Leave no process: politely within `runners.teardown_timeout`, at once when hurried."""
+        teardown_s = self._fleet.config.runners.teardown_timeout
+        runners = [self._stop_member(m, teardown_s) for m in self._fleet.runners.values()]
+        await asyncio.gather(*runners)
+        await self._stop_member(self._fleet.router, _ROUTER_STOP_S)
+
+    async def _stop_member(self, member: Member, within_s: float) -> None:
+        stopping = tasks.spawn(member.stop(within_s=0.0 if self._hurry.is_set() else within_s), name="stop")
+        hurrying = tasks.spawn(self._hurry.wait(), name="hurry")
+        await asyncio.wait((stopping, hurrying), return_when=asyncio.FIRST_COMPLETED)
+        hurrying.cancel()
+        while not stopping.done():
+            if member.child is not None:
+                member.child.kill()
+            await asyncio.wait((stopping,), timeout=0.05)
+
+
+def _progress(members: list[Member]) -> str:
+    waiting = [f"{m.name}: {m.life.reason or m.life.state}" for m in members if m.life.state != "ready"]
+    return f"starting, {len(members) - len(waiting)} of {len(members)} ready · " + " · ".join(waiting[:4])

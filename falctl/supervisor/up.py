@@ -1,0 +1,94 @@
+"""`falctl up`, from a configuration to an exit code: takes the ground that the fleet stands on, and gives it back."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from typing import Final
+
+from falctl.board.board import Board
+from falctl.board.rows import FleetRow
+from falctl.clock import monotonic_s
+from falctl.config import Config
+from falctl.errors import StartError
+from falctl.home import Instance, find_home
+from falctl.supervisor import listen, nvml
+from falctl.supervisor.announce import Announcer
+from falctl.supervisor.fleet import Ground
+from falctl.supervisor.keeper import Keeper
+from falctl.supervisor.plan import Plan, make_plan
+from falctl.supervisor.run import Supervisor
+from falctl.version import __version__
+
+log = logging.getLogger(__name__)
+
+_PROBE_S: Final = 30.0
+"""NVML's first call wakes cards without persistence mode, 1 to 3 s each; far beyond that the driver hangs."""
+
+
+def up(config: Config, *, announcer: Announcer, detached: bool, reload: Callable[[], Config] | None) -> int:
+    """
+    Run falctl until it is told to stop; return the exit code. Blocks.
+
+    Raises:
+        FalctlError: it cannot start; nothing is left running.
+    """
+    keeper = Keeper(find_home())
+    keeper.take()
+    try:
+        with _ground(config, keeper, announcer, detached=detached) as ground:
+            return asyncio.run(_supervise(ground, config, keeper, announcer, reload))
+    finally:
+        keeper.release()
+
+
+async def _supervise(
+    ground: Ground, config: Config, keeper: Keeper, announcer: Announcer, reload: Callable[[], Config] | None
+) -> int:
+    supervisor = Supervisor(ground, config, announcer=announcer, keeper=keeper, reload=reload)
+    return await supervisor.run()
+
+
+@contextlib.contextmanager
+def _ground(config: Config, keeper: Keeper, announcer: Announcer, *, detached: bool) -> Iterator[Ground]:
+    plan = make_plan(config, _probe(), os.environ)
+    if plan.on_cpu:
+        _say_why_cpu(config, plan, announcer)
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(listen.bind(config.server.host, config.server.port))
+        url = listen.url_of(listener)
+        board = Board.create(keeper.home.board, runners=len(plan.runners), gpus=len(plan.gpus))
+        stack.callback(board.close)
+        life_read, life_write = os.pipe()
+        stack.callback(os.close, life_read)
+        stack.callback(os.close, life_write)
+        board.put_fleet(
+            FleetRow(__version__, os.getpid(), url, config.runners.app, config.routing.policy, monotonic_s())
+        )
+        keeper.describe(Instance(os.getpid(), url, detached))
+        yield Ground(keeper.home, plan, board, listener, life_read, url, keeper.token)
+
+
+def _probe() -> nvml.Machine | None:
+    """Ask NVML in a thread of its own, because a sick driver never answers."""
+    pool = ThreadPoolExecutor(1, thread_name_prefix="nvml-probe")
+    try:
+        return pool.submit(nvml.probe).result(timeout=_PROBE_S)
+    except FutureTimeoutError:
+        msg = f"NVML did not answer within {_PROBE_S:g} s: the NVIDIA driver hangs; see whether nvidia-smi works"
+        raise StartError(msg) from None
+    finally:
+        pool.shutdown(wait=False)
+
+
+def _say_why_cpu(config: Config, plan: Plan, announcer: Announcer) -> None:
+    why = 'runners.gpus is "none"' if config.runners.gpus == "none" else "no GPU is visible here"
+    count = len(plan.runners)
+    announcer.note(
+        f"falctl: {why}: starting {count} CPU runner{'s' if count > 1 else ''} (runners.cpu_count)"
+    )
