@@ -1,0 +1,1 @@
+"""Programs for the people who develop falctl; none of them is installed."""
