@@ -37,10 +37,6 @@ class Runner:
         """Return how many requests it would take now."""
         return max(self.slots - len(self.in_use), 0) if self.accepting and not self.blocked else 0
 
-    def holds(self, hint: Hint) -> bool:
-        """Return whether *hint* is resident, by the app's own word."""
-        return self.hints is not None and hint in self.hints
-
 
 @dataclass(slots=True)
 class Fleet:

@@ -24,7 +24,7 @@ from __future__ import annotations
 import signal
 from collections import deque
 from dataclasses import dataclass, field
-from typing import Final, TypeAlias
+from typing import Final, TypeAlias, assert_never
 
 from falctl.core.types import Epoch, RunnerState
 
@@ -177,6 +177,8 @@ class Life:
                 return []
             case Staged() | BecameReady() | CouldNotStart() | Exited() | Watched():
                 return self._hear(event, now) if event.epoch == self.epoch else []
+            case _:
+                assert_never(event)
 
     def _hear(
         self, event: Staged | BecameReady | CouldNotStart | Exited | Watched, now: float
@@ -194,6 +196,8 @@ class Life:
                 self._bury(code, now)
             case Watched(_, vitals):
                 return self._watch(vitals, now)
+            case _:
+                assert_never(event)
         return []
 
     def _spawn(self, now: float) -> list[Action]:

@@ -62,10 +62,6 @@ class WaitingQueue:
         """Return the request that waits longest; None when nothing waits."""
         return next(iter(self._all.values()), None)
 
-    def oldest_wanting(self, hint: Hint | None) -> Waiting | None:
-        """Return the oldest request for *hint* (None: for no hint at all); None when there is none."""
-        return next(iter(self._groups.get(hint, {}).values()), None)
-
     def heads(self) -> Iterator[Waiting]:
         """Iterate over the oldest request of each hint, in no particular order."""
         return (next(iter(group.values())) for group in self._groups.values())

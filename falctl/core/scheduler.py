@@ -9,7 +9,7 @@ which request and which runner. The driver performs the returned actions in orde
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import Final, assert_never
 
 from falctl.core.events import (
     Action,
@@ -95,6 +95,8 @@ class Scheduler:
                 return self._refuse_all("draining")
             case Tick():
                 pass
+            case _:
+                assert_never(event)
         return []
 
     def _arrive(self, event: Arrived, now: float) -> list[Action]:
@@ -123,6 +125,8 @@ class Scheduler:
                 view.hints = event.hints
             case RunnerDrains():
                 view.accepting = False
+            case _:
+                assert_never(event)
         return []
 
     def _return_to_queue(self, request: RequestId) -> list[Action]:

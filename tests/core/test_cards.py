@@ -1,0 +1,112 @@
+"""Which cards each runner gets."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from falctl.core.cards import Card, assign, visible
+from falctl.errors import ConfigError
+
+
+def card(index: int, *, uuid: str = "", instances: tuple[str, ...] = (), parent: str = "") -> Card:
+    return Card(index, uuid or f"GPU-{index}aaa", f"Fake {index}", 80 << 30, instances, parent)
+
+
+FOUR = tuple(card(i) for i in range(4))
+
+
+def uuids(groups: tuple[tuple[Card, ...], ...]) -> list[list[str]]:
+    return [[c.uuid for c in group] for group in groups]
+
+
+@pytest.mark.parametrize(
+    ("value", "indices"),
+    [
+        (None, [0, 1, 2, 3]),
+        ("0,2", [0, 2]),
+        ("2,0", [2, 0]),
+        (" 1 , 3 ", [1, 3]),
+        ("GPU-3aaa,GPU-1", [3, 1]),
+        ("", []),
+        ("-1", []),
+        ("NoDevFiles", []),
+        ("1,9,2", [1]),
+        ("1,1,2", [1]),
+        ("GPU-", []),
+    ],
+)
+def test_the_callers_cuda_visible_devices_cuts_as_cuda_does(value: str | None, indices: list[int]) -> None:
+    assert [c.index for c in visible(FOUR, value)] == indices
+
+
+def test_all_is_one_runner_per_visible_card() -> None:
+    assert uuids(assign("all", FOUR[1:3], count=0)) == [["GPU-1aaa"], ["GPU-2aaa"]]
+
+
+def test_none_and_a_machine_without_cards_give_no_groups() -> None:
+    assert assign("none", FOUR, count=3) == ()
+    assert assign("all", (), count=3) == ()
+
+
+def test_a_card_may_be_named_twice_and_a_runner_may_take_several() -> None:
+    assert uuids(assign([0, 0], FOUR, count=0)) == [["GPU-0aaa"], ["GPU-0aaa"]]
+    assert uuids(assign([[0, 1], "GPU-2"], FOUR, count=0)) == [["GPU-0aaa", "GPU-1aaa"], ["GPU-2aaa"]]
+
+
+def test_more_runners_than_entries_share_the_cards_in_turn_and_fewer_take_the_first() -> None:
+    assert uuids(assign("all", FOUR[:2], count=3)) == [["GPU-0aaa"], ["GPU-1aaa"], ["GPU-0aaa"]]
+    assert uuids(assign("all", FOUR, count=1)) == [["GPU-0aaa"]]
+
+
+@pytest.mark.parametrize("choice", [[7], ["GPU-9"], ["nonsense"], [0, 4]])
+def test_an_unknown_card_is_an_error_that_names_it_and_what_there_is(choice: list[int | str]) -> None:
+    with pytest.raises(ConfigError, match=r"no GPU .* visible here: 0 \(GPU-0aaa\)"):
+        assign(choice, FOUR, count=0)
+
+
+def test_an_ambiguous_prefix_is_an_error() -> None:
+    with pytest.raises(ConfigError, match="more than one GPU 'GPU-'"):
+        assign(["GPU-"], FOUR, count=0)
+
+
+def test_a_card_that_the_caller_hides_cannot_be_named() -> None:
+    with pytest.raises(ConfigError, match="no GPU 0; visible here: 1"):
+        assign([0], visible(FOUR, "1"), count=0)
+
+
+@pytest.mark.parametrize("entry", [[0, 0], []])
+def test_one_runner_needs_different_cards(entry: list[int]) -> None:
+    with pytest.raises(ConfigError, match="different cards for one runner"):
+        assign([entry], FOUR, count=0)
+
+
+MIG = (
+    card(0, instances=("MIG-a", "MIG-b")),
+    card(0, uuid="MIG-a", parent="GPU-0aaa"),
+    card(0, uuid="MIG-b", parent="GPU-0aaa"),
+    card(1),
+)
+
+
+@pytest.mark.parametrize("choice", ["all", [0], ["GPU-0aaa"], [[1, 0]]])
+def test_a_mig_parent_is_refused_with_its_instances_named(choice: list[int | str]) -> None:
+    with pytest.raises(ConfigError, match=r"MIG mode .* --gpus MIG-a,MIG-b"):
+        assign(choice, MIG, count=0)
+
+
+def test_mig_instances_are_used_by_uuid() -> None:
+    assert uuids(assign(["MIG-b", 1], MIG, count=0)) == [["MIG-b"], ["GPU-1aaa"]]
+
+
+def test_all_takes_the_instances_that_the_caller_can_see_without_their_parent() -> None:
+    assert uuids(assign("all", visible(MIG, "MIG-a,1"), count=0)) == [["MIG-a"], ["GPU-1aaa"]]
+
+
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=8), st.integers(0, 12))
+def test_every_runner_gets_visible_cards_and_the_count_is_kept(choice: list[int], count: int) -> None:
+    groups = assign(choice, FOUR, count=count)
+    assert len(groups) == (count or len(choice))
+    assert all(group and set(group) <= set(FOUR) for group in groups)
+    assert [g[0].index for g in groups][: len(choice)] == choice[: len(groups)]

@@ -1,0 +1,1 @@
+"""Whole-fleet simulation: one seed, one history, every invariant after every event."""
