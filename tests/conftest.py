@@ -1,0 +1,32 @@
+"""What holds for the whole suite: nothing but a missing GPU may be skipped."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+
+import pytest
+
+_skipped: list[str] = []
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Note every skip of a test that does not need a GPU."""
+    report = yield
+    if report.skipped and not hasattr(report, "wasxfail") and item.get_closest_marker("gpu") is None:
+        _skipped.append(item.nodeid)
+    return report
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Fail the run when something was skipped that this machine could have run."""
+    if _skipped and session.exitstatus == 0:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say which skips failed the run."""
+    for nodeid in _skipped:
+        terminalreporter.write_line(f"SKIPPED without marker gpu, which fails the suite: {nodeid}", red=True)
