@@ -85,6 +85,11 @@ class Fleet:
             if gpu_row in planned.gpu_rows:
                 self.runners[planned.runner].feed(Condemned(what))
 
+    def pids(self) -> set[int]:
+        """Return the processes that run now."""
+        members = [self.router, *self.runners.values()]
+        return {member.child.pid for member in members if member.child is not None}
+
     # --- runners ---------------------------------------------------------------------------------
 
     def _runner(self, planned: PlannedRunner) -> Member:

@@ -12,6 +12,7 @@ from falctl import tasks
 from falctl.config import Config
 from falctl.config_diff import diff_configs
 from falctl.errors import EXIT_FAILED, EXIT_OK, FalctlError
+from falctl.supervisor import orphans
 from falctl.supervisor.announce import Announcer
 from falctl.supervisor.fleet import Fleet, Ground
 from falctl.supervisor.gpus import Gpus
@@ -48,6 +49,7 @@ class Supervisor:
         self._gpus = Gpus(ground.board, ground.plan.gpus, self._fleet.gpu_lost)
         self._announcer = announcer
         self._keeper = keeper
+        self._orphans = orphans.Orphans()
         self._reload = reload
         self._stops = 0
         self._asked = asyncio.Event()
@@ -55,6 +57,7 @@ class Supervisor:
 
     async def run(self) -> int:
         """Return the exit code of `falctl up`."""
+        orphans.adopt()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self.stop)
@@ -129,6 +132,7 @@ class Supervisor:
             if ticks % round(_PIDS_OF_CPU_S / TICK_S) == 0:
                 self._gpus.tick(self._pids())
                 self._keeper.heal()
+                self._orphans.reap(self._fleet.pids())
 
     def _pids(self) -> list[int]:
         """Return the process of each row of the board, for the rows of CPU runners."""
@@ -174,6 +178,7 @@ class Supervisor:
         runners = [self._stop_member(m, teardown_s) for m in self._fleet.runners.values()]
         await asyncio.gather(*runners)
         await self._stop_member(self._fleet.router, _ROUTER_STOP_S)
+        orphans.reap_all(self._fleet.pids())
 
     async def _stop_member(self, member: Member, within_s: float) -> None:
         stopping = tasks.spawn(member.stop(within_s=0.0 if self._hurry.is_set() else within_s), name="stop")
