@@ -121,7 +121,7 @@ def nearest(wrong: str, known: Iterable[str]) -> str | None:
     """Return the name of *known* (lower case) that *wrong* was probably meant to be; None if none is near."""
     from difflib import get_close_matches  # only when something is wrong
 
-    close = get_close_matches(wrong[:_SHOWN_CHARACTERS_MAX].lower(), list(known), n=1)
+    close = get_close_matches(wrong.lower(), list(known), n=1)
     return close[0] if close else None
 
 

@@ -1,0 +1,60 @@
+"""Style that a linter cannot see, as a test (after TigerBeetle's tidy.zig)."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+MODULE_LINES_MAX = 400
+FUNCTION_LINES_MAX = 60
+HEAVY = {"torch", "diffusers", "starlette", "fastapi", "uvicorn", "aiohttp", "pydantic", "typer", "rich"}
+SOURCES = sorted(p for d in ("falctl", "runners", "tools", "benchmarks") for p in (ROOT / d).rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_no_module_and_no_function_is_too_long(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert text.count("\n") <= MODULE_LINES_MAX
+    for node in _functions(ast.parse(text)):
+        lines = (node.end_lineno or node.lineno) - node.lineno + 1
+        assert lines <= FUNCTION_LINES_MAX, f"{node.name} is {lines} lines"
+
+
+def test_importing_what_authors_import_is_light() -> None:
+    assert not HEAVY & _modules("import falctl")
+
+
+def test_the_command_line_starts_without_torch_and_servers() -> None:
+    heavy = HEAVY - {"typer", "rich"}
+    assert not heavy & _modules("import falctl.cli.main")
+    assert not heavy & _modules("import falctl.cli.status")
+
+
+def test_the_supervisor_and_the_router_never_import_torch() -> None:
+    assert not {"torch", "diffusers", "starlette", "uvicorn", "aiohttp"} & _modules("import falctl.supervisor.up")
+    assert not {"torch", "diffusers", "fal"} & _modules("import falctl.router.process")
+
+
+def test_only_the_layout_knows_the_bytes_of_the_board() -> None:
+    for path in (ROOT / "falctl").rglob("*.py"):
+        if path.name != "layout.py":
+            assert not re.search(r"^\s*(import struct|from struct)", path.read_text(), re.MULTILINE), path
+
+
+def _modules(code: str) -> set[str]:
+    script = f"{code}\nimport sys\nprint(*sys.modules)"
+    done = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+def _functions(tree: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node
