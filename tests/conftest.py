@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Generator
 
+import hypothesis
 import pytest
+
+# On a busy machine an example may take longer than the default of 200 ms; pytest-timeout still bounds every test.
+hypothesis.settings.register_profile("falctl", deadline=None)
+hypothesis.settings.load_profile("falctl")
 
 _skipped: list[str] = []
 
