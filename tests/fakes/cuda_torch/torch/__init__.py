@@ -1,0 +1,54 @@
+"""
+As much of a CUDA build of torch as falctl asks for the proof of its pins (falctl/host/pins.py).
+
+That proof is the one step between `falctl up` and a ready GPU runner that needs a real card, because CUDA itself
+chooses the devices. This module, put first on PYTHONPATH, chooses as CUDA does, from CUDA_VISIBLE_DEVICES and the
+cards of the fake NVML; all else in a test, the refusal of a CPU build of torch included, is the real thing.
+tests/gpu does the same with a real card and the real torch.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
+__version__ = "2.11.0+fake"
+
+version = SimpleNamespace(cuda="13.0", hip=None)
+
+
+def _visible() -> list[str]:
+    """Return the UUIDs that CUDA would show: up to the first entry that names no card, or more than one."""
+    cards = _cards()
+    wanted = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if wanted is None:
+        return [uuid for uuid in cards if uuid.startswith("GPU-")]
+    found: list[str] = []
+    for entry in wanted.split(","):
+        matches = [uuid for uuid in cards if entry and uuid.startswith(entry)]
+        if len(matches) != 1 or matches[0] in found:
+            break
+        found.append(matches[0])
+    return found
+
+
+def _cards() -> list[str]:
+    """Return the UUID of every card and MIG instance that works; $FAKE_CUDA_HIDES is one that CUDA cannot use."""
+    hidden = os.environ.get("FAKE_CUDA_HIDES")
+    lines = Path(os.environ["FAKE_NVML_STATE"]).read_text().splitlines()
+    words = [dict(word.split("=", 1) for word in line.split()[1:]) for line in lines]
+    known = [each["uuid"] for each in words if "uuid" in each and each.get("error", "0") == "0"]
+    return [uuid for uuid in known if uuid != hidden]
+
+
+def _properties(index: int) -> SimpleNamespace:
+    uuid = _visible()[index]
+    return SimpleNamespace(uuid=uuid.split("-", 1)[1], name="Fake CUDA card")
+
+
+cuda = SimpleNamespace(
+    is_available=lambda: bool(_visible()),
+    device_count=lambda: len(_visible()),
+    get_device_properties=_properties,
+)
