@@ -1,0 +1,80 @@
+"""
+One answer on its way out: adds our headers, and gives the slot back before the last byte leaves.
+
+The head of a plain answer waits for its body, so that the hints it carries are those after the request; the head
+of a stream leaves at once with what is known then.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from starlette.types import Message, Send
+
+from falctl.clock import monotonic_s
+from falctl.host.keeper import Keeper
+from falctl.host.ticket import Ticket
+from falctl.wire import H_HINTS, H_TIMINGS
+
+_WITHOUT_BODY: Final = frozenset({204, 304})
+
+
+class Answer:
+    """What the app sends, on its way to the client."""
+
+    def __init__(self, ticket: Ticket, send: Send, *, keeper: Keeper) -> None:
+        self.started = False
+        """The head is out."""
+        self.complete = False
+        self._ticket = ticket
+        self._send = send
+        self._keeper = keeper
+        self._head: Message | None = None
+
+    async def send(self, message: Message) -> None:
+        """
+        Take one ASGI message of the app.
+
+        Raises:
+            OSError: a stream whose client is gone or that was cancelled; its app should stop.
+        """
+        if message["type"] == "http.response.start":
+            self._head = message
+            if _is_stream(message):
+                await self._keeper.refresh(self._ticket)
+                await self._send_head()
+            return
+        last = not message.get("more_body", False)
+        if last:
+            await self._keeper.end(self._ticket)
+        elif self._ticket.stopping:
+            msg = "nobody reads this stream any more"
+            raise OSError(msg)
+        await self._send_head()
+        await self._send(message)
+        self.complete = last
+
+    def drop_head(self) -> None:
+        """Forget a head that has not been sent, so that another answer can take its place."""
+        self._head = None
+
+    async def _send_head(self) -> None:
+        if self._head is None:
+            return
+        head, self._head, self.started = self._head, None, True
+        headers = [*head.get("headers", ()), (H_TIMINGS.encode(), self._timings())]
+        if (hints := self._keeper.hints_header()) is not None:
+            headers.append((H_HINTS.encode(), hints))
+        await self._send({**head, "headers": headers})
+
+    def _timings(self) -> bytes:
+        load_s = self._ticket.load_s
+        exec_s = max(0.0, monotonic_s() - self._ticket.started_at - load_s)
+        cache = self._keeper.verdict(self._ticket)
+        return f"cache={cache};load_s={load_s:.6f};exec_s={exec_s:.6f}".encode()
+
+
+def _is_stream(head: Message) -> bool:
+    if head["status"] in _WITHOUT_BODY:
+        return False
+    return not any(name.lower() == b"content-length" for name, _ in head.get("headers", ()))

@@ -1,0 +1,77 @@
+"""What an app gets as ``self.runner``: the configuration's part in it, its model caches, its progress reports."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from falctl.app import SimulatedCosts
+from falctl.clock import monotonic_s
+from falctl.config import Config
+from falctl.core.residency import Verdict
+from falctl.host.app_threads import AppThreads
+from falctl.host.hint_source import HintSource
+from falctl.host.report import Report
+from falctl.host.ticket import CURRENT
+from falctl.toolkit import ModelCache, RequestCancelled
+from falctl.toolkit.model_cache import CacheHooks
+from falctl.wire import HostSpec
+
+M = TypeVar("M")
+
+
+class Context:
+    """A `falctl.app.RunnerContext`."""
+
+    def __init__(
+        self, spec: HostSpec, config: Config, *, report: Report, hints: HintSource, threads: AppThreads
+    ) -> None:
+        self.runner = spec.runner
+        self.device = "cuda" if spec.cards else "cpu"
+        self.models_paths: tuple[Path, ...] = config.models.paths
+        self.models_allow = config.models.allow
+        self.models_dtype: str = config.models.dtype
+        costs = config.simulated
+        self.simulated = SimulatedCosts(costs.load_s, costs.exec_s, costs.size)
+        self._models_max = config.cache.max_models
+        self._report = report
+        self._hints = hints
+        self._threads = threads
+
+    def model_cache(
+        self, load: Callable[[str], M], *, unload: Callable[[M], None] | None = None
+    ) -> ModelCache[M]:
+        """Return a cache that publishes the hints whenever it changes; see `RunnerContext`."""
+        hooks = CacheHooks(changed=self._cache_changed, leased=_leased)
+        cache = ModelCache(load, unload=unload, models_max=self._models_max, hooks=hooks)
+        self._report.caches.append(cache)
+        return cache
+
+    def progress(self, step: int, steps: int) -> None:
+        """
+        Report *step* of *steps*; see `RunnerContext`.
+
+        Raises:
+            RequestCancelled: the client has cancelled the request.
+        """
+        if (ticket := CURRENT.get()) is None:
+            return
+        if ticket.cancelled:
+            raise RequestCancelled
+        ticket.step, ticket.steps, ticket.progress_at = step, steps, monotonic_s()
+        self._report.step_done()
+
+    def _cache_changed(self) -> None:
+        if self._threads.inside or not self._hints.given:
+            self._tell()
+        else:
+            self._threads.submit(self._tell)  # `provide_hints` is called on the app's threads only
+
+    def _tell(self) -> None:
+        self._report.soon(self._report.changed, self._hints.ask() if self._hints.given else None)
+
+
+def _leased(name: str, verdict: Verdict, load_s: float) -> None:
+    if (ticket := CURRENT.get()) is not None:
+        ticket.leased(name, verdict, load_s)

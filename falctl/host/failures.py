@@ -1,0 +1,104 @@
+"""Turn what an app raised into the answer its client gets: fal's bodies, and no traceback ever."""
+
+from __future__ import annotations
+
+import logging
+from typing import Final
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+
+from falctl.errors import RequestError
+from falctl.host.ticket import CURRENT
+from falctl.toolkit import RequestCancelled
+from falctl.wire import H_BOUNCED, H_ERROR_TYPE
+
+log = logging.getLogger(__name__)
+
+_OUT_OF_MEMORY: Final = frozenset({"OutOfMemoryError", "MemoryError"})
+_OUT_OF_MEMORY_TEXTS: Final = (
+    "CUDA out of memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
+"""The CUDA libraries raise plain RuntimeErrors for it."""
+
+
+class _AppBugError(RequestError):
+    """The app raised something that it did not mean for the client."""
+
+    status, error_type = 500, "runner_server_error"
+
+
+class _OutOfMemoryError(RequestError):
+    """The card or the machine had no room for this request now."""
+
+    status, error_type, retryable = 503, "runner_server_error", True
+
+
+class _CardBrokenError(RequestError):
+    """CUDA is unusable in this process from now on, whoever asks."""
+
+    status, error_type, retryable = 503, "runner_server_error", True
+
+
+class _BusyError(RequestError):
+    """No slot is free, or the host drains; the app was not entered."""
+
+    status, error_type, retryable = 503, "runner_scheduling_failure", True
+
+
+async def answer_error(request: Request, error: Exception) -> Response:
+    """Return the answer to *error*; what an author needs to know goes to the log."""
+    return render(_expected(error))
+
+
+def render(error: RequestError) -> Response:
+    """Return *error* as fal's body, with its type in the header too."""
+    headers = {H_ERROR_TYPE: error.error_type}
+    if error.retry_after_s is not None:
+        headers["retry-after"] = f"{error.retry_after_s:.0f}"
+    body = {"detail": error.detail, "error_type": error.error_type}
+    return JSONResponse(body, error.status, headers)
+
+
+def bounced() -> Response:
+    """Return the answer to a request that found no slot: the router may send it elsewhere."""
+    response = render(_BusyError("This runner has no free slot"))
+    response.headers[H_BOUNCED] = "1"
+    return response
+
+
+def runs_out_of_memory(error: BaseException) -> bool:
+    """Return whether *error* is an out-of-memory error, torch's without importing torch."""
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return bool(names & _OUT_OF_MEMORY) or (
+        isinstance(error, RuntimeError) and any(text in str(error) for text in _OUT_OF_MEMORY_TEXTS)
+    )
+
+
+def breaks_the_card(error: BaseException) -> bool:
+    """Return whether *error* is one after which every CUDA call of this process fails (torch.AcceleratorError)."""
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return "AcceleratorError" in names and not runs_out_of_memory(error)
+
+
+def _expected(error: Exception) -> RequestError:
+    if isinstance(error, ClientDisconnect):
+        return RequestCancelled()  # nobody reads it
+    ticket = CURRENT.get()
+    request = ticket.request if ticket is not None else "-"
+    if isinstance(error, RequestError):
+        if error.__cause__ is not None:
+            log.warning("request.refused request=%s status=%d", request, error.status, exc_info=error)
+        return error
+    if breaks_the_card(error):
+        log.critical("card.broken request=%s: this process cannot use it any more", request, exc_info=error)
+        if ticket is not None:
+            ticket.broke_card = True
+        return _CardBrokenError("The GPU failed; its runner restarts")
+    if runs_out_of_memory(error):
+        log.error("request.out_of_memory request=%s", request, exc_info=error)
+        return _OutOfMemoryError("Out of memory")
+    log.error("request.failed request=%s", request, exc_info=error)
+    return _AppBugError("Internal Server Error")

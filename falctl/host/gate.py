@@ -1,0 +1,153 @@
+"""
+The host's front: what is ours is answered here, the app's requests go in one per slot.
+
+`/falctl/*`, GET `/health`, `/openapi.json` and `/docs` take no slot. Everything else does, a path that the app does
+not have too, so that the router sees each request that it dispatched end in the same way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from typing import Final
+
+from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from falctl.host.answer import Answer
+from falctl.host.failures import bounced, render
+from falctl.host.head import RequestHead, read_head
+from falctl.host.keeper import Keeper
+from falctl.host.loader import OWN_PATHS
+from falctl.host.ticket import CURRENT, Ticket
+from falctl.tasks import spawn
+from falctl.toolkit import NotFoundError, RequestCancelled
+from falctl.wire import CANCEL_PATH, EVENTS_PATH, H_HINTS
+
+log = logging.getLogger(__name__)
+
+EXIT_CARD_BROKEN: Final = 70
+"""Of a process whose CUDA context is unusable; the supervisor starts another."""
+_OURS: Final = "/falctl/"
+_READ: Final = frozenset({"GET", "HEAD"})
+
+
+class Gate:
+    """The ASGI application of a host, around the app's."""
+
+    def __init__(self, app: ASGIApp, keeper: Keeper) -> None:
+        self._app = app
+        self._keeper = keeper
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        path: str = scope["path"]
+        if path.startswith(_OURS):
+            await self._answer_ours(scope, receive, send)
+        elif path in OWN_PATHS and scope["method"] in _READ:
+            await self._app(scope, receive, self._with_hints(send))
+        else:
+            await self._answer_slotted(scope, receive, send)
+
+    async def _answer_ours(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path, method = scope["path"], scope["method"]
+        if path == EVENTS_PATH and method == "GET":
+            report = self._keeper.report
+            await report.events.serve(report.hello(), receive, send)
+            return
+        if path.startswith(CANCEL_PATH) and method == "POST":
+            response = self._cancel(path.removeprefix(CANCEL_PATH))
+        else:
+            response = render(NotFoundError(f"Path {path} not found"))
+        await response(scope, receive, send)
+
+    def _cancel(self, request: str) -> Response:
+        ticket = self._keeper.slots.find(request)
+        if ticket is None:
+            return render(NotFoundError(f"Request {request} is not running here"))
+        log.info("request.cancelled request=%s", request)
+        ticket.cancel()
+        return JSONResponse({"status": "CANCELLATION_REQUESTED"}, 202)
+
+    def _with_hints(self, send: Send) -> Send:
+        async def add(message: Message) -> None:
+            hints = self._keeper.hints_header()
+            if hints is not None and message["type"] == "http.response.start":
+                message = {**message, "headers": [*message["headers"], (H_HINTS.encode(), hints)]}
+            await send(message)
+
+        return add
+
+    async def _answer_slotted(self, scope: Scope, receive: Receive, send: Send) -> None:
+        head = read_head(scope["headers"])
+        ticket = self._keeper.admit(head)
+        if ticket is None:
+            await bounced()(scope, receive, send)
+            return
+        CURRENT.set(ticket)  # this task serves one request, so nobody needs the old value back
+        answer = Answer(ticket, send, keeper=self._keeper)
+        try:
+            await self._run(_app_scope(scope, head), receive, answer, ticket)
+        except asyncio.CancelledError:
+            if not ticket.stopping:
+                raise
+            ticket.task.uncancel()
+            await self._answer_cancelled(scope, receive, answer, ticket)
+        except Exception:  # noqa: BLE001 - starlette raises again what `answer_error` has logged and answered
+            log.debug("request.raised request=%s", ticket.request)
+        finally:
+            await self._keeper.end(ticket)
+        if ticket.broke_card:
+            logging.shutdown()
+            os._exit(EXIT_CARD_BROKEN)
+        if not answer.complete:
+            # Returning here makes the server close the connection without a final chunk, which is what we mean.
+            log.info("request.broken request=%s", ticket.request)
+
+    async def _run(self, scope: Scope, receive: Receive, answer: Answer, ticket: Ticket) -> None:
+        body = await _read_body(receive)
+        if body is None:
+            ticket.gone = True
+            return
+        spawn(_watch(receive, ticket), name="request.watch")
+        unread = [body]
+
+        async def receive_once() -> Message:
+            if unread:
+                return {"type": "http.request", "body": unread.pop(), "more_body": False}
+            # The watcher alone hears of the disconnect, and it tells the task by cancelling it.
+            await asyncio.get_running_loop().create_future()
+            raise AssertionError
+
+        await self._app(scope, receive_once, answer.send)
+
+    async def _answer_cancelled(self, scope: Scope, receive: Receive, answer: Answer, ticket: Ticket) -> None:
+        if not (answer.started or ticket.gone):
+            answer.drop_head()
+            await render(RequestCancelled())(scope, receive, answer.send)
+
+
+def _app_scope(scope: Scope, head: RequestHead) -> Scope:
+    # 2.4 is the ASGI version whose servers let `send` raise OSError when the client is gone, as `Answer` does;
+    # without it starlette watches for the disconnect itself, in a task group that spins while a thread ends.
+    return {**scope, "headers": head.headers, "asgi": {**scope["asgi"], "spec_version": "2.4"}}
+
+
+async def _read_body(receive: Receive) -> bytes | None:
+    """Return the whole body; None when the client went before it was complete."""
+    chunks = []
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return None
+        chunks.append(message.get("body", b""))
+        if not message.get("more_body", False):
+            return b"".join(chunks)
+
+
+async def _watch(receive: Receive, ticket: Ticket) -> None:
+    """Return when the client is gone or the answer complete; the server says the same for both."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    ticket.leave()

@@ -1,0 +1,90 @@
+"""What the supervisor can tell a host: drain, stop. And its beat."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine
+from typing import Any, Final
+
+from falctl.clock import monotonic_s
+from falctl.errors import StartError
+from falctl.host.start import Served, call_hook
+from falctl.lifeline import Control
+from falctl.tasks import spawn
+from falctl.wire import Drain, Drained, Message, Ready, Stop
+
+log = logging.getLogger(__name__)
+
+BEAT_S: Final = 1.0
+"""The row is written, and the socket's file looked for, at least this often."""
+
+
+class Life:
+    """A host from its first message to its last."""
+
+    def __init__(self, control: Control, *, teardown_timeout_s: float) -> None:
+        self._control = control
+        self._teardown_timeout_s = teardown_timeout_s
+        self._served: Served | None = None
+        self._stopped = asyncio.Event()
+
+    async def live(self, starting: Coroutine[Any, Any, Served]) -> None:
+        """Serve what *starting* starts until `Stop`. Raises what *starting* raises."""
+        spawn(self._obey(self._control.messages(asyncio.get_running_loop())), name="control")
+        start = spawn(starting, name="start")
+        stop = spawn(self._stopped.wait(), name="stop")
+        await asyncio.wait({start, stop}, return_when=asyncio.FIRST_COMPLETED)
+        if not start.done():
+            log.info("host.stopped_while_starting")
+            return
+        served = self._served = start.result()
+        spawn(_beat(served), name="beat")
+        self._control.send(Ready(served.slots.count))
+        await stop
+        await self._end(served)
+
+    async def _obey(self, messages: asyncio.Queue[Message]) -> None:
+        while True:
+            match await messages.get():
+                case Drain(within_s):
+                    spawn(self._drain(within_s), name="drain")
+                case Stop():
+                    self._stopped.set()
+                case other:
+                    log.warning("control.unexpected kind=%s", type(other).__name__)
+
+    async def _drain(self, within_s: float) -> None:
+        if (served := self._served) is not None:
+            served.slots.draining = True
+            served.report.draining()
+            try:
+                await asyncio.wait_for(served.slots.wait_idle(), within_s)
+            except TimeoutError:
+                log.warning("runner.not_drained held=%d", len(served.slots.held))
+        self._control.send(Drained())
+
+    async def _end(self, served: Served) -> None:
+        served.slots.draining = True
+        for ticket in served.slots.held:
+            ticket.cancel()
+        served.listener.close()
+        began_at = monotonic_s()
+        ending = spawn(_teardown(served), name="teardown")
+        await asyncio.wait({ending}, timeout=self._teardown_timeout_s)
+        took = "done" if ending.done() else "timed_out"
+        log.info("app.torn_down result=%s after_s=%.2f", took, monotonic_s() - began_at)
+
+
+async def _beat(served: Served) -> None:
+    while True:
+        await asyncio.sleep(BEAT_S)
+        served.report.publish()
+        await served.listener.check()
+
+
+async def _teardown(served: Served) -> None:
+    try:
+        await call_hook(served.app.teardown, "teardown()", threads=served.threads)
+    except StartError as error:
+        log.error("app.teardown_failed %s", error)  # noqa: TRY400 - its traceback has been logged

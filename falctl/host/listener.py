@@ -1,0 +1,102 @@
+"""
+Serve HTTP on the runner's Unix socket: uvicorn's protocol, without its server.
+
+Its server would install signal handlers, stop for a lifespan that we do not have, and could not listen again: when
+somebody wipes the state directory, the socket that is listened on stays open but nobody can reach it, so the same
+path is bound anew, and requests that run notice nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from pathlib import Path
+from typing import Any, Final, cast
+
+from starlette.types import ASGIApp
+from uvicorn.config import Config
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import ServerState
+
+log = logging.getLogger(__name__)
+
+KEEP_ALIVE_S: Final = 3600
+"""Longer than the router keeps an idle connection, or a request could meet a connection that we are closing."""
+BACKLOG: Final = 2048
+_UNFINISHED: Final = "ASGI callable returned without completing response."
+
+
+class Listener:
+    """Listens on *path* for *app*."""
+
+    def __init__(self, app: ASGIApp, path: Path) -> None:
+        self._path = path
+        self._server: asyncio.Server | None = None
+        self._state = ServerState()
+        self._config = Config(
+            cast("Any", app),  # uvicorn types the ASGI messages one by one, starlette does not
+            http=HttpToolsProtocol,
+            ws="none",
+            lifespan="off",
+            interface="asgi3",
+            log_config=None,
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            date_header=False,
+            timeout_keep_alive=KEEP_ALIVE_S,
+        )
+        self._config.load()
+        logging.getLogger("uvicorn.error").addFilter(_is_news)
+
+    async def listen(self) -> None:
+        """Bind the path, in place of what stood there, and accept from now on. Raises OSError."""
+        former, self._server = (
+            self._server,
+            await asyncio.get_running_loop().create_unix_server(
+                self._protocol, sock=_bind(self._path), backlog=BACKLOG
+            ),
+        )
+        if former is not None:
+            former.close()
+
+    async def check(self) -> None:
+        """Listen again if the socket's file has gone."""
+        if self._path.exists():
+            return
+        try:
+            await self.listen()
+        except OSError as error:
+            log.warning("socket.lost path=%s error=%s", self._path, error)
+        else:
+            log.warning("socket.restored path=%s", self._path)
+
+    def close(self) -> None:
+        """Accept nothing more and remove the socket's file."""
+        if self._server is not None:
+            self._server.close()
+        self._path.unlink(missing_ok=True)
+
+    def _protocol(self) -> HttpToolsProtocol:
+        app_state: dict[str, Any] = {}
+        return HttpToolsProtocol(self._config, self._state, app_state)
+
+
+def _bind(path: Path) -> socket.socket:
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        listening.bind(str(path))
+        path.chmod(0o600)
+        listening.setblocking(False)  # noqa: FBT003 - the signature of the socket module
+    except OSError:
+        listening.close()
+        raise
+    return listening
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Return False for a connection that we break on purpose; `gate` has said so."""
+    return record.msg != _UNFINISHED

@@ -1,0 +1,147 @@
+"""Find the class that APP names, and refuse in one line what cannot be served."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import logging
+import sys
+import sysconfig
+import traceback
+from collections import Counter
+from pathlib import Path
+from types import ModuleType
+from typing import Final, TypeGuard
+
+from falctl.app import App, endpoints_of
+from falctl.errors import ConfigError
+from falctl.wire import RESERVED_PREFIXES
+
+log = logging.getLogger(__name__)
+
+OWN_PATHS: Final = ("/health", "/openapi.json", "/docs")
+"""GET on these is answered by every host without taking a slot."""
+
+_HOW: Final = "write APP as module:Class or path.py::Class"
+_LIBRARIES: Final = tuple(
+    {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
+)
+_OURS: Final = str(Path(__file__).parents[1])
+
+
+def load_app(name: str, *, cwd: Path) -> type[App]:
+    """
+    Import and return the class that *name* names, relative to *cwd*.
+
+    The folder of the app goes to the end of the module search path: a file beside it shadows nothing.
+
+    Raises:
+        ConfigError: one line that says what is wrong with *name*, the module or the class.
+    """
+    if "::" in name:
+        path, _, class_name = name.rpartition("::")
+        module = _import_file((cwd / path).resolve(), named=name)
+    else:
+        module_name, colon, class_name = name.partition(":")
+        if not (module_name and colon and class_name):
+            msg = f"APP {name!r} names no class; {_HOW}"
+            raise ConfigError(msg)
+        module = _import_module(module_name, cwd=cwd, named=name)
+    app_class = _find_class(module, class_name, named=name)
+    _check(app_class, named=name)
+    return app_class
+
+
+def user_line(error: BaseException) -> str:
+    """Return ``" (file:line)"`` of the innermost frame of *error* that is the user's code, else ``""``."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f" ({error.filename}:{error.lineno})"
+    frames = traceback.extract_tb(error.__traceback__)
+    for frame in reversed(frames):
+        if not frame.filename.startswith((*_LIBRARIES, _OURS, "<")):
+            return f" ({frame.filename}:{frame.lineno})"
+    return ""
+
+
+def said(error: BaseException) -> str:
+    """Return the type and message of *error* on one line."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _import_file(path: Path, *, named: str) -> ModuleType:
+    if not path.is_file():
+        msg = f"APP {named!r}: there is no file {path}"
+        raise ConfigError(msg)
+    # The prefix keeps `torch.py` or `app.py` from standing in for a module that another import means.
+    spec = importlib.util.spec_from_file_location(f"falctl_app_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        msg = f"APP {named!r}: {path} is no Python file; {_HOW}"
+        raise ConfigError(msg)
+    sys.path.append(str(path.parent))
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        raise _import_failed(error, named=named) from error
+    return module
+
+
+def _import_module(module_name: str, *, cwd: Path, named: str) -> ModuleType:
+    sys.path.append(str(cwd))
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        missing = error.name or ""
+        if missing and (module_name == missing or module_name.startswith(missing + ".")):
+            msg = f"APP {named!r}: there is no module {missing!r} here ({cwd}) or in this Python's packages"
+            raise ConfigError(msg) from error
+        raise _import_failed(error, named=named) from error
+    except (Exception, SystemExit) as error:
+        raise _import_failed(error, named=named) from error
+    return module
+
+
+def _import_failed(error: BaseException, *, named: str) -> ConfigError:
+    log.error("app.import_failed app=%s", named, exc_info=error)
+    return ConfigError(f"APP {named!r} cannot be imported: {said(error)}{user_line(error)}")
+
+
+def _find_class(module: ModuleType, class_name: str, *, named: str) -> type[App]:
+    names = vars(module)
+    if class_name not in names:
+        apps = sorted(name for name, value in names.items() if _is_app(value))
+        instead = f"; it has {', '.join(apps)}" if apps else ""
+        msg = f"APP {named!r}: {module.__file__} has no class {class_name!r}{instead}"
+        raise ConfigError(msg)
+    found = names[class_name]
+    if not _is_app(found):
+        msg = f"APP {named!r}: {class_name} is not a subclass of falctl.App"
+        raise ConfigError(msg)
+    return found
+
+
+def _is_app(value: object) -> TypeGuard[type[App]]:
+    return isinstance(value, type) and issubclass(value, App) and value is not App
+
+
+def _check(app_class: type[App], *, named: str) -> None:
+    endpoints = endpoints_of(app_class)
+    if not endpoints:
+        msg = f'APP {named!r} has no endpoint; mark a method with @falctl.endpoint("/")'
+        raise ConfigError(msg)
+    for path, count in Counter(e.path for e in endpoints).items():
+        methods = " and ".join(e.method for e in endpoints if e.path == path)
+        if count > 1:
+            msg = f"APP {named!r}: the endpoints {methods} have one path, {path!r}"
+            raise ConfigError(msg)
+        if any(
+            path == prefix or path.startswith(prefix + "/") for prefix in (*RESERVED_PREFIXES, *OWN_PATHS)
+        ):
+            msg = f"APP {named!r}: endpoint {methods} has the path {path!r}, which falctl keeps for itself; choose another"
+            raise ConfigError(msg)
+    slots: object = app_class.max_multiplexing
+    if not isinstance(slots, int) or isinstance(slots, bool) or slots < 1:
+        msg = f"APP {named!r}: max_multiplexing is {slots!r}; it must be an int of at least 1"
+        raise ConfigError(msg)

@@ -1,0 +1,64 @@
+"""
+The frame of a host process: what ends it, and with which code.
+
+The app is imported on the main thread before the event loop runs, as some libraries insist on. The process ends by
+`os._exit`: an app thread that does not return must not hold it, and the interpreter would wait for that thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+import uvloop
+
+from falctl import logs
+from falctl.app import App
+from falctl.config import Config
+from falctl.errors import EXIT_FAILED, EXIT_OK, FalctlError
+from falctl.host.life import Life
+from falctl.host.loader import load_app, said
+from falctl.host.start import start
+from falctl.lifeline import Control
+from falctl.wire import Failed, HostSpec, Stage
+
+log = logging.getLogger(__name__)
+
+
+def run(control: Control) -> NoReturn:
+    """Be the host that *control* describes, until it says stop. Call on the main thread."""
+    code = EXIT_FAILED
+    try:
+        _run(control)
+        code = EXIT_OK
+    except FalctlError as error:
+        code = error.exit_code
+        control.send(Failed(str(error), code))
+    except Exception as error:
+        log.exception("host.crashed")
+        control.send(Failed(f"the runner crashed: {said(error)}", code))
+    finally:
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _run(control: Control) -> None:
+    spec = control.spec
+    assert isinstance(spec, HostSpec), "started as a host"
+    config = Config.model_validate(spec.config)
+    logs.configure(config.log.level)
+    control.send(Stage(f"importing {spec.app}"))
+    app_class = load_app(spec.app, cwd=Path(spec.cwd))
+    # Not asyncio.run: it would cancel what is left and wait for it, and an app thread may never return.
+    loop = uvloop.new_event_loop()
+    loop.run_until_complete(_live(control, spec, config, app_class=app_class))
+
+
+async def _live(control: Control, spec: HostSpec, config: Config, *, app_class: type[App]) -> None:
+    life = Life(control, teardown_timeout_s=config.runners.teardown_timeout)
+    await life.live(start(app_class, control, spec, config))

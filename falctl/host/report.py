@@ -1,0 +1,102 @@
+"""
+The runner's row on the board and the events about it. Owned by the event loop, which alone writes the row.
+
+State first, event second: a message says that something happened, and the row that it speaks of is on the board
+before the message is queued.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, Final
+
+from falctl.board.board import Board
+from falctl.board.rows import Executing, ModelRow, RunnerRow
+from falctl.clock import monotonic_s
+from falctl.core.types import Epoch
+from falctl.host.events import EventHub
+from falctl.host.hint_source import Asked, HintSource
+from falctl.host.ticket import Slots, Ticket
+from falctl.toolkit import ModelCache
+from falctl.wire import Draining, Hello, HintsChanged, HostSpec, Released
+
+PROGRESS_PAUSE_S: Final = 0.05
+"""Shortest pause between two rows that differ in nothing but steps."""
+
+
+class Report:
+    """What others may know of this runner."""
+
+    def __init__(self, board: Board, spec: HostSpec, *, slots: Slots, hints: HintSource) -> None:
+        self.events = EventHub()
+        self.caches: list[ModelCache[Any]] = []
+        self._board = board
+        self._runner = spec.runner
+        self._epoch = spec.epoch
+        self._slots = slots
+        self._hints = hints
+        self._loads = 0
+        self._progress_at = monotonic_s()
+        self._loop = asyncio.get_running_loop()
+        self._published_at = 0.0
+
+    def publish(self) -> None:
+        """Write the row as things are now."""
+        held = self._slots.held
+        now = self._published_at = monotonic_s()
+        row = RunnerRow(
+            epoch=Epoch(self._epoch),
+            slots=self._slots.count,
+            hints=self._hints.known,
+            executing=tuple(Executing(t.request, t.hint, t.started_at, t.step, t.steps) for t in held),
+            models=self._models(),
+            served=self._slots.served,
+            loads=self._loads,
+            beat_at=now,
+            progress_at=max((self._progress_at, *(t.progress_at for t in held))),
+            progress_known=bool(held) and all(t.steps for t in held),
+            hints_dropped=self._hints.overflow,
+        )
+        self._board.put_runner(self._runner, row)
+
+    def started(self, ticket: Ticket) -> None:
+        """Note that *ticket* holds a slot now."""
+        self._progress_at = ticket.started_at
+        self.publish()
+
+    def released(self, ticket: Ticket, asked: Asked | None, *, loads: int) -> None:
+        """Note that *ticket* has given its slot back, the hints after it, and the models it had loaded."""
+        self._loads += loads
+        self.changed(asked)
+        self.events.emit(Released(self._epoch, ticket.request))
+
+    def changed(self, asked: Asked | None) -> None:
+        """Note that a model cache has changed, or that hints were asked for."""
+        self._progress_at = monotonic_s()
+        changed = asked is not None and self._hints.accept(asked)
+        self.publish()
+        if changed:
+            self.events.emit(HintsChanged(self._epoch))
+
+    def draining(self) -> None:
+        """Tell the router that no new request is taken."""
+        self.events.emit(Draining(self._epoch))
+
+    def hello(self) -> Hello:
+        """Return the first message of an event stream."""
+        return Hello(self._epoch, self._slots.count, [t.request for t in self._slots.held])
+
+    def step_done(self) -> None:
+        """Note that an app thread has reported a step; from any thread, as often as it likes."""
+        if monotonic_s() - self._published_at >= PROGRESS_PAUSE_S:
+            self._published_at = monotonic_s()
+            self.soon(self.publish)
+
+    def soon(self, call: Callable[..., None], *args: Any) -> None:
+        """Call *call* on the event loop; from any thread."""
+        self._loop.call_soon_threadsafe(call, *args)
+
+    def _models(self) -> tuple[ModelRow, ...]:
+        seen = [resident for cache in self.caches for resident in cache.residents()]
+        return tuple(ModelRow(r.name, r.state, r.used_at, r.load_s) for r in seen)

@@ -1,0 +1,95 @@
+"""From a class to a runner that serves it: cards proved, app set up, socket listened on."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from falctl.app import App
+from falctl.board.board import Board
+from falctl.config import Config
+from falctl.errors import StartError
+from falctl.host.app_threads import AppThreads
+from falctl.host.context import Context
+from falctl.host.gate import Gate
+from falctl.host.hint_source import HintSource
+from falctl.host.keeper import Keeper
+from falctl.host.listener import Listener
+from falctl.host.loader import said, user_line
+from falctl.host.pins import prove_cards
+from falctl.host.report import Report
+from falctl.host.routes import build_routes
+from falctl.host.ticket import Slots
+from falctl.lifeline import Control
+from falctl.toolkit.files import FileStore, use_store
+from falctl.wire import HostSpec, Stage
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """An app that is being served."""
+
+    app: App
+    slots: Slots
+    threads: AppThreads
+    report: Report
+    listener: Listener
+
+
+async def start(app_class: type[App], control: Control, spec: HostSpec, config: Config) -> Served:
+    """
+    Serve *app_class*; returns once it listens.
+
+    Raises:
+        StartError: the cards are not there, or the app's code raised; one line.
+        ConfigError: an endpoint cannot be served.
+        OSError: the socket cannot be bound.
+    """
+    threads = AppThreads(app_class.max_multiplexing)
+    slots = Slots(app_class.max_multiplexing)
+    if spec.cards:
+        control.send(Stage("importing torch"))
+        await threads.run(lambda: prove_cards(spec.cards, driver=spec.driver))
+    use_store(FileStore(Path(spec.files_dir), url=spec.files_url))
+    threads.serve_streams()
+    app = await threads.run(call_app, app_class, f"{app_class.__name__}()")
+    hints = HintSource(app)
+    report = Report(Board.attach(control.board_fd), spec, slots=slots, hints=hints)
+    app.runner = Context(spec, config, report=report, hints=hints, threads=threads)
+    web = build_routes(app, threads=threads, hints=hints)
+    control.send(Stage("setup"))
+    await call_hook(app.setup, "setup()", threads=threads)
+    report.changed(await threads.run(hints.ask) if hints.given else None)
+    keeper = Keeper(slots=slots, hints=hints, report=report, threads=threads)
+    listener = Listener(Gate(web, keeper), Path(spec.socket))
+    await listener.listen()
+    return Served(app, slots, threads, report, listener)
+
+
+async def call_hook(hook: Callable[[], Any], name: str, *, threads: AppThreads) -> None:
+    """Call a hook of the app on its thread, what is async of it on the loop. Raises StartError if it raises."""
+    result = await threads.run(call_app, hook, name)
+    try:
+        if inspect.isawaitable(result):
+            await result
+    except (Exception, SystemExit) as error:
+        raise _failed(error, name) from error
+
+
+def call_app(call: Callable[[], Any], name: str) -> Any:
+    """Return ``call()``. Raises StartError in one line, and logs the traceback, if it raises."""
+    try:
+        return call()
+    except (Exception, SystemExit) as error:
+        raise _failed(error, name) from error
+
+
+def _failed(error: BaseException, name: str) -> StartError:
+    log.error("app.failed in=%s", name, exc_info=error)
+    return StartError(f"{name} raised {said(error)}{user_line(error)}")

@@ -1,0 +1,125 @@
+"""A request that holds a slot, and the slots. Owned by the event loop; an app thread only marks its own ticket."""
+
+from __future__ import annotations
+
+import asyncio
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Final, Literal
+
+from falctl.clock import monotonic_s
+from falctl.core.residency import Verdict
+from falctl.core.types import Hint, RequestId
+from falctl.host.hint_source import Asked
+
+Cache = Literal["hit", "join", "disk", "none"]
+
+_COSTLIEST_FIRST: Final[tuple[Verdict, ...]] = ("disk", "join", "hit")
+
+
+@dataclass(eq=False, slots=True)
+class Ticket:
+    """One request, from the moment it got its slot."""
+
+    request: RequestId
+    hint: Hint | None
+    warm: bool
+    """Its hint was published when it started."""
+    task: asyncio.Task[None] = field(repr=False)
+    started_at: float = field(default_factory=monotonic_s)
+    progress_at: float = 0.0
+    step: int = 0
+    steps: int = 0
+    leases: dict[str, Verdict] = field(default_factory=dict)
+    load_s: float = 0.0
+    in_endpoint_thread: bool = False
+    """A sync endpoint runs: it cannot be stopped, only told."""
+    asked: Asked | None = None
+    """The hints as they were after the last line of a sync endpoint, until they are taken."""
+    cancelled: bool = False
+    """Somebody asked for it to be stopped; the app learns it from ``progress``."""
+    gone: bool = False
+    """Nobody reads the answer any more."""
+    ending: bool = False
+    broke_card: bool = False
+    """It met a CUDA error that no later call of this process survives."""
+
+    def cancel(self) -> None:
+        """Stop the request where that is possible; a sync endpoint only learns of it."""
+        self.cancelled = True
+        self._stop()
+
+    def leave(self) -> None:
+        """Note that the client is gone; a sync endpoint goes on to its end."""
+        self.gone = True
+        self._stop()
+
+    def _stop(self) -> None:
+        if not (self.in_endpoint_thread or self.ending):
+            self.task.cancel()
+
+    @property
+    def stopping(self) -> bool:
+        """Return whether nothing more should be computed for it."""
+        return self.cancelled or self.gone
+
+    def leased(self, name: str, verdict: Verdict, load_s: float) -> None:
+        """Note that the app got a model. Called on the thread that serves this request."""
+        self.leases[name] = verdict
+        self.load_s += load_s
+        self.progress_at = monotonic_s()
+
+    @property
+    def cache(self) -> Verdict | None:
+        """Return the costliest way in which it got a model; None without a lease."""
+        for verdict in _COSTLIEST_FIRST:
+            if verdict in self.leases.values():
+                return verdict
+        return None
+
+
+CURRENT: ContextVar[Ticket | None] = ContextVar("falctl_ticket", default=None)
+"""The request that the running code serves; an app thread has the context of the request that called it."""
+
+
+class Slots:
+    """At most *count* requests at a time; no new one while draining."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.draining = False
+        self.served = 0
+        self._held: dict[Ticket, None] = {}
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    @property
+    def held(self) -> tuple[Ticket, ...]:
+        """Return the requests that hold a slot, oldest first."""
+        return tuple(self._held)
+
+    @property
+    def free(self) -> bool:
+        """Return whether a request may start now."""
+        return not self.draining and len(self._held) < self.count
+
+    def take(self, ticket: Ticket) -> None:
+        """Give *ticket* a slot; call only when one is free."""
+        assert self.free, "no slot is free"
+        self._held[ticket] = None
+        self._idle.clear()
+
+    def release(self, ticket: Ticket) -> None:
+        """Take the slot back."""
+        del self._held[ticket]
+        self.served += 1
+        if not self._held:
+            self._idle.set()
+
+    def find(self, request: str) -> Ticket | None:
+        """Return the ticket of *request*; None when it holds no slot."""
+        return next((t for t in self._held if t.request == request), None)
+
+    async def wait_idle(self) -> None:
+        """Return when no request holds a slot."""
+        await self._idle.wait()

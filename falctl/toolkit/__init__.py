@@ -1,0 +1,17 @@
+"""What an app may use besides `falctl.App`: images, a model cache, and the errors a client understands."""
+
+from falctl.errors import BadRequestError, NotFoundError, RequestError
+from falctl.toolkit.cancel import RequestCancelled
+from falctl.toolkit.files import File, Image, encode_image
+from falctl.toolkit.model_cache import ModelCache
+
+__all__ = [
+    "BadRequestError",
+    "File",
+    "Image",
+    "ModelCache",
+    "NotFoundError",
+    "RequestCancelled",
+    "RequestError",
+    "encode_image",
+]

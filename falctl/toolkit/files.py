@@ -1,0 +1,146 @@
+"""Files that an app hands to its client by URL: stored in the state directory, served by the router."""
+
+from __future__ import annotations
+
+import mimetypes
+import os
+import re
+import secrets
+from contextlib import suppress
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from pydantic import BaseModel, Field
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as PilImage
+
+_NAME_BYTES: Final = 24
+"""192 random bits: whoever does not know the URL does not find the file."""
+_SUFFIX: Final = re.compile(r"\.[a-z0-9]{1,8}")
+_TYPES: Final = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
+_SUFFIXES: Final = {"image/png": ".png", "image/jpeg": ".jpg", "image/webp": ".webp"}
+
+
+class FileStore:
+    """The folder whose files the router serves under *url*."""
+
+    def __init__(self, folder: Path, *, url: str) -> None:
+        self._folder = folder
+        self._url = url
+
+    def save(self, data: bytes, *, suffix: str) -> str:
+        """Write *data* under an unguessable name; return its URL. A reader sees all of it or nothing."""
+        name = secrets.token_urlsafe(_NAME_BYTES) + suffix
+        draft = self._folder / f".{name}.tmp"
+        try:
+            self._write(draft, data)
+            draft.replace(self._folder / name)
+        except OSError:
+            with suppress(OSError):
+                draft.unlink()
+            raise
+        return f"{self._url}/{name}"
+
+    def _write(self, path: Path, data: bytes) -> None:
+        try:
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        except FileNotFoundError:
+            # Somebody wiped the state directory while we run; the next image is no worse for it.
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with os.fdopen(fd, "wb") as file:
+            file.write(data)
+
+
+_store: FileStore | None = None
+
+
+def use_store(store: FileStore | None) -> None:
+    """Let every `File` of this process be stored in *store*. Called by the host before `setup`."""
+    global _store  # noqa: PLW0603 - one process hosts one app, and fal's `Image.from_pil` has no other way in
+    _store = store
+
+
+class File(BaseModel):
+    """A stored file: what the client gets is this object, as JSON."""
+
+    url: str
+    content_type: str | None = None
+    file_name: str | None = None
+    file_size: int | None = None
+
+    @classmethod
+    def from_bytes(cls, data: bytes, content_type: str | None = None, file_name: str | None = None) -> File:
+        """
+        Store *data*. The URL ends as *file_name* does, else as *content_type* wants it.
+
+        Raises:
+            RuntimeError: outside a running falctl.
+            OSError: it cannot be written.
+        """
+        kind = content_type or mimetypes.guess_type(file_name or "")[0] or "application/octet-stream"
+        url = _save(data, suffix=_suffix(file_name, kind))
+        return File(url=url, content_type=kind, file_name=file_name or _last(url), file_size=len(data))
+
+    @classmethod
+    def from_path(cls, path: str | Path, content_type: str | None = None) -> File:
+        """Store a copy of the file at *path*. Raises as `from_bytes`, and OSError when it cannot be read."""
+        path = Path(path)
+        return cls.from_bytes(path.read_bytes(), content_type, path.name)
+
+
+class Image(File):
+    """A stored image."""
+
+    width: int | None = Field(None, description="pixels")
+    height: int | None = Field(None, description="pixels")
+
+    @classmethod
+    def from_pil(cls, pil_image: PilImage, format: str = "png") -> Image:  # noqa: A002 - fal's name for it
+        """
+        Store a PIL image as ``"png"``, ``"jpeg"`` or ``"webp"``.
+
+        Raises: as `File.from_bytes`; ValueError for another format.
+        """
+        data, kind = encode_image(pil_image, format)
+        url = _save(data, suffix=_SUFFIXES[kind])
+        return cls(
+            url=url,
+            content_type=kind,
+            file_name=_last(url),
+            file_size=len(data),
+            width=pil_image.width,
+            height=pil_image.height,
+        )
+
+
+def encode_image(pil_image: PilImage, format: str) -> tuple[bytes, str]:  # noqa: A002 - as PIL calls it
+    """Return the bytes of *pil_image* in *format* ("png", "jpeg", "webp"), and their content type."""
+    name = format.lower().replace("jpg", "jpeg")
+    if name not in _TYPES:
+        msg = f"image format {format!r} is none of {', '.join(_TYPES)}"
+        raise ValueError(msg)
+    if name == "jpeg" and pil_image.mode not in {"RGB", "L"}:
+        pil_image = pil_image.convert("RGB")  # JPEG knows no transparency
+    buffer = BytesIO()
+    pil_image.save(buffer, format=name)
+    return buffer.getvalue(), _TYPES[name]
+
+
+def _save(data: bytes, *, suffix: str) -> str:
+    if _store is None:
+        msg = "files can be stored only by an app that runs under `falctl up`: there is no store in this process"
+        raise RuntimeError(msg)
+    return _store.save(data, suffix=suffix)
+
+
+def _suffix(file_name: str | None, content_type: str) -> str:
+    suffix = Path(file_name or "").suffix.lower() or _SUFFIXES.get(content_type)
+    suffix = suffix or mimetypes.guess_extension(content_type) or ""
+    return suffix if _SUFFIX.fullmatch(suffix) else ""
+
+
+def _last(url: str) -> str:
+    return url.rpartition("/")[2]

@@ -1,0 +1,83 @@
+"""Which models may be loaded, and from where: demo models, folders of the configuration, allowed Hub ids."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from falctl.toolkit import RequestError
+from runners.demo import DEMO_MODELS, demo_model_path
+
+INDEX: Final = "model_index.json"
+_WORD: Final = r"[A-Za-z0-9_][A-Za-z0-9_.+-]*"
+_FOLDER: Final = re.compile(_WORD)
+"""One folder name that begins with a letter or digit: no separator, no "..", nothing hidden."""
+_HUB_ID: Final = re.compile(f"{_WORD}/{_WORD}")
+
+
+class UnknownModelError(RequestError):
+    """The configuration does not allow this model."""
+
+    status, error_type = 404, "model_not_allowed"
+
+
+class UnusableModelError(RequestError):
+    """The model is there and allowed, but it cannot be loaded."""
+
+    status, error_type = 422, "model_unusable"
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where diffusers loads a model from."""
+
+    place: str
+    """A folder's path, or a Hub id."""
+    local: bool
+
+
+def find_model(name: str, *, paths: Sequence[Path], allow: Sequence[str]) -> Source:
+    """
+    Return where the model *name* is loaded from.
+
+    Raises:
+        UnknownModelError: nowhere; tells the line of the configuration that would allow it.
+        UnusableModelError: its folder is not a diffusers pipeline.
+    """
+    if name in DEMO_MODELS:
+        return _folder(demo_model_path(name), name)
+    if _FOLDER.fullmatch(name):
+        for parent in paths:
+            if (parent / name).is_dir():
+                return _folder(parent / name, name)
+    if name in allow and _HUB_ID.fullmatch(name):
+        return Source(name, local=False)
+    raise UnknownModelError(_refusal(name, paths=paths, allow=allow))
+
+
+def _folder(path: Path, name: str) -> Source:
+    if not (path / INDEX).is_file():
+        msg = f"Model {name!r} cannot be loaded: its folder has no {INDEX}"
+        raise UnusableModelError(msg)
+    return Source(str(path), local=True)
+
+
+def _refusal(name: str, *, paths: Sequence[Path], allow: Sequence[str]) -> str:
+    known = f"The demo models are {', '.join(DEMO_MODELS)}."
+    if _HUB_ID.fullmatch(name):
+        line = f"allow = {json.dumps([*allow, name])}"
+        return f"Model {name!r} is not allowed. To fetch it from the Hub, put this line under [models] in the configuration: {line}"
+    if _FOLDER.fullmatch(name):
+        line = f"paths = {json.dumps([*map(str, paths), '/folder/that/holds/it'])}"
+        return (
+            f"Model {name!r} is not known. If it is a folder, name the folder that holds it by this line under "
+            f"[models] in the configuration: {line}. {known}"
+        )
+    return (
+        f"Model {name!r} is neither the name of a folder nor a Hub id (owner/name). Put the folder that holds it "
+        f'under [models] in the configuration, paths = ["/folder/that/holds/it"], and ask for it by its name. {known}'
+    )

@@ -1,0 +1,69 @@
+"""A runner that keeps models which cost only time: routing is tried with it, without a GPU."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable
+
+from pydantic import BaseModel, Field
+
+from falctl import App, endpoint
+
+
+class Job(BaseModel):
+    """One request, and what it costs; costs left out are those of the configuration."""
+
+    model: str = Field(min_length=1, max_length=1024)
+    load_s: float | None = Field(None, ge=0, le=3600)
+    exec_s: float | None = Field(None, ge=0, le=3600)
+    steps: int = Field(1, ge=1, le=10_000)
+
+
+class Done(BaseModel):
+    """What was done."""
+
+    model: str
+    loaded: bool
+    load_s: float
+    exec_s: float
+    runner: int
+
+
+class SimulatedModels(App):
+    """Sleeps as long as a load and a run would take."""
+
+    def setup(self) -> None:
+        self._load_s = threading.local()
+        self.models = self.runner.model_cache(load=self._load)
+
+    def provide_hints(self) -> Iterable[str]:
+        return self.models.resident
+
+    @endpoint("/")
+    def run(self, job: Job) -> Done:
+        costs = self.runner.simulated
+        load_s = costs.load_s if job.load_s is None else job.load_s
+        exec_s = costs.exec_s if job.exec_s is None else job.exec_s
+        self._load_s.wanted, self._load_s.spent = load_s, None
+        with self.models.lease(job.model):
+            for step in range(job.steps):
+                _take(exec_s / job.steps)
+                self.runner.progress(step + 1, job.steps)
+        loaded = self._load_s.spent is not None
+        return Done(
+            model=job.model,
+            loaded=loaded,
+            load_s=load_s if loaded else 0.0,
+            exec_s=exec_s,
+            runner=self.runner.runner,
+        )
+
+    def _load(self, name: str) -> str:
+        # A load runs on the thread of the request that asked for it, so its cost lies there.
+        _take(self._load_s.wanted)
+        self._load_s.spent = self._load_s.wanted
+        return name
+
+
+def _take(seconds: float) -> None:
+    threading.Event().wait(seconds)

@@ -1,0 +1,189 @@
+"""What a host answers: the app's results, fal's error bodies, our headers; never a traceback."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import pytest
+
+from falctl.host.gate import EXIT_CARD_BROKEN
+from tests.host.conftest import PROBE, Gate
+from tests.host.harness import STEP_S, Host
+
+pytestmark = pytest.mark.process
+
+
+@pytest.fixture(scope="module")
+def quiet() -> Iterator[Host]:
+    with Host(f"{PROBE}::Quiet") as host:
+        yield host
+
+
+def test_a_pydantic_model_is_answered_as_json(probe: Host) -> None:
+    reply = probe.post("/model")
+    assert (reply.status, reply.json) == (200, {"n": 1})
+
+
+def test_a_response_of_the_app_passes_with_its_headers(probe: Host) -> None:
+    reply = probe.post("/text")
+    assert (reply.status, reply.body, reply.headers["x-own"]) == (200, b"plain", "1")
+
+
+def test_an_answer_without_a_body_passes(probe: Host) -> None:
+    reply = probe.post("/nothing")
+    assert (reply.status, reply.body) == (204, b"")
+    assert "x-falctl-timings" in reply.headers
+
+
+def test_a_file_passes(probe: Host) -> None:
+    assert b"class Probe(App)" in probe.post("/file").body
+
+
+def test_what_an_app_stores_is_linked_under_the_routers_url(probe: Host) -> None:
+    url = probe.post("/store").json["url"]
+    assert url.startswith("http://127.0.0.1:8808/files/")
+    assert (probe.files / url.rpartition("/")[2]).read_bytes() == b"stored"
+
+
+def test_bad_input_is_422_with_fastapis_detail_list(probe: Host) -> None:
+    reply = probe.post("/held", {"folder": 7})
+    assert reply.status == 422
+    assert reply.json["detail"][0]["loc"] == ["body", "folder"]
+
+
+def test_a_body_that_is_no_json_is_422(probe: Host) -> None:
+    reply = probe.ask("POST", "/held", b"{")
+    assert reply.status == 422
+    assert reply.json["detail"][0]["type"] == "json_invalid"
+
+
+@pytest.mark.parametrize("path", ["/boom", "/aboom", "/wrong-output", "/exit", "/aexit", "/stop-iteration"])
+def test_a_bug_in_the_app_is_500_and_its_traceback_goes_to_the_log_only(probe: Host, path: str) -> None:
+    reply = probe.post(path, headers={"x-fal-request-id": f"bug{path}"})
+    assert reply.status == 500
+    assert reply.json == {"detail": "Internal Server Error", "error_type": "runner_server_error"}
+    assert reply.headers["x-fal-error-type"] == "runner_server_error"
+    _, found, after = probe.output().partition(f"request.failed request=bug{path}")
+    assert found
+    assert "Traceback" in after
+    assert after.count("Traceback (most recent call last)") <= 2
+    assert probe.post("/model").status == 200
+
+
+def test_a_deliberate_refusal_has_its_own_status_and_type(probe: Host) -> None:
+    reply = probe.post("/refuse")
+    assert (reply.status, reply.json) == (418, {"detail": "short and stout", "error_type": "teapot"})
+    assert reply.headers["x-fal-error-type"] == "teapot"
+    assert reply.headers["retry-after"] == "3"
+
+
+def test_an_http_exception_is_answered_as_fastapi_does(probe: Host) -> None:
+    reply = probe.post("/http-error")
+    assert (reply.status, reply.json) == (409, {"detail": {"taken": True}})
+
+
+@pytest.mark.parametrize("path", ["/oom", "/cublas"])
+def test_out_of_memory_is_503(probe: Host, path: str) -> None:
+    reply = probe.post(path)
+    assert (reply.status, reply.json) == (
+        503,
+        {"detail": "Out of memory", "error_type": "runner_server_error"},
+    )
+    assert "x-falctl-bounced" not in reply.headers
+
+
+def test_a_broken_card_is_answered_and_ends_the_process() -> None:
+    with Host(f"{PROBE}::Probe") as host:
+        reply = host.post("/break-card")
+        assert (reply.status, reply.json["error_type"]) == (503, "runner_server_error")
+        assert host.process.wait(timeout=STEP_S) == EXIT_CARD_BROKEN
+        assert host.row.executing == ()
+        assert "illegal memory access" in host.output()
+
+
+def test_what_a_decorated_async_endpoint_returns_is_awaited_on_the_loop(probe: Host) -> None:
+    assert probe.post("/wrapped-async").json == "MainThread"
+
+
+def test_a_stream_that_breaks_has_no_final_chunk(probe: Host) -> None:
+    connection = probe.connect()
+    connection.request("POST", "/broken-stream", b"{}", {"Content-Type": "application/json"})
+    response = connection.getresponse()
+    assert response.readline() == b"first\n"
+    with pytest.raises(Exception, match="IncompleteRead"):
+        response.read()
+    connection.close()
+
+
+def test_health_openapi_and_docs_are_there_and_get_on_an_endpoint_is_not(probe: Host) -> None:
+    health = probe.ask("GET", "/health")
+    assert (health.status, health.json) == (200, {"status": "ok"})
+    assert "/model" in probe.ask("GET", "/openapi.json").json["paths"]
+    assert probe.ask("GET", "/docs").status == 200
+    assert probe.ask("GET", "/model").status == 405
+    assert probe.post("/nowhere").status == 404
+    assert probe.post("/falctl/nowhere").status == 404
+
+
+def test_the_openapi_knows_the_types_of_an_app_with_string_annotations(probe: Host) -> None:
+    post = probe.ask("GET", "/openapi.json").json["paths"]["/held"]["post"]
+    assert post["requestBody"]["content"]["application/json"]["schema"] == {
+        "$ref": "#/components/schemas/Gate"
+    }
+
+
+def test_sync_code_runs_on_the_apps_one_thread_and_so_do_its_hints_and_streams(
+    probe: Host, gate: Gate
+) -> None:
+    here = probe.post("/threads").json
+    assert here["hints"] == [here["here"]]
+    assert here["here"].startswith("app_0")
+    gate.open()
+    assert probe.post("/sync-stream", gate.body).body.decode().splitlines() == [here["here"], "end"]
+
+
+def test_the_app_sees_the_clients_headers_and_none_of_ours(probe: Host) -> None:
+    sent = {
+        "X-Mine": "1",
+        "x-fal-request-id": "r1",
+        "x-falctl-hint": json.dumps("caf\xe9"),
+        "x-falctl-headers": json.dumps([["x-fal-runner-hint", "caf\xe9"], ["x-name", "Ren\xe9"]]),
+    }
+    seen = [tuple(pair) for pair in probe.post("/headers", headers=sent).json]
+    assert ("x-mine", "1") in seen
+    assert ("x-fal-request-id", "r1") in seen
+    assert ("x-fal-runner-hint", "caf\xe9") in seen
+    assert ("x-name", "Ren\xe9") in seen
+    assert not [name for name, _ in seen if name.startswith("x-falctl")]
+
+
+def test_headers_of_more_than_64_kib_pass(probe: Host) -> None:
+    long = "x" * 80_000
+    assert ["x-long", long] in probe.post("/headers", headers={"X-Long": long}).json
+
+
+def test_a_large_body_passes(probe: Host) -> None:
+    assert probe.ask("POST", "/length", b"x" * 5_000_000).json == 5_000_000
+
+
+def test_an_app_that_gives_no_hints_sends_no_hints_header(quiet: Host) -> None:
+    assert "x-fal-runner-hints" not in quiet.post("/", {}).headers
+    assert quiet.row.hints is None
+
+
+def test_the_timings_say_how_long_the_app_ran(quiet: Host, gate: Gate) -> None:
+    under_way = quiet.later("/held", gate.body)
+    gate.open()
+    timings = under_way.reply().timings
+    assert timings["cache"] == "none"
+    assert float(timings["load_s"]) == 0
+    assert 0 < float(timings["exec_s"]) < 20
+
+
+def test_an_async_provide_hints_is_named_and_gives_nothing(quiet: Host) -> None:
+    with Host(f"{PROBE}::AsyncHints") as host:
+        assert host.post("/", {}).headers["x-fal-runner-hints"] == ""
+        assert host.row.hints == ()
+        assert host.output().count("provide_hints() returned a coroutine") == 1
+        assert "never awaited" not in host.output()
