@@ -1,0 +1,1 @@
+"""The one process that listens: HTTP edge, queue, scheduler, proxy, files."""

@@ -1,0 +1,48 @@
+"""The one place that renders an error as an HTTP answer: fal's body, fal's headers, ours."""
+
+from __future__ import annotations
+
+import json
+from math import ceil
+from typing import Final, TypeAlias
+
+from falctl.core.events import Refuse, RefuseCode
+from falctl.errors import QueueFullError, RequestError, UnavailableError
+from falctl.wire import H_ERROR_TYPE, H_ORIGIN, H_REQUEST_ID
+
+RawHeaders: TypeAlias = list[tuple[bytes, bytes]]
+
+ORIGIN: Final = H_ORIGIN.encode()
+REQUEST_ID: Final = H_REQUEST_ID.encode()
+
+_REFUSALS: Final[dict[RefuseCode, tuple[type[RequestError], str]]] = {
+    "queue_full": (QueueFullError, "as many requests wait as queue.max allows"),
+    "no_runner": (UnavailableError, "no runner is up and none will be; `falctl status` says why"),
+    "draining": (UnavailableError, "falctl is shutting down"),
+    "bounced_too_often": (UnavailableError, "runners turned this request away again and again"),
+}
+
+
+def refusal(action: Refuse) -> RequestError:
+    """Return the error that tells a client of *action*."""
+    kind, detail = _REFUSALS[action.code]
+    return kind(detail, retry_after_s=action.retry_after_s)
+
+
+def problem(error: RequestError, request: str) -> tuple[RawHeaders, bytes]:
+    """Return headers and body of the answer to the request of that id; the status is *error*'s."""
+    body = json.dumps({"detail": error.detail, "error_type": error.error_type}).encode()
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
+        (ORIGIN, b"router"),
+        (REQUEST_ID, request.encode()),
+        (H_ERROR_TYPE.encode(), error.error_type.encode()),
+    ]
+    if error.retry_after_s is not None:
+        headers.append((b"retry-after", str(ceil(error.retry_after_s)).encode()))
+    if error.status == 429:
+        headers.append((b"x-fal-needs-retry", b"1"))
+    if error.status == 401:
+        headers.append((b"www-authenticate", b"Bearer"))
+    return headers, body

@@ -1,0 +1,212 @@
+"""
+One client's connection: uvicorn's HTTP/1.1 protocol, plus the deadlines and limits that it lacks.
+
+- Headers: from the connection's start, and from the first byte of every further request, they must be complete
+  within `Limits.header_s`, and be no larger than `HEADERS_BYTES_MAX`.
+- Writing: a client that blocks our answer for `Limits.send_s` is cut off, also after its last byte was written.
+- Going: `Connection.on_gone` is called once when the connection is lost, so that nobody needs a task that waits
+  for ``http.disconnect``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final, cast
+
+import httptools
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.server import ServerState
+
+from falctl.router.cork import CorkedTransport
+
+log = logging.getLogger(__name__)
+
+HEADERS_BYTES_MAX: Final = 64 << 10
+"""Of one request: its target, names and values. nginx allows 32 KiB, Node 16 KiB."""
+
+_UPGRADE_HEADERS: Final = frozenset({b"connection", b"upgrade", b"http2-settings"})
+
+STATE_KEY: Final = "connection"
+"""Under this key of ``scope["state"]`` a request finds its `Connection`."""
+
+
+@dataclass(slots=True)
+class Limits:
+    """Deadlines of connections, in seconds; shared by all of them and changed by a reload."""
+
+    header_s: float
+    send_s: float
+    keep_alive_s: float
+
+
+class Connection(HttpToolsProtocol):
+    """See the module. Lives on the event loop, like all of the router."""
+
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        server_state: ServerState,
+        *,
+        limits: Limits,
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        super().__init__(config, server_state, {}, _loop=loop)
+        self.access_log = False
+        self.limits = limits
+        self.gone = False
+        self.on_gone: Callable[[], None] | None = None
+        self.active: RequestResponseCycle | None = None
+        """The exchange that the app works on; `cycle` is the one that was read last, which may wait behind it."""
+        self._header_timer: asyncio.TimerHandle | None = None
+        self._send_timer: asyncio.TimerHandle | None = None
+        self._header_bytes = 0
+
+    @property
+    def has_input(self) -> bool:
+        """Return whether ``receive()`` would return at once."""
+        return self.active is not None and self.active.message_event.is_set()
+
+    def break_off(self) -> None:
+        """Close without completing the answer, so that the client can tell that it is not whole."""
+        self.on_gone = None
+        if self.active is not None:
+            self.active.disconnected = True
+            self.active.transport.close()
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._await_headers()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.gone = True
+        self._headers_done()
+        self._unset_keepalive_if_required()
+        self.resume_writing()
+        if self.active is not None and not self.active.response_complete:
+            self.active.disconnected = True
+            self.active.message_event.set()
+        super().connection_lost(exc)
+        self.pipeline.clear()
+        if self.on_gone is not None:
+            on_gone, self.on_gone = self.on_gone, None
+            on_gone()
+
+    def data_received(self, data: bytes) -> None:
+        self._header_bytes += len(data)
+        self._unset_keepalive_if_required()
+        self._parse(data)
+        if self.active is not None and not self.active.response_complete:
+            return  # the app works on a request that has been read at least to its headers' end
+        if self._header_bytes > HEADERS_BYTES_MAX:
+            self._refuse(431, "Request Header Fields Too Large")
+        elif self._header_timer is None:
+            self._await_headers()
+
+    def _parse(self, data: bytes) -> None:
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserError:
+            self._refuse_unparsed()
+        except httptools.HttpParserUpgrade as upgrade:
+            self._decline_upgrade(data[upgrade.args[0] :])
+
+    def _decline_upgrade(self, rest: bytes) -> None:
+        """Read a request anew as if it had not offered HTTP/2: the parser stops at such an offer, body unread."""
+        if self._offers_websocket():
+            self.cycle.keep_alive = False  # the edge refuses it; nothing behind it will be read
+            return
+        lines = [b"%b %b HTTP/1.1" % (self.parser.get_method(), self.url)]
+        lines += [b"%b: %b" % header for header in self.headers if header[0] not in _UPGRADE_HEADERS]
+        self.parser = httptools.HttpRequestParser(self)
+        self._parse(b"\r\n".join([*lines, b"", rest]))
+
+    def _will_be_read_anew(self) -> bool:
+        return self.parser.should_upgrade() and not self._offers_websocket()
+
+    def _offers_websocket(self) -> bool:
+        return self._get_upgrade() == b"websocket"
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self.scope["state"][STATE_KEY] = self
+
+    def on_headers_complete(self) -> None:
+        if self._will_be_read_anew():
+            return
+        self._headers_done()
+        self._header_bytes = 0
+        if len(self.url) + sum(len(n) + len(v) for n, v in self.headers) > HEADERS_BYTES_MAX:
+            self._header_bytes = HEADERS_BYTES_MAX + 1
+            msg = "headers too large"
+            raise ValueError(msg)  # makes the parser stop
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        if not self._will_be_read_anew():
+            super().on_message_complete()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self.active = cycle
+        cycle.transport = CorkedTransport(self.transport, self.loop)  # type: ignore[assignment]
+        super()._start_asgi_task(cycle, app)
+
+    def _refuse_unparsed(self) -> None:
+        if self._header_bytes > HEADERS_BYTES_MAX:
+            self._refuse(431, "Request Header Fields Too Large")
+        else:
+            self._refuse(400, "Bad Request")
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        if self._send_timer is None:
+            self._send_timer = self.loop.call_later(self.limits.send_s, self._cut_off)
+
+    def resume_writing(self) -> None:
+        if self._send_timer is not None:
+            self._send_timer.cancel()
+            self._send_timer = None
+        super().resume_writing()
+
+    def on_response_complete(self) -> None:
+        self.on_gone = None
+        self.timeout_keep_alive = cast("int", self.limits.keep_alive_s)  # any number will do for call_later
+        super().on_response_complete()
+        if self.transport.is_closing() and self._send_timer is None:
+            # What is still in the write buffer must leave within the deadline, too.
+            self._send_timer = self.loop.call_later(self.limits.send_s, self._cut_off)
+
+    def timeout_keep_alive_handler(self) -> None:
+        if self.transport.get_write_buffer_size():
+            self.transport.abort()  # close() would wait for a client that reads nothing
+        super().timeout_keep_alive_handler()
+
+    def _await_headers(self) -> None:
+        self._header_timer = self.loop.call_later(self.limits.header_s, self._headers_overdue)
+
+    def _headers_done(self) -> None:
+        if self._header_timer is not None:
+            self._header_timer.cancel()
+            self._header_timer = None
+
+    def _headers_overdue(self) -> None:
+        self._header_timer = None
+        log.debug("client.cut_off client=%s reason=headers", self.client)
+        self.transport.abort()
+
+    def _cut_off(self) -> None:
+        self._send_timer = None
+        log.info("client.cut_off client=%s reason=reads_too_slowly", self.client)
+        self.transport.abort()
+
+    def _refuse(self, status: int, reason: str) -> None:
+        self._headers_done()
+        if self.active is None or self.active.response_complete:
+            self.transport.write(
+                f"HTTP/1.1 {status} {reason}\r\ncontent-length: 0\r\nconnection: close\r\n"
+                "x-falctl-origin: router\r\nx-fal-error-type: bad_request\r\n\r\n".encode()
+            )
+        self.transport.close()

@@ -1,0 +1,110 @@
+"""Feeds the scheduler and does what it says: the only code that touches it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final, TypeAlias
+
+from falctl.clock import monotonic_s
+from falctl.config import QueueConfig, RoutingConfig
+from falctl.core.events import (
+    Action,
+    Arrived,
+    Bounced,
+    Cancelled,
+    Dispatch,
+    Drains,
+    Event,
+    HintsChanged,
+    Released,
+    Tick,
+)
+from falctl.core.policies import Policy, make_policy
+from falctl.core.scheduler import Scheduler
+from falctl.core.types import Epoch, Hint, RequestId, RunnerId, Wanted
+from falctl.router.ledger import Ledger
+
+TICK_S: Final = 0.05
+"""How late a hold or an overdue limit may fire while nothing else happens."""
+
+Decision: TypeAlias = "asyncio.Future[Action | None]"
+"""What becomes of a waiting request; None: it was cancelled."""
+
+
+class Driver:
+    """
+    Owner of the scheduler and of the promises made to those who wait.
+
+    `handle` performs every action before it returns: no ``await`` stands between a decision and its effect.
+    """
+
+    def __init__(self, *, routing: RoutingConfig, queue: QueueConfig, ledger: Ledger) -> None:
+        self.scheduler = Scheduler(_policy(routing), queue_max=queue.max)
+        self._ledger = ledger
+        self._waiting: dict[RequestId, Decision] = {}
+        self._loop = asyncio.get_running_loop()
+        self._tick: asyncio.TimerHandle | None = None
+
+    def configure(self, *, routing: RoutingConfig, queue: QueueConfig) -> None:
+        """Decide by these rules from now on."""
+        self.scheduler.policy = _policy(routing)
+        self.scheduler.queue_max = queue.max
+
+    def submit(self, request: RequestId, wanted: Wanted | None, client: str) -> Decision:
+        """Let a request whose body has been read wait for a runner."""
+        decision = self._promise(request)
+        self.handle(Arrived(request, wanted, client))
+        return decision
+
+    def bounce(self, dispatch: Dispatch, wanted: Wanted | None, client: str) -> Decision:
+        """Let a request wait again that its runner did not take."""
+        request = dispatch.request
+        decision = self._promise(request)
+        self.handle(Bounced(request, dispatch.runner, dispatch.epoch))
+        if not decision.done() and request not in self.scheduler.queue:
+            # The runner went down in between, and the scheduler forgot what was in flight there.
+            self.handle(Arrived(request, wanted, client))
+        return decision
+
+    def cancel(self, request: RequestId) -> None:
+        """The client of a request is gone; its decision, if it still waits for one, is None."""
+        self.handle(Cancelled(request))
+        if (decision := self._waiting.pop(request, None)) is not None and not decision.done():
+            decision.set_result(None)
+
+    def release(self, dispatch: Dispatch) -> None:
+        """A dispatched request has not reached its runner and will not."""
+        self.handle(Released(dispatch.request, dispatch.runner, dispatch.epoch))
+
+    def tell_hints(self, runner: RunnerId, epoch: Epoch, hints: frozenset[Hint] | None) -> None:
+        """Tell what stands on the board for a runner; nothing happens if that is known."""
+        view = self.scheduler.fleet.runners.get(runner)
+        if view is not None and view.epoch == epoch and view.hints != hints:
+            self.handle(HintsChanged(runner, epoch, hints))
+
+    def drain(self) -> None:
+        """Refuse what waits and whatever comes."""
+        self.handle(Drains())
+
+    def handle(self, event: Event) -> None:
+        """Tell the scheduler of *event* and do what it wants done."""
+        for action in self.scheduler.handle(event, now=monotonic_s()):
+            decision = self._waiting.pop(action.request)
+            if not decision.done():
+                decision.set_result(action)
+        self._ledger.changed = True
+        if self._tick is None and len(self.scheduler.queue):
+            self._tick = self._loop.call_later(TICK_S, self._on_tick)
+
+    def _on_tick(self) -> None:
+        self._tick = None
+        self.handle(Tick())
+
+    def _promise(self, request: RequestId) -> Decision:
+        decision: Decision = self._loop.create_future()
+        self._waiting[request] = decision
+        return decision
+
+
+def _policy(routing: RoutingConfig) -> Policy:
+    return make_policy(routing.policy, hold_s=routing.hold, bypass_max_s=routing.bypass_max)

@@ -1,0 +1,90 @@
+"""Where every request enters: guarded, then answered by ourselves or handed to the app. Raw ASGI, for speed."""
+
+from __future__ import annotations
+
+import logging
+from typing import Final
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from falctl.errors import (
+    BadRequestError,
+    ClientGoneError,
+    NotFoundError,
+    QueueFullError,
+    RequestError,
+    UnavailableError,
+)
+from falctl.router.call import Call
+from falctl.router.guard import Guard
+from falctl.router.ledger import Ledger
+from falctl.router.proxy import Proxy
+from falctl.wire import RESERVED_PREFIXES
+
+log = logging.getLogger(__name__)
+
+_RESERVED: Final = frozenset(prefix.strip("/") for prefix in RESERVED_PREFIXES)
+_OWN: Final = frozenset({"falctl", "health", "files"})
+_SAME_EVERYWHERE: Final = frozenset({"/openapi.json", "/docs"})
+
+
+class UpgradeError(RequestError):
+    """A request for a websocket, which this version does not pass on."""
+
+    status, error_type = 501, "not_implemented"
+
+
+class Edge:
+    """The ASGI app of the router. ``guard`` is exchanged by a reload."""
+
+    def __init__(self, guard: Guard, proxy: Proxy, *, routes: ASGIApp, ledger: Ledger) -> None:
+        self.guard = guard
+        self._proxy = proxy
+        self._routes = routes
+        self._ledger = ledger
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        call = Call(scope, receive, send)
+        try:
+            if await self.guard.admit(call):
+                await self._route(call)
+        except ClientGoneError:
+            call.connection.break_off()
+        except RequestError as error:
+            if isinstance(error, QueueFullError | UnavailableError):
+                self._ledger.refuse()
+            await call.refuse(error)
+        except Exception:
+            log.exception("request.failed request=%s path=%s", call.request, scope["path"])
+            if call.started:
+                call.connection.break_off()
+            else:
+                await call.refuse(RequestError("falctl failed to handle this request; its log says why"))
+        if log.isEnabledFor(logging.DEBUG):
+            log.debug(
+                "request.done request=%s method=%s path=%s", call.request, scope["method"], scope["path"]
+            )
+
+    async def _route(self, call: Call) -> None:
+        path: str = call.scope["path"]
+        if call.head.get(b"upgrade", b"").lower() == b"websocket":
+            msg = "websockets are not passed on by this version of falctl"
+            raise UpgradeError(msg)
+        if not path.startswith("/"):
+            msg = f"not a path: {path}"
+            raise BadRequestError(msg)
+        first = path.split("/", 2)[1]
+        reads = call.scope["method"] in {"GET", "HEAD"}
+        if first in _OWN:
+            await self._answer_ourselves(call)
+        elif first in _RESERVED or (path == "/" and reads):
+            msg = f"/{first} is kept for a later version of falctl; apps cannot be called there"
+            raise NotFoundError(msg)
+        elif path in _SAME_EVERYWHERE and reads:
+            await self._proxy.serve_directly(call)
+        else:
+            await self._proxy.serve(call)
+
+    async def _answer_ourselves(self, call: Call) -> None:
+        call.body_read = True  # the connection reads on by itself behind the answer
+        await self._routes(call.scope, call.receive, call.send_own)

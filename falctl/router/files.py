@@ -1,0 +1,89 @@
+"""The images that apps have stored: served by their unguessable names, deleted when they are old."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import re
+import stat
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+log = logging.getLogger(__name__)
+
+CONTENT_TYPES: Final = {
+    "png": "image/png",
+    "jpg": "image/jpeg",
+    "jpeg": "image/jpeg",
+    "webp": "image/webp",
+    "gif": "image/gif",
+    "mp4": "video/mp4",
+    "wav": "audio/wav",
+    "mp3": "audio/mpeg",
+    "json": "application/json",
+    "bin": "application/octet-stream",
+}
+"""Nothing that a browser would run: no HTML, no SVG, no script."""
+
+_NAME: Final = re.compile(rf"([A-Za-z0-9_-]{{20,200}})\.({'|'.join(CONTENT_TYPES)})")
+_SWEEPS_PER_KEEP: Final = 10
+_SWEEP_MIN_S: Final = 1.0
+_SWEEP_MAX_S: Final = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFile:
+    """A file that is open for reading; whoever gets it closes *fd*."""
+
+    fd: int
+    size_bytes: int
+    content_type: str
+
+
+class FileStore:
+    """The folder of stored files. ``keep_s`` is changed by a reload."""
+
+    def __init__(self, folder: Path, *, keep_s: float) -> None:
+        self._folder = folder
+        self.keep_s = keep_s
+
+    def open(self, name: str) -> StoredFile | None:
+        """Return the file of that name, not following links; None if there is none or the name is none of ours."""
+        match = _NAME.fullmatch(name)
+        if match is None:
+            return None
+        try:
+            fd = os.open(self._folder / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError:
+            return None
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            os.close(fd)
+            return None
+        return StoredFile(fd, status.st_size, CONTENT_TYPES[match[2]])
+
+    async def sweep_for_ever(self) -> None:
+        """Delete what is older than `keep_s`, again and again, in a thread."""
+        while True:
+            await asyncio.to_thread(self.sweep)
+            await asyncio.sleep(min(max(self.keep_s / _SWEEPS_PER_KEEP, _SWEEP_MIN_S), _SWEEP_MAX_S))
+
+    def sweep(self) -> int:
+        """Delete what is older than `keep_s`; return how many files that were. Blocks."""
+        deleted = 0
+        # A file's age is between two wall-clock times; there is no monotonic time on a file.
+        oldest_ns = time.time_ns() - int(self.keep_s * 1e9)
+        with contextlib.suppress(FileNotFoundError), os.scandir(self._folder) as entries:
+            for entry in entries:
+                with contextlib.suppress(FileNotFoundError):
+                    status = entry.stat(follow_symlinks=False)
+                    if stat.S_ISREG(status.st_mode) and status.st_mtime_ns < oldest_ns:
+                        (self._folder / entry.name).unlink()
+                        deleted += 1
+        if deleted:
+            log.debug("files.deleted count=%d", deleted)
+        return deleted

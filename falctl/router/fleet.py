@@ -1,0 +1,146 @@
+"""The links to all runners: opened and closed by the supervisor's word, translated for the scheduler."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+
+from falctl import wire
+from falctl.board.board import Board
+from falctl.board.index import HintIndex
+from falctl.core.events import Released, RunnerDown, RunnerDrains, RunnerUp
+from falctl.core.types import Epoch, Hint, RequestId, RunnerId
+from falctl.home import Home
+from falctl.router.driver import Driver
+from falctl.router.ledger import Ledger
+from falctl.router.link import Link, News
+
+log = logging.getLogger(__name__)
+
+_SERVES = frozenset({"ready", "draining"})
+_RETURNS = frozenset({"starting", "backoff"})
+
+
+class FleetLinks:
+    """One `Link` per runner whose process serves. The board tells what is true, the streams that it has changed."""
+
+    def __init__(self, board: Board, home: Home, driver: Driver, ledger: Ledger) -> None:
+        self._board = board
+        self._home = home
+        self._driver = driver
+        self._ledger = ledger
+        self._index = HintIndex(board)
+        self._links: dict[RunnerId, Link] = {}
+        self._states: dict[RunnerId, tuple[int, str]] = {}
+        """Epoch and state of each runner, as last heard."""
+
+    def discover(self) -> None:
+        """Learn of every runner from the board: a restarted router finds the fleet by itself."""
+        for runner in range(self._board.runners):
+            life = self._board.life(runner)
+            if life is None:
+                self.learn(runner, Epoch(0), "starting")
+            else:
+                self.learn(runner, life.epoch, life.state)
+
+    def learn(self, runner: int, epoch: int, state: str, reason: str = "") -> None:
+        """A runner's process is in this state; news of an older incarnation is dropped."""
+        number, known = RunnerId(runner), self._states.get(RunnerId(runner))
+        if known is not None and (epoch < known[0] or known == (epoch, state)):
+            return
+        self._states[number] = (epoch, state)
+        self._ledger.note(f"runner {runner} {state}" + (f": {reason}" if reason else ""))
+        link = self._links.get(number)
+        if link is not None and (link.epoch != epoch or state not in _SERVES):
+            del self._links[number]
+            link.retire()
+            link = None
+        if state in _SERVES:
+            self._serve(number, Epoch(epoch), link, draining=state == "draining")
+        else:
+            self._driver.handle(RunnerDown(number, returns=state in _RETURNS))
+
+    async def greeted(self, *, within_s: float) -> None:
+        """
+        Return when every runner that serves has told of its slots and hints, or after *within_s*.
+
+        Whoever is dispatched before goes to the runner that answers first, not to the one that is warm.
+        """
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(within_s):
+                for link in tuple(self._links.values()):
+                    await link.greeted.wait()
+
+    def find(self, runner: RunnerId, epoch: Epoch) -> Link | None:
+        """Return the link to that incarnation; None if it is gone."""
+        link = self._links.get(runner)
+        return link if link is not None and link.epoch == epoch else None
+
+    def any_up(self) -> Link | None:
+        """Return some link whose runner answers; None if there is none."""
+        return next((link for link in self._links.values() if link.up), None)
+
+    def states(self) -> dict[RunnerId, tuple[int, str]]:
+        """Return epoch and state of every runner."""
+        return self._states
+
+    @property
+    def up_count(self) -> int:
+        """Return how many runners take requests."""
+        return sum(link.up for link in self._links.values())
+
+    async def close(self) -> None:
+        """Close every link."""
+        for link in self._links.values():
+            await link.close()
+
+    def _serve(self, runner: RunnerId, epoch: Epoch, link: Link | None, *, draining: bool) -> None:
+        if link is None:
+            # Not up before its Hello: until then nobody knows which of its slots are taken.
+            self._driver.handle(RunnerDown(runner, returns=not draining))
+            socket = self._home.runner_socket(runner, epoch)
+            self._links[runner] = Link(runner, epoch, socket=socket, ears=self)
+        elif draining:
+            self._driver.handle(RunnerDrains(runner, epoch))
+
+    def hear(self, link: Link, message: News) -> None:
+        self._refresh()
+        match message:
+            case wire.Hello(_, slots, executing):
+                log.info("runner.up runner=%d epoch=%d slots=%d", link.runner, link.epoch, slots)
+                requests = tuple(RequestId(request) for request in executing)
+                hints = self._hints(link.runner, link.epoch)
+                self._driver.handle(RunnerUp(link.runner, link.epoch, slots, requests, hints))
+                if self._states[link.runner][1] == "draining":
+                    self._driver.handle(RunnerDrains(link.runner, link.epoch))
+            case wire.Released(_, request):
+                self._driver.handle(Released(RequestId(request), link.runner, link.epoch))
+            case wire.Draining():
+                self._driver.handle(RunnerDrains(link.runner, link.epoch))
+            case wire.HintsChanged():
+                pass  # the refresh has told
+
+    def lost(self, link: Link) -> None:
+        """Send nothing to a runner whose slots we do not hear of; it may be back at once."""
+        log.info("runner.stream_lost runner=%d epoch=%d", link.runner, link.epoch)
+        self._driver.handle(RunnerDrains(link.runner, link.epoch))
+
+    def is_alive(self, link: Link) -> bool:
+        life = self._board.life(link.runner)
+        return life is not None and life.epoch == link.epoch and life.state in _SERVES
+
+    def _refresh(self) -> None:
+        for runner in self._index.refresh():
+            row = self._index.row(runner)
+            if row is not None:
+                self._driver.tell_hints(runner, row.epoch, _as_set(row.hints))
+
+    def _hints(self, runner: RunnerId, epoch: Epoch) -> frozenset[Hint] | None:
+        """Return what the board says of this incarnation; a row of an older one says nothing: warm for nothing."""
+        row = self._index.row(runner)
+        return _as_set(row.hints) if row is not None and row.epoch == epoch else frozenset()
+
+
+def _as_set(hints: tuple[Hint, ...] | None) -> frozenset[Hint] | None:
+    return None if hints is None else frozenset(hints)

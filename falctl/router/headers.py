@@ -1,0 +1,85 @@
+"""Which headers cross the router, in both directions, and in which form."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Final
+
+from falctl.core.types import RequestId, Wanted
+from falctl.router.answers import RawHeaders
+from falctl.wire import H_RAW, H_REQUEST_ID, H_WANTED
+
+_OURS: Final = b"x-falctl-"
+
+_HOP_BY_HOP: Final = frozenset(
+    {
+        b"connection",
+        b"keep-alive",
+        b"proxy-connection",
+        b"proxy-authenticate",
+        b"proxy-authorization",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+    }
+)
+"""RFC 9110, 7.6.1: they speak of one connection only."""
+
+_NOT_TO_HOST: Final = _HOP_BY_HOP | {b"content-length", b"expect", H_REQUEST_ID.encode()}
+"""The body is sent whole, with a length of its own; the request's id is ours to give."""
+
+_NOT_TO_CLIENT: Final = _HOP_BY_HOP | {H_REQUEST_ID.encode(), b"x-fal-stop-runner"}
+
+
+def to_host(
+    headers: Iterable[tuple[bytes, bytes]],
+    *,
+    request: RequestId,
+    wanted: Wanted | None,
+    hide: frozenset[bytes],
+) -> list[tuple[str, str]]:
+    """
+    Return what the host is sent for a client's *headers*, without those named in *hide*.
+
+    A value that is not ASCII goes into `wire.H_RAW`, since the HTTP client would encode it anew.
+    """
+    drop = _NOT_TO_HOST | hide | _nominated(headers)
+    kept: list[tuple[str, str]] = [(H_REQUEST_ID, request)]
+    raw: list[tuple[str, str]] = []
+    for name, value in headers:
+        if name in drop or name.startswith(_OURS):
+            continue
+        # Blanks around a value are no part of it (RFC 9110, 5.5), but our parser leaves those behind it.
+        text = value.decode("latin-1").rstrip(" \t")
+        (kept if value.isascii() else raw).append((name.decode("latin-1"), text))
+    if raw:
+        kept.append((H_RAW, json.dumps(raw)))
+    if wanted is not None and wanted.source == "body":
+        kept.append((H_WANTED, json.dumps(wanted.hint)))
+    return kept
+
+
+def to_client(headers: Iterable[tuple[bytes, bytes]], *, bodyless: bool) -> RawHeaders:
+    """
+    Return what the client is sent of an app's *headers*, their values byte for byte.
+
+    *bodyless*: the status allows no body, so a length would be a promise that is not kept. An app's own CORS
+    headers never pass: who may read its answers is decided by `server.allow_origins` alone.
+    """
+    headers = [(name.lower(), value) for name, value in headers]
+    drop = _NOT_TO_CLIENT | _nominated(headers) | ({b"content-length"} if bodyless else frozenset())
+    return [
+        (name, value)
+        for name, value in headers
+        if name not in drop and not name.startswith((_OURS, b"access-control-"))
+    ]
+
+
+def _nominated(headers: Iterable[tuple[bytes, bytes]]) -> frozenset[bytes]:
+    """Return the headers that a Connection header names as its own."""
+    values = [value for name, value in headers if name == b"connection"]
+    if not values:
+        return frozenset()
+    return frozenset(token.strip().lower() for value in values for token in value.split(b","))

@@ -1,0 +1,175 @@
+"""
+The router's tie to one incarnation of one runner: its connections, and the event stream that tells of its slots.
+
+A slot is free when the host says so (`Released`), not when an answer has ended: then the hints after the request
+are on the board, too. What the stream may have missed comes with the `Hello` of the next one, which lists the
+slots in use. So when a request has ended and nothing is heard of its slot for `RESYNC_S`, the stream is opened
+anew, and the truth asked for that way: the connection may have broken before the host had let the request in.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from pathlib import Path
+from typing import Final, Protocol, TypeAlias
+
+from falctl import wire
+from falctl.clock import monotonic_s
+from falctl.core.types import Epoch, RequestId, RunnerId
+from falctl.router.transport import LostError, Transport, UnreachableError
+from falctl.tasks import spawn
+
+log = logging.getLogger(__name__)
+
+RECONNECT_MIN_S: Final = 0.05
+RECONNECT_MAX_S: Final = 1.0
+RESYNC_S: Final = 2.0
+CANCEL_TIMEOUT_S: Final = 5.0
+FAREWELL_S: Final = 5.0
+"""How long what a dead runner has still sent may be read, before its connections are closed."""
+
+News: TypeAlias = wire.Hello | wire.Released | wire.HintsChanged | wire.Draining
+
+
+class Ears(Protocol):
+    """Who is told what a link learns."""
+
+    def hear(self, link: Link, message: News) -> None:
+        """Take a message of the link's own epoch."""
+        ...
+
+    def lost(self, link: Link) -> None:
+        """The stream has broken: nobody knows the slots of this runner until its next `Hello`."""
+        ...
+
+    def is_alive(self, link: Link) -> bool:
+        """Return whether the runner's process still runs, by the supervisor's word; else the link gives up."""
+        ...
+
+
+class Link:
+    """See the module."""
+
+    def __init__(
+        self,
+        runner: RunnerId,
+        epoch: Epoch,
+        *,
+        socket: Path,
+        ears: Ears,
+    ) -> None:
+        self.runner = runner
+        self.epoch = epoch
+        self.transport = Transport(socket)
+        self.up = False
+        """Whether the stream stands, so that the slots we know of are true."""
+        self.greeted = asyncio.Event()
+        """Set by the first Hello."""
+        self._ears = ears
+        self._held: dict[RequestId, float | None] = {}
+        """Requests that we sent and whose slot we have not heard of again; since when they are over, if they are."""
+        self._resync: asyncio.TimerHandle | None = None
+        self._stream = spawn(self._listen(), name=f"stream-{runner}-{epoch}")
+
+    def began(self, request: RequestId) -> None:
+        """A request is being sent."""
+        self._held[request] = None
+
+    def never_entered(self, request: RequestId) -> None:
+        """The host holds no slot for a request that we sent."""
+        self._held.pop(request, None)
+
+    def ended(self, request: RequestId) -> None:
+        """An answer has ended, well or not; its slot should be given back any moment."""
+        if request in self._held:
+            self._held[request] = monotonic_s()
+            self._watch()
+
+    async def cancel(self, request: RequestId) -> None:
+        """Ask the host to stop a request, if it can."""
+        with contextlib.suppress(UnreachableError, LostError, TimeoutError):
+            async with asyncio.timeout(CANCEL_TIMEOUT_S):
+                await self.transport.post(wire.CANCEL_PATH + request)
+
+    def retire(self) -> None:
+        """The runner's process is gone: stop listening, and close what is left of its connections after a while."""
+        self.up = False
+        self._stream.cancel()
+        if self._resync is not None:
+            self._resync.cancel()
+        spawn(self._farewell(), name=f"farewell-{self.runner}-{self.epoch}")
+
+    async def close(self) -> None:
+        """Close everything now."""
+        self._stream.cancel()
+        await self.transport.close()
+
+    async def _farewell(self) -> None:
+        await asyncio.sleep(FAREWELL_S)
+        await self.transport.close()
+
+    async def _listen(self) -> None:
+        pause_s = RECONNECT_MIN_S
+        while True:
+            with contextlib.suppress(UnreachableError, LostError):
+                await self._read_stream()
+            if self.up:
+                pause_s = RECONNECT_MIN_S
+                self.up = False
+                self._ears.lost(self)
+            if not self._ears.is_alive(self):
+                return
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, RECONNECT_MAX_S)
+
+    async def _read_stream(self) -> None:
+        lines = wire.LineSplitter()
+        async with contextlib.aclosing(self.transport.events()) as chunks:
+            async for chunk in chunks:
+                for line in lines.feed(chunk):
+                    self._take(line)
+
+    def _take(self, line: bytes) -> None:
+        try:
+            message = wire.decode(line)
+        except ValueError as error:
+            log.warning("stream.nonsense runner=%d epoch=%d error=%s", self.runner, self.epoch, error)
+            raise LostError(str(error)) from error
+        if not isinstance(message, News) or message.epoch != self.epoch:
+            return
+        if isinstance(message, wire.Released):
+            self._held.pop(RequestId(message.request), None)
+        if isinstance(message, wire.Hello):
+            self.up = True
+            self._ears.hear(self, message)
+            self._settle(set(message.executing))
+            self.greeted.set()
+        else:
+            self._ears.hear(self, message)
+
+    def _settle(self, executing: set[str]) -> None:
+        """Release what is over for us and holds no slot either; the host has told, but we were not listening."""
+        for request in [
+            r for r, ended_at in self._held.items() if ended_at is not None and r not in executing
+        ]:
+            del self._held[request]
+            self._ears.hear(self, wire.Released(self.epoch, request))
+
+    def _watch(self) -> None:
+        if self._resync is None:
+            self._resync = asyncio.get_running_loop().call_later(RESYNC_S, self._look)
+
+    def _look(self) -> None:
+        self._resync = None
+        ends = [ended_at for ended_at in self._held.values() if ended_at is not None]
+        if not ends:
+            return
+        if self.up and monotonic_s() - min(ends) >= RESYNC_S:
+            log.info("stream.resync runner=%d epoch=%d", self.runner, self.epoch)
+            self._stream.cancel()
+            self.up = False
+            self._ears.lost(self)
+            self._stream = spawn(self._listen(), name=f"stream-{self.runner}-{self.epoch}")
+        self._watch()

@@ -1,0 +1,64 @@
+"""The listening socket that the supervisor handed down, and the clients' connections that came out of it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+from typing import Any, Final
+
+import uvicorn
+from uvicorn.server import ServerState
+
+from falctl.router.connection import Connection, Limits
+
+_POLL_S: Final = 0.02
+
+
+class Listener:
+    """Accepts clients and runs *app* (ASGI 3) for each of their requests."""
+
+    def __init__(self, app: Any, limits: Limits) -> None:
+        self._config = uvicorn.Config(
+            app,
+            http=Connection,
+            ws="none",
+            lifespan="off",
+            interface="asgi3",
+            log_config=None,
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            date_header=False,
+        )
+        # Whatever a client sends must not fill the log: uvicorn warns of each request that it cannot parse.
+        logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
+        self._config.load()
+        self._state = ServerState()
+        self._limits = limits
+        self._server: asyncio.Server | None = None
+
+    async def open(self, listening: socket.socket) -> None:
+        """Begin to accept clients on *listening*."""
+        loop = asyncio.get_running_loop()
+
+        def connection() -> Connection:
+            return Connection(self._config, self._state, limits=self._limits, loop=loop)
+
+        self._server = await loop.create_server(connection, sock=listening, backlog=2048)
+
+    async def close(self, *, within_s: float) -> None:
+        """Accept nobody more, let running answers end within *within_s*, cut off the rest."""
+        assert self._server is not None
+        self._server.close()
+        connections = self._state.connections
+        for connection in list(connections):
+            connection.shutdown()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(within_s):
+                while connections:  # noqa: ASYNC110 - uvicorn's set of connections tells nobody when it is empty
+                    await asyncio.sleep(_POLL_S)
+        for connection in list(connections):
+            if (transport := connection.transport) is not None:
+                transport.abort()

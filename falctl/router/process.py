@@ -1,0 +1,162 @@
+"""The router process: its parts put together, and what the supervisor tells it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import logging
+import resource
+import socket
+from typing import Any, Final
+
+from falctl import wire
+from falctl.board.board import Board
+from falctl.config import Config
+from falctl.core.admission import ByteBudget
+from falctl.home import Home
+from falctl.lifeline import Control
+from falctl.router.body import Intake
+from falctl.router.connection import Limits
+from falctl.router.driver import Driver
+from falctl.router.edge import Edge
+from falctl.router.files import FileStore
+from falctl.router.fleet import FleetLinks
+from falctl.router.guard import Guard
+from falctl.router.ledger import Ledger
+from falctl.router.listener import Listener
+from falctl.router.proxy import Proxy, ProxyRules
+from falctl.router.publish import Publisher
+from falctl.router.routes import make_routes
+from falctl.tasks import spawn
+
+log = logging.getLogger(__name__)
+
+_OPEN_FILES_MAX: Final = 65536
+_GREETINGS_WITHIN_S: Final = 1.0
+"""A runner that is stopped does not answer; clients need not wait for it."""
+_CLOSE_WITHIN_S: Final = 2.0
+
+
+class Router:
+    """All parts of one router. Made on its event loop; nothing runs before `run`."""
+
+    def __init__(self, spec: wire.RouterSpec, board: Board, home: Home) -> None:
+        config = Config.model_validate(spec.config)
+        self._admin_token = spec.admin_token
+        self._ledger = Ledger()
+        self._driver = Driver(routing=config.routing, queue=config.queue, ledger=self._ledger)
+        self._fleet = FleetLinks(board, home, self._driver, self._ledger)
+        self._limits = _limits(config)
+        self._intake = Intake(
+            ByteBudget(config.queue.max_bytes), config.server.max_body, config.server.body_timeout
+        )
+        self._files = FileStore(home.files, keep_s=config.files.keep)
+        self._publisher = Publisher(
+            board, self._driver.scheduler, intake=self._intake, ledger=self._ledger, epoch=spec.epoch
+        )
+        guard = Guard(config.server, admin_token=spec.admin_token)
+        self._proxy = Proxy(
+            self._driver, self._fleet, intake=self._intake, ledger=self._ledger, rules=_rules(config, guard)
+        )
+        routes = make_routes(status=self._report, runners_ready=self._runners_ready, files=self._files)
+        self._edge = Edge(guard, self._proxy, routes=routes, ledger=self._ledger)
+        self._listener = Listener(self._edge, self._limits)
+
+    async def run(self, control: Control) -> None:
+        """Serve until the supervisor says `wire.Stop`."""
+        assert control.listen_fd is not None, "the supervisor hands the listening socket down"
+        messages = control.messages(asyncio.get_running_loop())
+        self._fleet.discover()
+        self._publisher.publish()
+        helpers = [
+            spawn(self._publisher.publish_for_ever(), name="publish"),
+            spawn(self._files.sweep_for_ever(), name="sweep"),
+        ]
+        await self._fleet.greeted(within_s=_GREETINGS_WITHIN_S)
+        await self._listener.open(socket.socket(fileno=control.listen_fd))
+        gc.collect()
+        gc.freeze()  # what the imports left lives as long as we do: the collector need not walk it in mid-request
+        control.send(wire.Ready())
+        log.info("router.ready")
+        while not isinstance(message := await messages.get(), wire.Stop):
+            self._obey(message, control)
+        await self._listener.close(within_s=_CLOSE_WITHIN_S)
+        for helper in helpers:
+            helper.cancel()
+        await self._fleet.close()
+        log.info("router.stopped")
+
+    def _obey(self, message: wire.Message, control: Control) -> None:
+        match message:
+            case wire.RunnerChanged(runner, epoch, state, reason):
+                self._fleet.learn(runner, epoch, state, reason)
+            case wire.Reload(config):
+                self._reload(Config.model_validate(config))
+            case wire.Drain():
+                self._ledger.note("draining")
+                self._publisher.draining = True
+                self._driver.drain()
+                spawn(self._drained(control), name="drain")
+            case _:
+                log.warning("control.unexpected kind=%s", type(message).__name__)
+
+    def _reload(self, config: Config) -> None:
+        """Apply every key that needs no restart."""
+        self._driver.configure(routing=config.routing, queue=config.queue)
+        limits = _limits(config)
+        self._limits.header_s = limits.header_s
+        self._limits.send_s = limits.send_s
+        self._limits.keep_alive_s = limits.keep_alive_s
+        self._intake.budget.limit_bytes = config.queue.max_bytes
+        self._intake.max_body_bytes = config.server.max_body
+        self._intake.pause_s = config.server.body_timeout
+        self._files.keep_s = config.files.keep
+        self._edge.guard = Guard(config.server, admin_token=self._admin_token)
+        self._proxy.rules = _rules(config, self._edge.guard)
+        logging.getLogger().setLevel(config.log.level.upper())
+        self._ledger.note("configuration reloaded")
+        log.info("router.reloaded")
+
+    async def _drained(self, control: Control) -> None:
+        await self._proxy.idle()
+        control.send(wire.Drained())
+
+    def _report(self) -> dict[str, Any]:
+        return self._publisher.report(self._fleet)
+
+    def _runners_ready(self) -> int:
+        return self._fleet.up_count
+
+
+def serve(spec: wire.RouterSpec, control: Control, home: Home) -> None:
+    """Run the router of *spec* until it is told to stop. Blocks."""
+    import uvloop
+
+    _raise_open_files()
+    board = Board.attach(control.board_fd)
+
+    async def main() -> None:
+        await Router(spec, board, home).run(control)
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(main())
+
+
+def _limits(config: Config) -> Limits:
+    server = config.server
+    return Limits(header_s=server.header_timeout, send_s=server.send_timeout, keep_alive_s=server.keep_alive)
+
+
+def _rules(config: Config, guard: Guard) -> ProxyRules:
+    hide = frozenset({b"authorization"}) if guard.asks_for_keys else frozenset[bytes]()
+    return ProxyRules(hint_from=config.routing.hint_from, hide=hide)
+
+
+def _raise_open_files() -> None:
+    """Each running request takes two descriptors; the usual soft limit of 1024 is soon reached."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _OPEN_FILES_MAX if hard == resource.RLIM_INFINITY else min(hard, _OPEN_FILES_MAX)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

@@ -1,0 +1,101 @@
+"""The router's row on the board: at most four times a second, at least once. Its beat says that the loop runs."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from itertools import islice
+from typing import Any, Final
+
+from falctl.board.board import Board
+from falctl.board.rows import QueuedRow, RouterRow
+from falctl.clock import monotonic_s
+from falctl.core.scheduler import Scheduler
+from falctl.core.types import RunnerId
+from falctl.router.body import Intake
+from falctl.router.fleet import FleetLinks
+from falctl.router.ledger import Ledger
+
+PERIOD_S: Final = 0.25
+BEAT_S: Final = 1.0
+QUEUE_SHOWN_MAX: Final = 256
+
+
+class Publisher:
+    """Makes and writes the row. ``draining`` is set by who drains."""
+
+    def __init__(
+        self, board: Board, scheduler: Scheduler, *, intake: Intake, ledger: Ledger, epoch: int
+    ) -> None:
+        self._board = board
+        self._scheduler = scheduler
+        self._intake = intake
+        self._ledger = ledger
+        self._epoch = epoch
+        self._beat_at = 0.0
+        self.draining = False
+
+    async def publish_for_ever(self) -> None:
+        """Write the row whenever something has changed, and as a sign of life."""
+        while True:
+            if self._ledger.changed or monotonic_s() - self._beat_at >= BEAT_S:
+                self.publish()
+            await asyncio.sleep(PERIOD_S)
+
+    def publish(self) -> None:
+        """Write the row now."""
+        self._ledger.changed = False
+        row = self.row()
+        self._beat_at = row.beat_at
+        self._board.put_router(row)
+
+    def row(self) -> RouterRow:
+        """Return what the router knows, as it is written."""
+        ledger, queue = self._ledger, self._scheduler.queue
+        p50_s, p95_s = ledger.quantiles()
+        return RouterRow(
+            pid=os.getpid(),
+            epoch=self._epoch,
+            beat_at=monotonic_s(),
+            started_at=ledger.started_at,
+            draining=self.draining,
+            served=ledger.served,
+            hits=ledger.hits,
+            misses=ledger.misses,
+            refused=ledger.refused,
+            queued=len(queue),
+            queued_bytes=self._intake.budget.used_bytes,
+            in_flight=tuple(self._in_flight(RunnerId(runner)) for runner in range(self._board.runners)),
+            rate_rps=ledger.rate_rps,
+            p50_s=p50_s,
+            p95_s=p95_s,
+            queue=tuple(
+                QueuedRow(w.request, w.hint, w.client, w.arrived_at) for w in islice(queue, QUEUE_SHOWN_MAX)
+            ),
+            events=tuple(ledger.events),
+        )
+
+    def report(self, fleet: FleetLinks) -> dict[str, Any]:
+        """Return the same for ``GET /falctl/status``, with what is known of the runners, without the tail of events."""
+        row = self.row()
+        shown = ("pid", "epoch", "draining", "served", "hits", "misses", "refused", "queued", "queued_bytes")
+        rates = ("rate_rps", "p50_s", "p95_s")
+        runners = []
+        for runner, (epoch, state) in sorted(fleet.states().items()):
+            view = self._scheduler.fleet.runners.get(runner)
+            hints = None if view is None or view.hints is None else sorted(view.hints)
+            runners.append(
+                {
+                    "runner": runner,
+                    "epoch": epoch,
+                    "state": state,
+                    "slots": view.slots if view else 0,
+                    "in_flight": row.in_flight[runner],
+                    "hints": hints,
+                }
+            )
+        return {name: getattr(row, name) for name in shown + rates} | {"runners": runners}
+
+    def _in_flight(self, runner: RunnerId) -> int:
+        view = self._scheduler.fleet.runners.get(runner)
+        return len(view.in_use) if view else 0

@@ -1,0 +1,56 @@
+"""What a client is told about how its request was served."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from falctl.wire import H_TIMINGS
+
+_TIMINGS: Final = H_TIMINGS.encode()
+_LOOKED_UP: Final = frozenset({"hit", "join", "ram", "disk"})
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """What the host knew when the headers left; None: it did not know yet."""
+
+    cache: str = ""
+    """Where the model came from; "none": no model cache was asked; empty: unknown."""
+    load_s: float | None = None
+    exec_s: float | None = None
+
+    @property
+    def hit(self) -> bool | None:
+        """Return whether the model was resident; None if no model cache can tell."""
+        return self.cache == "hit" if self.cache in _LOOKED_UP else None
+
+    def server_timing(self, *, queue_s: float) -> bytes:
+        """Return the value of a Server-Timing header, in milliseconds, of what is known."""
+        parts = [("queue", queue_s), ("load", self.load_s), ("exec", self.exec_s)]
+        return ", ".join(f"{n};dur={s * 1000:.3f}" for n, s in parts if s is not None).encode()
+
+
+_UNKNOWN: Final = Timings()
+
+
+def read_timings(headers: Iterable[tuple[bytes, bytes]]) -> Timings:
+    """Return what the host's header says; what is missing or makes no sense is unknown."""
+    for name, value in headers:
+        if name.lower() == _TIMINGS:
+            fields = dict(part.partition("=")[::2] for part in value.decode("latin-1").split(";"))
+            cache = fields.get("cache", "")
+            return Timings(
+                cache=cache if cache in _LOOKED_UP or cache == "none" else "",
+                load_s=_seconds(fields.get("load_s")),
+                exec_s=_seconds(fields.get("exec_s")),
+            )
+    return _UNKNOWN
+
+
+def _seconds(text: str | None) -> float | None:
+    try:
+        return None if text is None else float(text)
+    except ValueError:
+        return None

@@ -1,0 +1,91 @@
+"""What the router answers itself: health, its own status and version, and stored files."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Callable
+from typing import Any, Final, TypeAlias
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from falctl.errors import NotFoundError
+from falctl.router.files import FileStore, StoredFile
+from falctl.version import __version__
+
+_CHUNK_BYTES: Final = 256 << 10
+_FILE_HEADERS: Final = {
+    "x-content-type-options": "nosniff",
+    "content-security-policy": "sandbox",
+    "cache-control": "private, max-age=3600",
+    "cross-origin-resource-policy": "cross-origin",
+}
+
+Report: TypeAlias = Callable[[], dict[str, Any]]
+
+
+def make_routes(*, status: Report, runners_ready: Callable[[], int], files: FileStore) -> Starlette:
+    """Return the ASGI app for the paths that are ours. *status* makes the JSON of ``GET /falctl/status``."""
+
+    async def health(_: Request) -> Response:
+        ready = runners_ready()
+        word = "ok" if ready else "no runner is ready"
+        return JSONResponse({"status": word, "runners_ready": ready}, status_code=200 if ready else 503)
+
+    async def show_status(_: Request) -> Response:
+        return JSONResponse(status())
+
+    async def version(_: Request) -> Response:
+        return JSONResponse({"version": __version__})
+
+    async def stored_file(request: Request) -> Response:
+        found = files.open(request.path_params["name"])
+        if found is None:
+            raise HTTPException(404, "no such file; files are deleted after files.keep")
+        headers = _FILE_HEADERS | {
+            "content-type": found.content_type,
+            "content-length": str(found.size_bytes),
+        }
+        if request.method == "HEAD":
+            os.close(found.fd)
+            return Response(headers=headers)
+        return StreamingResponse(_chunks(found), headers=headers)
+
+    return Starlette(
+        routes=[
+            Route("/health", health),
+            Route("/falctl/status", show_status),
+            Route("/falctl/version", version),
+            Route("/files/{name}", stored_file),
+        ],
+        exception_handlers={HTTPException: _explain},
+    )
+
+
+async def _chunks(stored: StoredFile) -> AsyncIterator[bytes]:
+    try:
+        left = stored.size_bytes
+        while left and (chunk := await asyncio.to_thread(os.read, stored.fd, min(left, _CHUNK_BYTES))):
+            left -= len(chunk)
+            yield chunk
+    finally:
+        os.close(stored.fd)
+
+
+async def _explain(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    detail = (
+        error.detail
+        if error.status_code != 404 or "file" in error.detail
+        else f"nothing at {request.url.path}"
+    )
+    kind = NotFoundError.error_type if error.status_code == 404 else "bad_request"
+    return JSONResponse(
+        {"detail": detail, "error_type": kind},
+        status_code=error.status_code,
+        headers={**(error.headers or {}), "x-fal-error-type": kind},
+    )

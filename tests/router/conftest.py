@@ -1,0 +1,23 @@
+"""Every test here talks to a real router process over real sockets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.router.harness import Setup, say_ok, serving
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Setup]:
+    with serving() as setup:
+        yield setup
+
+
+@pytest.fixture
+def plain(shared: Setup) -> Setup:
+    """A router with the default configuration and one host with one slot, which says ok to everything."""
+    shared.hosts[0].handler = say_ok
+    shared.hosts[0].seen.clear()
+    return shared
