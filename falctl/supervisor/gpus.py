@@ -55,7 +55,7 @@ class Gpus:
         for number, row in enumerate(self._rows):
             if row.kind == "cpu":
                 self._put(number, self._look(row, pids[number], now))
-            elif row.state == "ok" and row.at and now - row.at > STALE_S:
+            elif row.state == "ok" and now - row.at > STALE_S:
                 self._put(number, replace(row, state="unknown"))
 
     def _sampled(self, uuid: str, sample: Sample | None) -> None:
@@ -63,10 +63,9 @@ class Gpus:
         row = self._rows[number]
         if sample is None:
             self._put(number, replace(row, state="lost", at=monotonic_s()))
-            self._lost(
-                number,
-                f"GPU {row.gpu_index} ({row.gpu_uuid}) is lost; see `nvidia-smi` and dmesg for its XID",
-            )
+            if row.state != "lost":
+                where = f"GPU {row.gpu_index} ({row.gpu_uuid})"
+                self._lost(number, f"{where} is lost; see `nvidia-smi` and dmesg for its XID")
             return
         self._put(
             number,
@@ -101,4 +100,7 @@ def _first(number: int, card: Card | None) -> GpuRow:
     if card is None:
         total = psutil.virtual_memory().total
         return GpuRow("cpu", number, "", "CPU", "ok", total_bytes=total, used_bytes=0, at=monotonic_s())
-    return GpuRow("cuda", card.index, card.uuid, card.name, "ok", total_bytes=card.total_bytes, used_bytes=0)
+    total = card.total_bytes
+    return GpuRow(
+        "cuda", card.index, card.uuid, card.name, "ok", total_bytes=total, used_bytes=0, at=monotonic_s()
+    )

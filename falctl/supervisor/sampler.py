@@ -1,4 +1,4 @@
-"""Looks at the cards once a second, in a thread of its own: an NVML call can hang with its driver."""
+"""Looks at the cards once a second, each in a thread of its own: an NVML call can hang with its card."""
 
 from __future__ import annotations
 
@@ -37,19 +37,18 @@ class Sampler:
         self._stop = threading.Event()
 
     def start(self) -> None:
-        """Start the thread; it is a daemon, so that a hung driver cannot keep us from leaving."""
-        if self._uuids:
-            threading.Thread(target=self._run, name="nvml", daemon=True).start()
+        """Start the threads; they are daemons, so that a hung driver cannot keep us from leaving."""
+        for uuid in self._uuids:
+            threading.Thread(target=self._run, args=(uuid,), name=f"nvml {uuid}", daemon=True).start()
 
     def stop(self) -> None:
-        """Let the thread end after the call it is in."""
+        """Let each thread end after the call it is in."""
         self._stop.set()
 
-    def _run(self) -> None:
+    def _run(self, uuid: str) -> None:
         with contextlib.suppress(RuntimeError):  # the loop has been closed: we are leaving
             while not self._stop.is_set():
-                for uuid in self._uuids:
-                    self._look(uuid)
+                self._look(uuid)
                 self._stop.wait(PERIOD_S)
 
     def _look(self, uuid: str) -> None:

@@ -7,15 +7,12 @@ import contextlib
 import logging
 import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from concurrent.futures import TimeoutError as FutureTimeoutError
 from typing import Final
 
 from falctl.board.board import Board
 from falctl.board.rows import FleetRow
 from falctl.clock import monotonic_s
 from falctl.config import Config
-from falctl.errors import StartError
 from falctl.home import Instance, find_home
 from falctl.supervisor import listen, nvml
 from falctl.supervisor.announce import Announcer
@@ -56,7 +53,7 @@ async def _supervise(
 
 @contextlib.contextmanager
 def _ground(config: Config, keeper: Keeper, announcer: Announcer, *, detached: bool) -> Iterator[Ground]:
-    plan = make_plan(config, _probe(), os.environ)
+    plan = make_plan(config, _machine(config), os.environ)
     if plan.on_cpu:
         _say_why_cpu(config, plan, announcer)
     with contextlib.ExitStack() as stack:
@@ -74,16 +71,9 @@ def _ground(config: Config, keeper: Keeper, announcer: Announcer, *, detached: b
         yield Ground(keeper.home, plan, board, listener, life_read, url, keeper.token)
 
 
-def _probe() -> nvml.Machine | None:
-    """Ask NVML in a thread of its own, because a sick driver never answers."""
-    pool = ThreadPoolExecutor(1, thread_name_prefix="nvml-probe")
-    try:
-        return pool.submit(nvml.probe).result(timeout=_PROBE_S)
-    except FutureTimeoutError:
-        msg = f"NVML did not answer within {_PROBE_S:g} s: the NVIDIA driver hangs; see whether nvidia-smi works"
-        raise StartError(msg) from None
-    finally:
-        pool.shutdown(wait=False)
+def _machine(config: Config) -> nvml.Machine | None:
+    """Ask NVML, unless nobody wants a GPU: then a sick driver must not matter."""
+    return None if config.runners.gpus == "none" else nvml.probe_within(_PROBE_S)
 
 
 def _say_why_cpu(config: Config, plan: Plan, announcer: Announcer) -> None:

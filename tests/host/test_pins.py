@@ -20,6 +20,11 @@ def test_exactly_these_cards_in_this_order_is_right(cards: tuple[str, ...]) -> N
     assert mismatch(cards, seen(*cards), driver="570.1") is None
 
 
+def test_a_mig_instance_may_bear_the_name_of_its_card_but_must_be_the_only_one() -> None:
+    assert mismatch((MIG,), seen(A), driver="570.1") is None
+    assert mismatch((MIG,), seen(A, B), driver="570.1") is not None
+
+
 @pytest.mark.parametrize(
     ("wanted", "there"), [((A,), (B,)), ((A, B), (B, A)), ((A,), (A, B)), ((A, B), (A,)), ((A,), (MIG,))]
 )

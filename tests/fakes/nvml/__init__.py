@@ -17,6 +17,9 @@ RESET_REQUIRED: Final = 16
 LIB_RM_VERSION_MISMATCH: Final = 18
 UNKNOWN: Final = 999
 
+HANG_ALL: Final = 1
+HANG_LOAD: Final = 2
+
 
 @dataclass(frozen=True)
 class FakeInstance:
@@ -42,7 +45,10 @@ class FakeCard:
     limit_mw: int = 700_000
     error: int = 0
     """What every call about it returns; 0: it works."""
-    hang: bool = False
+    late_error: int = 0
+    """What asking for it by its UUID returns: it fails between the start's look at the machine and the next."""
+    hang: int = 0
+    """Which calls about it block: HANG_ALL, or HANG_LOAD for those about its load alone."""
     mig: bool = False
     instances: tuple[FakeInstance, ...] = ()
 
@@ -113,6 +119,7 @@ _NAMES: Final = {
     "power_mw": "power",
     "limit_mw": "limit",
     "error": "error",
+    "late_error": "late_error",
     "hang": "hang",
     "mig": "mig",
 }

@@ -6,12 +6,14 @@
  * which NVML numbers them:
  *
  *   machine driver=580.65.06 init=0 error=0 hang=0
- *   gpu uuid=GPU-... name=Fake_Card total=... used=... util=.. temp=.. power=.. limit=.. error=0 hang=0 mig=0
+ *   gpu uuid=GPU-... name=Fake_Card total=... used=... util=.. temp=.. power=.. limit=.. error=0 late_error=0 hang=0 mig=0
  *   mig uuid=MIG-... name=Fake_Slice total=... used=...            (an instance of the gpu line above it)
  *
- * `init` and `error` are NVML's return codes: of its start, and of every question about the machine or that card. `hang` makes a call
+ * `init` and `error` are NVML's return codes: of its start, and of every question about the machine or that card;
+ * `late_error` is that of asking for the card by its UUID, which nobody does at the start. `hang` makes a call
  * block until the file says otherwise: as with a sick driver, `machine hang` holds every call, `gpu hang` those
- * about one card. A negative number is a question that the card does not support.
+ * about one card, or with `hang=2` only those about its load, which nobody asks at the start. A negative number is
+ * a question that the card does not support.
  *
  * Every call works on its own copy of the state, because NVML may be called from several threads.
  */
@@ -22,6 +24,8 @@
 #include <unistd.h>
 
 enum { CARDS_MAX = 32, INSTANCES_MAX = 8, LINE_MAX_BYTES = 1024, HANG_POLL_US = 20000 };
+
+enum { HANG_ALL = 1, HANG_LOAD = 2 };
 
 enum {
     SUCCESS = 0,
@@ -38,7 +42,7 @@ enum {
 typedef struct {
     char uuid[96], name[96];
     long long total, used, util, temp, power, limit;
-    int error, hang, mig;
+    int error, late_error, hang, mig;
 } Device;
 
 typedef struct {
@@ -80,6 +84,7 @@ static void set_device(Device *d, const char *key, const char *value) {
     else if (!strcmp(key, "power")) d->power = number;
     else if (!strcmp(key, "limit")) d->limit = number;
     else if (!strcmp(key, "error")) d->error = (int)number;
+    else if (!strcmp(key, "late_error")) d->late_error = (int)number;
     else if (!strcmp(key, "hang")) d->hang = (int)number;
     else if (!strcmp(key, "mig")) d->mig = (int)number;
 }
@@ -129,12 +134,13 @@ static void *handle_of(int card, int instance) {
     return (void *)(size_t)((card + 1) * 256 + instance + 1);
 }
 
-static int find(Machine *m, void *handle, Device **found) {
+/* Find the device of a handle, for a question that a card with this `hang` keeps waiting. */
+static int find_for(Machine *m, void *handle, Device **found, int hang) {
     int card = (int)((size_t)handle / 256) - 1, instance = (int)((size_t)handle % 256) - 1;
     for (look(m);; usleep(HANG_POLL_US), look(m)) {
         if (card < 0 || card >= m->card_count) return INVALID_ARGUMENT;
         Card *at = &m->cards[card];
-        if (at->device.hang) continue;
+        if (at->device.hang == HANG_ALL || at->device.hang == hang) continue;
         if (at->device.error) return at->device.error;
         if (instance >= at->instance_count) return INVALID_ARGUMENT;
         *found = instance < 0 ? &at->device : &at->instances[instance];
@@ -142,10 +148,14 @@ static int find(Machine *m, void *handle, Device **found) {
     }
 }
 
+static int find(Machine *m, void *handle, Device **found) {
+    return find_for(m, handle, found, HANG_ALL);
+}
+
 static int number(void *handle, size_t field, unsigned *out) {
     Machine m;
     Device *device;
-    int code = find(&m, handle, &device);
+    int code = find_for(&m, handle, &device, HANG_LOAD);
     if (code) return code;
     long long value = *(long long *)((char *)device + field);
     if (value < 0) return NOT_SUPPORTED;
@@ -211,6 +221,7 @@ int nvmlDeviceGetHandleByUUID(const char *uuid, void **handle) {
         for (int instance = -1; instance < m.cards[card].instance_count; instance++) {
             Card *at = &m.cards[card];
             if (strcmp(uuid, instance < 0 ? at->device.uuid : at->instances[instance].uuid)) continue;
+            if (at->device.late_error) return at->device.late_error;
             *handle = handle_of(card, instance);
             return find(&m, *handle, &device);
         }

@@ -35,15 +35,24 @@ def _visible() -> list[str]:
 
 def _cards() -> list[str]:
     """Return the UUID of every card and MIG instance that works; $FAKE_CUDA_HIDES is one that CUDA cannot use."""
-    hidden = os.environ.get("FAKE_CUDA_HIDES")
+    known = [each["uuid"] for each in _lines() if each.get("error", "0") == "0"]
+    return [uuid for uuid in known if uuid != os.environ.get("FAKE_CUDA_HIDES")]
+
+
+def _lines() -> list[dict[str, str]]:
     lines = Path(os.environ["FAKE_NVML_STATE"]).read_text().splitlines()
     words = [dict(word.split("=", 1) for word in line.split()[1:]) for line in lines]
-    known = [each["uuid"] for each in words if "uuid" in each and each.get("error", "0") == "0"]
-    return [uuid for uuid in known if uuid != hidden]
+    return [each for each in words if "uuid" in each]
 
 
 def _properties(index: int) -> SimpleNamespace:
     uuid = _visible()[index]
+    if uuid == os.environ.get("FAKE_CUDA_BREAKS"):
+        msg = "CUDA error: uncorrectable ECC error encountered\nCompile with `TORCH_USE_CUDA_DSA`"
+        raise RuntimeError(msg)
+    if uuid.startswith("MIG-") and "FAKE_CUDA_NAMES_PARENTS" in os.environ:
+        before = [each["uuid"] for each in _lines()]
+        uuid = [each for each in before[: before.index(uuid)] if each.startswith("GPU-")][-1]
     return SimpleNamespace(uuid=uuid.split("-", 1)[1], name="Fake CUDA card")
 
 
