@@ -86,7 +86,7 @@ class AnyModelRunner(App):
         diffusers.utils.logging.disable_progress_bar()
         transformers.utils.logging.disable_progress_bar()
         self.dtype = getattr(torch, _dtype_name(self.runner.models_dtype, device=self.runner.device))
-        self.models = self.runner.model_cache(load=self._load, unload=_unload)
+        self.models = self.runner.model_cache(load=self._load, unload=unload)
         # Nothing imported so far is ever dropped. Left out of it, a collection takes 1 ms instead of 340
         # (measured: a demo model loaded, 2-core Xeon), and each eviction needs one.
         gc.collect()
@@ -161,7 +161,8 @@ class AnyModelRunner(App):
         return pipeline
 
 
-def _unload(pipeline: Any) -> None:
+def unload(pipeline: Any) -> None:
+    """Free the weights of *pipeline*, and the card's memory that they took."""
     for name in pipeline.components:
         setattr(pipeline, name, None)  # whoever still holds the pipeline no longer holds its weights
     gc.collect()

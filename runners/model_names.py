@@ -12,7 +12,6 @@ from typing import Final
 from falctl.toolkit import RequestError
 from runners.demo import DEMO_MODELS, demo_model_path
 
-INDEX: Final = "model_index.json"
 _WORD: Final = r"[A-Za-z0-9_][A-Za-z0-9_.+-]*"
 _FOLDER: Final = re.compile(_WORD)
 """One folder name that begins with a letter or digit: no separator, no "..", nothing hidden."""
@@ -46,24 +45,16 @@ def find_model(name: str, *, paths: Sequence[Path], allow: Sequence[str]) -> Sou
 
     Raises:
         UnknownModelError: nowhere; tells the line of the configuration that would allow it.
-        UnusableModelError: its folder is not a diffusers pipeline.
     """
     if name in DEMO_MODELS:
-        return _folder(demo_model_path(name), name)
+        return Source(str(demo_model_path(name)), local=True)
     if _FOLDER.fullmatch(name):
         for parent in paths:
             if (parent / name).is_dir():
-                return _folder(parent / name, name)
+                return Source(str(parent / name), local=True)
     if name in allow and _HUB_ID.fullmatch(name):
         return Source(name, local=False)
     raise UnknownModelError(_refusal(name, paths=paths, allow=allow))
-
-
-def _folder(path: Path, name: str) -> Source:
-    if not (path / INDEX).is_file():
-        msg = f"Model {name!r} cannot be loaded: its folder has no {INDEX}"
-        raise UnusableModelError(msg)
-    return Source(str(path), local=True)
 
 
 def _refusal(name: str, *, paths: Sequence[Path], allow: Sequence[str]) -> str:

@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 EXIT_CARD_BROKEN: Final = 70
 """Of a process whose CUDA context is unusable; the supervisor starts another."""
-_OURS: Final = "/falctl/"
+_OURS: Final = b"/falctl/"
 _READ: Final = frozenset({"GET", "HEAD"})
 
 
@@ -42,10 +42,10 @@ class Gate:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
-        path: str = scope["path"]
-        if path.startswith(_OURS):
+        # As it stands on the wire: a client's "/%66alctl/..." that the router let pass must not become ours here.
+        if scope["raw_path"].startswith(_OURS):
             await self._answer_ours(scope, receive, send)
-        elif path in OWN_PATHS and scope["method"] in _READ:
+        elif scope["path"] in OWN_PATHS and scope["method"] in _READ:
             await self._app(scope, receive, self._with_hints(send))
         else:
             await self._answer_slotted(scope, receive, send)

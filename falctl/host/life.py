@@ -8,7 +8,7 @@ from collections.abc import Coroutine
 from typing import Any, Final
 
 from falctl.clock import monotonic_s
-from falctl.errors import StartError
+from falctl.errors import FalctlError, StartError
 from falctl.host.start import Served, call_hook
 from falctl.lifeline import Control
 from falctl.tasks import spawn
@@ -32,13 +32,16 @@ class Life:
     async def live(self, starting: Coroutine[Any, Any, Served]) -> None:
         """Serve what *starting* starts until `Stop`. Raises what *starting* raises."""
         spawn(self._obey(self._control.messages(asyncio.get_running_loop())), name="control")
-        start = spawn(starting, name="start")
+        start = spawn(_outcome(starting), name="start")
         stop = spawn(self._stopped.wait(), name="stop")
         await asyncio.wait({start, stop}, return_when=asyncio.FIRST_COMPLETED)
         if not start.done():
             log.info("host.stopped_while_starting")
             return
-        served = self._served = start.result()
+        served = start.result()
+        if isinstance(served, FalctlError):
+            raise served
+        self._served = served
         spawn(_beat(served), name="beat")
         self._control.send(Ready(served.slots.count))
         await stop
@@ -74,6 +77,14 @@ class Life:
         await asyncio.wait({ending}, timeout=self._teardown_timeout_s)
         took = "done" if ending.done() else "timed_out"
         log.info("app.torn_down result=%s after_s=%.2f", took, monotonic_s() - began_at)
+
+
+async def _outcome(starting: Coroutine[Any, Any, Served]) -> Served | FalctlError:
+    """Return an expected failure as a value: it has been logged, and the task would log it again."""
+    try:
+        return await starting
+    except FalctlError as error:
+        return error
 
 
 async def _beat(served: Served) -> None:

@@ -106,7 +106,7 @@ class ModelCache(Generic[M]):
         """Drop *name*; False when it is not loaded or is in use."""
         with self._lock:
             entry = self._entries.get(name)
-            if entry is None or entry.pins or not entry.done.is_set():
+            if entry is None or entry.pins:  # one that loads is pinned by its loader
                 return False
             del self._entries[name]
         self._free([entry])
@@ -114,18 +114,15 @@ class ModelCache(Generic[M]):
         return True
 
     def _get(self, name: str) -> tuple[_Entry, Verdict]:
+        """Return a loaded, pinned entry. One whose load failed is out of the cache, so its pins count no more."""
         while True:
             entry, verdict = self._claim(name)
             try:
                 self._fill(entry, verdict)
             except RequestCancelled:
-                self._unpin(entry)
                 if verdict == "disk":
                     raise
                 # The request that was loading it was cancelled; ours was not.
-            except BaseException:
-                self._unpin(entry)
-                raise
             else:
                 return entry, verdict
 

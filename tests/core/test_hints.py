@@ -116,6 +116,8 @@ def test_the_header_is_filled_to_its_last_byte() -> None:
 
 def test_nothing_small_slips_in_behind_a_hint_that_did_not_fit() -> None:
     hints = [f"{i:02}" + "x" * 1021 for i in range(60)]
+    hints[-1] = hints[-1][:-4]  # room for "s", not for "large"
+    assert clean([*hints, "s"]).overflow == 0
     assert clean([*hints, "large", "s"]).overflow == 2
 
 

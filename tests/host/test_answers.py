@@ -126,6 +126,14 @@ def test_health_openapi_and_docs_are_there_and_get_on_an_endpoint_is_not(probe: 
     assert probe.post("/falctl/nowhere").status == 404
 
 
+@pytest.mark.parametrize(
+    "path", ["/%66alctl/events", "//falctl/events", "/falctl%2Fevents", "/./falctl/events"]
+)
+def test_a_path_that_only_decodes_to_one_of_ours_is_not_ours(probe: Host, path: str) -> None:
+    reply = probe.ask("GET", path)
+    assert (reply.status, reply.json) == (404, {"detail": "Not Found"})
+
+
 def test_the_openapi_knows_the_types_of_an_app_with_string_annotations(probe: Host) -> None:
     post = probe.ask("GET", "/openapi.json").json["paths"]["/held"]["post"]
     assert post["requestBody"]["content"]["application/json"]["schema"] == {

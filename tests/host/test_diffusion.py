@@ -5,17 +5,21 @@ from __future__ import annotations
 import base64
 import json
 import shutil
+import weakref
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from safetensors.torch import load_file
 
 from runners.demo import DEMO_MODELS, demo_model_path
+from runners.diffusion import unload
 from runners.model_names import UnknownModelError, find_model
 from tests.host.harness import STEP_S, Host
 from tests.wait import until
@@ -37,7 +41,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     whole = (parent / "cut-weights" / unet).read_bytes()
     (parent / "cut-weights" / unet).write_bytes(whole[: len(whole) // 2])
     (parent / "bad-json" / "unet" / "config.json").write_text('{"_class_name": ')
-    (parent / "pickled" / unet).rename(parent / "pickled" / "unet" / "diffusion_pytorch_model.bin")
+    (parent / "pickled" / unet).unlink()
+    torch.save(load_file(demo_model_path(CLASSIC) / unet), (parent / "pickled" / unet).with_suffix(".bin"))
     coded = parent / "coded"
     shutil.copytree(demo_model_path(CLASSIC), coded)
     (coded / "evil.py").write_text(f"open({str(parent / 'ran')!r}, 'w')\nclass Evil: pass\n")
@@ -233,14 +238,20 @@ def test_inputs_that_the_pipeline_refuses_are_422(artist: Host, folders: Path) -
     assert reply.json["detail"].startswith("Model 'from-image' refuses these inputs: ")
 
 
+def test_an_unloaded_pipeline_holds_no_weights_even_while_somebody_holds_it() -> None:
+    from diffusers import DiffusionPipeline
+
+    pipeline = DiffusionPipeline.from_pretrained(demo_model_path(CLASSIC), dtype=torch.float32)
+    weights = [weakref.ref(pipeline.unet), weakref.ref(pipeline.vae), weakref.ref(pipeline.text_encoder)]
+    unload(pipeline)
+    assert [ref() for ref in weights] == [None] * 3
+
+
 @given(st.text(st.sampled_from("./\\ab~\0\n-_"), max_size=12))
 def test_no_name_leads_out_of_the_folders(tmp_path_factory: pytest.TempPathFactory, name: str) -> None:
     parent = tmp_path_factory.getbasetemp() / "a-folder-of-folders"
     inside = parent / "a"
     inside.mkdir(parents=True, exist_ok=True)
-    (parent / "model_index.json").touch()
-    (inside / "model_index.json").touch()
-    (parent.parent / "model_index.json").touch()
     if name == "a":
         assert find_model(name, paths=[parent], allow=[]).place == str(inside)
         return

@@ -81,6 +81,22 @@ def test_a_request_that_has_begun_to_end_is_not_cancelled_any_more(tmp_path: Pat
     board.close()
 
 
+def test_a_runner_whose_card_broke_takes_nothing_more(tmp_path: Path) -> None:
+    board = Board.create(tmp_path / "board", runners=1, gpus=1)
+
+    async def scene() -> None:
+        slots = Slots(1)
+        keeper = keeper_on(board, slots)
+        ticket = keeper.admit(HEAD)
+        assert ticket is not None
+        ticket.broke_card = True
+        await keeper.end(ticket)
+        assert keeper.admit(HEAD) is None
+
+    asyncio.run(scene())
+    board.close()
+
+
 def test_ending_twice_is_ending_once(tmp_path: Path) -> None:
     board = Board.create(tmp_path / "board", runners=1, gpus=1)
 

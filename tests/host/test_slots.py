@@ -231,6 +231,8 @@ def test_cancel_breaks_a_stream_off_without_a_final_chunk(probe: Host, gate: Gat
     with pytest.raises(http.client.IncompleteRead):
         running.reply()
     until(lambda: gate.has("closed"), within_s=STEP_S, what="the generator was closed")
+    assert "request.broken request=c3" in probe.output()
+    assert " ERROR " not in probe.output()
 
 
 def test_cancel_of_what_does_not_run_is_404(probe: Host) -> None:
