@@ -30,9 +30,11 @@ class Card:
     name: str
     total_bytes: int
     instances: tuple[str, ...] = ()
-    """UUIDs of its MIG instances; then the card itself cannot be used."""
+    """UUIDs of its MIG instances."""
     parent_uuid: str = ""
     """The card that this is a MIG instance of."""
+    mig_mode: bool = False
+    """It is in MIG mode, with instances or without: then it cannot be used whole."""
 
 
 def visible(cards: Sequence[Card], cuda_visible_devices: str | None) -> tuple[Card, ...]:
@@ -93,13 +95,19 @@ def _card(name: CardName, cards: Sequence[Card]) -> Card:
         msg = f"runners.gpus: {problem} {name!r}; visible here: {have}"
         raise ConfigError(msg)
     card = matches[0]
-    if card.instances:
-        msg = (
-            f"runners.gpus: GPU {card.index} ({card.uuid}) is in MIG mode and cannot be used whole; "
-            f"name its instances instead: --gpus {','.join(card.instances)}"
-        )
-        raise ConfigError(msg)
+    if card.mig_mode:
+        raise ConfigError(_explain_mig(card))
     return card
+
+
+def _explain_mig(card: Card) -> str:
+    what = f"runners.gpus: GPU {card.index} ({card.uuid}) is in MIG mode and cannot be used whole; "
+    if card.instances:
+        return what + f"name its instances instead: --gpus {','.join(card.instances)}"
+    return (
+        what
+        + "it has no instances: make some (nvidia-smi mig -cgi ... -C), or leave the mode (nvidia-smi -mig 0)"
+    )
 
 
 def _matches(name: str, cards: Sequence[Card]) -> list[Card]:

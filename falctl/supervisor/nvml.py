@@ -12,7 +12,7 @@ import logging
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, TypeVar
 
 import psutil
@@ -138,11 +138,10 @@ def _cards(index: int) -> list[Card]:
         # As if it were not there; asking for it by name is then an error.
         log.warning("gpu.left_out index=%d %s", index, error)
         return []
-    instances = [
-        Card(index, i.uuid, i.name, i.total_bytes, parent_uuid=card.uuid) for i in _instances(index, handle)
-    ]
-    whole = Card(index, card.uuid, card.name, card.total_bytes, tuple(i.uuid for i in instances))
-    return [whole, *instances]
+    if not _in_mig_mode(handle):
+        return [card]
+    instances = [replace(i, parent_uuid=card.uuid) for i in _instances(index, handle)]
+    return [replace(card, instances=tuple(i.uuid for i in instances), mig_mode=True), *instances]
 
 
 def _card(index: int, handle: Any) -> Card:
@@ -165,10 +164,12 @@ def _memory(handle: Any) -> tuple[int, int]:
     return int(memory.total - memory.free), int(memory.total)
 
 
-def _instances(index: int, handle: Any) -> list[Card]:
+def _in_mig_mode(handle: Any) -> bool:
     mode = _ask(pynvml.nvmlDeviceGetMigMode, handle)
-    if mode is None or mode[0] != pynvml.NVML_DEVICE_MIG_ENABLE:
-        return []
+    return mode is not None and mode[0] == pynvml.NVML_DEVICE_MIG_ENABLE
+
+
+def _instances(index: int, handle: Any) -> list[Card]:
     found = []
     for number in range(_ask(pynvml.nvmlDeviceGetMaxMigDeviceCount, handle) or 0):
         with contextlib.suppress(pynvml.NVMLError):

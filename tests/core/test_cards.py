@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,7 +13,9 @@ from falctl.errors import ConfigError
 
 
 def card(index: int, *, uuid: str = "", instances: tuple[str, ...] = (), parent: str = "") -> Card:
-    return Card(index, uuid or f"GPU-{index}aaa", f"Fake {index}", 80 << 30, instances, parent)
+    return Card(
+        index, uuid or f"GPU-{index}aaa", f"Fake {index}", 80 << 30, instances, parent, bool(instances)
+    )
 
 
 FOUR = tuple(card(i) for i in range(4))
@@ -94,6 +98,11 @@ MIG = (
 def test_a_mig_parent_is_refused_with_its_instances_named(choice: list[int | str]) -> None:
     with pytest.raises(ConfigError, match=r"MIG mode .* --gpus MIG-a,MIG-b"):
         assign(choice, MIG, count=0)
+
+
+def test_a_card_in_mig_mode_without_instances_is_refused_with_the_way_out() -> None:
+    with pytest.raises(ConfigError, match="it has no instances: make some"):
+        assign("all", [replace(card(0), mig_mode=True)], count=0)
 
 
 def test_mig_instances_are_used_by_uuid() -> None:
