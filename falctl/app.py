@@ -67,13 +67,18 @@ class RunnerContext(Protocol):
         ...
 
     def model_cache(
-        self, load: Callable[[str], M], *, unload: Callable[[M], None] | None = None
+        self,
+        load: Callable[[str], M],
+        *,
+        unload: Callable[[M], None] | None = None,
+        overlaps: bool = False,
     ) -> ModelCache[M]:
         """
         Return a cache of at most `cache.max_models` models that publishes the hints whenever it changes.
 
         *load* makes the model of a name (it may raise; then nothing is cached); *unload* frees what a dropped
-        model holds beyond its Python references.
+        model holds beyond its Python references. *overlaps*: *load* may run on another thread while a request
+        executes, which it may only if it moves bytes and constructs nothing.
         """
         ...
 

@@ -21,6 +21,9 @@ EVENTS_PATH: Final = "/falctl/events"
 CANCEL_PATH: Final = "/falctl/cancel/"
 """POST ``/falctl/cancel/<request id>`` on a host's socket: stop that request if it can be stopped."""
 
+LOAD_PATH: Final = "/falctl/load"
+"""POST ``{"hint": name, "evict": [names]}`` on a host's socket: load a model without a request for it."""
+
 RESERVED_PREFIXES: Final = ("/falctl", "/health", "/files", "/run", "/queue", "/v1", "/metrics")
 """Paths that the router answers itself or keeps for later; an app's endpoint may not begin with one."""
 
@@ -153,11 +156,21 @@ class Drained:
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """First message of every stream: the slots of this runner and the requests that hold one now."""
+    """First message of every stream: the slots of this runner, the requests that hold one now, what it can do."""
 
     epoch: int
     slots: int
     executing: list[str]
+    gpu: str = ""
+    """The model of its cards: runners with the same are taken to be equally fast."""
+    loads: bool = False
+    """The app uses one ModelCache: it takes loads as jobs of their own, and evicts what it is told to."""
+    overlaps: bool = False
+    """Such a load may run beside an execution."""
+    models_max: int = 0
+    """How many models it keeps; 0: it does not say."""
+    loading: list[str] = field(default_factory=list)
+    """Load jobs under way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +179,21 @@ class Released:
 
     epoch: int
     request: str
+    exec_s: float | None = None
+    """How long it executed, without its load; None: it failed or was cancelled, which teaches nothing."""
+    load_s: float | None = None
+    """How long it waited for its model's load; None: the app tells nothing of loads, ``exec_s`` may include one."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadEnded:
+    """A load job is over; what is resident now stands on the board."""
+
+    epoch: int
+    hint: str
+    ok: bool
+    load_s: float
+    tier: str = "disk"
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +223,7 @@ Message: TypeAlias = (
     | Drained
     | Hello
     | Released
+    | LoadEnded
     | HintsChanged
     | Draining
 )
@@ -214,6 +243,7 @@ _KINDS: Final[dict[str, type[Any]]] = {
         Drained,
         Hello,
         Released,
+        LoadEnded,
         HintsChanged,
         Draining,
     )

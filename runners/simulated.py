@@ -34,7 +34,7 @@ class SimulatedModels(App):
 
     def setup(self) -> None:
         self._load_s = threading.local()
-        self.models = self.runner.model_cache(load=self._load)
+        self.models = self.runner.model_cache(load=self._load, overlaps=True)
 
     def provide_hints(self) -> Iterable[str]:
         return self.models.resident
@@ -59,9 +59,10 @@ class SimulatedModels(App):
         )
 
     def _load(self, name: str) -> str:
-        # A load runs on the thread of the request that asked for it, so its cost lies there.
-        _take(self._load_s.wanted)
-        self._load_s.spent = self._load_s.wanted
+        # A load runs on the thread of the request that asked for it, so its cost lies there; a load job has none.
+        cost_s = getattr(self._load_s, "wanted", self.runner.simulated.load_s)
+        _take(cost_s)
+        self._load_s.spent = cost_s
         return name
 
 

@@ -17,6 +17,7 @@ from falctl.host.ticket import Ticket
 from falctl.wire import H_HINTS, H_TIMINGS
 
 _WITHOUT_BODY: Final = frozenset({204, 304})
+_FAILED_FROM: Final = 400
 
 
 class Answer:
@@ -40,6 +41,7 @@ class Answer:
         """
         if message["type"] == "http.response.start":
             self._head = message
+            self._ticket.failed = message["status"] >= _FAILED_FROM
             if _is_stream(message):
                 await self._keeper.refresh(self._ticket)
                 await self._send_head()

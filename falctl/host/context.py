@@ -40,11 +40,15 @@ class Context:
         self._threads = threads
 
     def model_cache(
-        self, load: Callable[[str], M], *, unload: Callable[[M], None] | None = None
+        self,
+        load: Callable[[str], M],
+        *,
+        unload: Callable[[M], None] | None = None,
+        overlaps: bool = False,
     ) -> ModelCache[M]:
         """Return a cache that publishes the hints whenever it changes; see `RunnerContext`."""
         hooks = CacheHooks(changed=self._cache_changed, leased=_leased)
-        cache = ModelCache(load, unload=unload, models_max=self._models_max, hooks=hooks)
+        cache = ModelCache(load, unload=unload, models_max=self._models_max, overlaps=overlaps, hooks=hooks)
         self._report.caches.append(cache)
         return cache
 

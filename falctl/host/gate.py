@@ -12,7 +12,6 @@ import logging
 import os
 from typing import Final
 
-from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from falctl.host.answer import Answer
@@ -22,8 +21,8 @@ from falctl.host.keeper import Keeper
 from falctl.host.loader import OWN_PATHS
 from falctl.host.ticket import CURRENT, Ticket
 from falctl.tasks import spawn
-from falctl.toolkit import NotFoundError, RequestCancelled
-from falctl.wire import CANCEL_PATH, EVENTS_PATH, H_HINTS
+from falctl.toolkit import RequestCancelled
+from falctl.wire import H_HINTS
 
 log = logging.getLogger(__name__)
 
@@ -36,39 +35,20 @@ _READ: Final = frozenset({"GET", "HEAD"})
 class Gate:
     """The ASGI application of a host, around the app's."""
 
-    def __init__(self, app: ASGIApp, keeper: Keeper) -> None:
+    def __init__(self, app: ASGIApp, ours: ASGIApp, keeper: Keeper) -> None:
         self._app = app
+        self._ours = ours
         self._keeper = keeper
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         # As it stands on the wire: a client's "/%66alctl/..." that the router let pass must not become ours here.
         if scope["raw_path"].startswith(_OURS):
-            await self._answer_ours(scope, receive, send)
+            await self._ours(scope, receive, send)
         elif scope["path"] in OWN_PATHS and scope["method"] in _READ:
             await self._app(scope, receive, self._with_hints(send))
         else:
             await self._answer_slotted(scope, receive, send)
-
-    async def _answer_ours(self, scope: Scope, receive: Receive, send: Send) -> None:
-        path, method = scope["path"], scope["method"]
-        if path == EVENTS_PATH and method == "GET":
-            report = self._keeper.report
-            await report.events.serve(report.hello(), receive, send)
-            return
-        if path.startswith(CANCEL_PATH) and method == "POST":
-            response = self._cancel(path.removeprefix(CANCEL_PATH))
-        else:
-            response = render(NotFoundError(f"Path {path} not found"))
-        await response(scope, receive, send)
-
-    def _cancel(self, request: str) -> Response:
-        ticket = self._keeper.slots.find(request)
-        if ticket is None:
-            return render(NotFoundError(f"Request {request} is not running here"))
-        log.info("request.cancelled request=%s", request)
-        ticket.cancel()
-        return JSONResponse({"status": "CANCELLATION_REQUESTED"}, 202)
 
     def _with_hints(self, send: Send) -> Send:
         async def add(message: Message) -> None:

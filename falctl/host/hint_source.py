@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Final
 
@@ -64,6 +65,16 @@ class HintSource:
         changed = asked.cleaned.kept != self.known
         self.known, self.overflow = asked.cleaned.kept, asked.cleaned.overflow
         return changed
+
+    def presume(self, *, loaded: Hint, evicted: Collection[str]) -> None:
+        """
+        Take *loaded* for warm and *evicted* for cold until the app has been asked.
+
+        A load job may end while every app thread is busy, and `provide_hints` is called on those alone.
+        """
+        if self.known is not None:
+            kept = tuple(h for h in self.known if h not in evicted and h != loaded)
+            self.known = (loaded, *kept)
 
     def holds(self, hint: Hint | None) -> bool:
         """Return whether *hint* is known to be warm."""

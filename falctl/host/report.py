@@ -14,12 +14,13 @@ from typing import Any, Final
 from falctl.board.board import Board
 from falctl.board.rows import Executing, ModelRow, RunnerRow
 from falctl.clock import monotonic_s
-from falctl.core.types import Epoch
+from falctl.core.types import Epoch, Hint
 from falctl.host.events import EventHub
 from falctl.host.hint_source import Asked, HintSource
+from falctl.host.load_order import LoadOrder
 from falctl.host.ticket import Slots, Ticket
 from falctl.toolkit import ModelCache
-from falctl.wire import Draining, Hello, HintsChanged, HostSpec, Released
+from falctl.wire import Draining, Hello, HintsChanged, HostSpec, LoadEnded, Released
 
 PROGRESS_PAUSE_S: Final = 0.05
 """Shortest pause between two rows that differ in nothing but steps."""
@@ -36,10 +37,17 @@ class Report:
         self._epoch = spec.epoch
         self._slots = slots
         self._hints = hints
+        self._gpu = " + ".join(spec.card_names)
+        self._loading: list[str] = []
         self._loads = 0
         self._progress_at = monotonic_s()
         self._loop = asyncio.get_running_loop()
         self._published_at = 0.0
+
+    @property
+    def cache(self) -> ModelCache[Any] | None:
+        """Return the cache that load jobs are for; None when the app has none, or several."""
+        return self.caches[0] if len(self.caches) == 1 and self._hints.given else None
 
     def publish(self) -> None:
         """Write the row as things are now."""
@@ -69,7 +77,22 @@ class Report:
         """Note that *ticket* has given its slot back, the hints after it, and the models it had loaded."""
         self._loads += loads
         self.changed(asked)
-        self.events.emit(Released(self._epoch, ticket.request))
+        exec_s, load_s = ticket.spent_s(knows_loads=bool(self.caches))
+        self.events.emit(Released(self._epoch, ticket.request, exec_s, load_s))
+
+    def load_begins(self, hint: str) -> None:
+        """Note that a load job has been taken."""
+        self._loading.append(hint)
+
+    def load_ended(self, order: LoadOrder, load_s: float | None) -> None:
+        """Note that a load job is over (None: it failed); its model is on the board before the event is sent."""
+        self._loading.remove(order.hint)
+        if load_s is not None:
+            self._loads += 1
+            resident = {name for cache in self.caches for name in cache.resident}
+            self._hints.presume(loaded=Hint(order.hint), evicted=set(order.evict) - resident)
+        self.publish()
+        self.events.emit(LoadEnded(self._epoch, order.hint, load_s is not None, load_s or 0.0))
 
     def changed(self, asked: Asked | None) -> None:
         """Note that a model cache has changed, or that hints were asked for."""
@@ -85,7 +108,17 @@ class Report:
 
     def hello(self) -> Hello:
         """Return the first message of an event stream."""
-        return Hello(self._epoch, self._slots.count, [t.request for t in self._slots.held])
+        cache = self.cache
+        return Hello(
+            self._epoch,
+            self._slots.count,
+            [t.request for t in self._slots.held],
+            gpu=self._gpu,
+            loads=cache is not None,
+            overlaps=cache is not None and cache.overlaps,
+            models_max=0 if cache is None else cache.models_max,
+            loading=list(self._loading),
+        )
 
     def step_done(self) -> None:
         """Note that an app thread has reported a step; from any thread, as often as it likes."""

@@ -20,6 +20,8 @@ from falctl.host.hint_source import HintSource
 from falctl.host.keeper import Keeper
 from falctl.host.listener import Listener
 from falctl.host.loader import said, user_line
+from falctl.host.loads import Loads
+from falctl.host.own_paths import OwnPaths
 from falctl.host.pins import prove_cards
 from falctl.host.report import Report
 from falctl.host.routes import build_routes
@@ -67,7 +69,8 @@ async def start(app_class: type[App], control: Control, spec: HostSpec, config: 
     await call_hook(app.setup, "setup()", threads=threads)
     report.changed(await threads.run(hints.ask) if hints.given else None)
     keeper = Keeper(slots=slots, hints=hints, report=report, threads=threads)
-    listener = Listener(Gate(web, keeper), Path(spec.socket))
+    ours = OwnPaths(keeper, Loads(report, threads))
+    listener = Listener(Gate(web, ours, keeper), Path(spec.socket))
     await listener.listen()
     return Served(app, slots, threads, report, listener)
 

@@ -41,6 +41,8 @@ class Ticket:
     gone: bool = False
     """Nobody reads the answer any more."""
     ending: bool = False
+    failed: bool = False
+    """Its answer is an error: how long that took says nothing of the model."""
     broke_card: bool = False
     """It met a CUDA error that no later call of this process survives."""
 
@@ -68,6 +70,13 @@ class Ticket:
         self.leases[name] = verdict
         self.load_s += load_s
         self.progress_at = monotonic_s()
+
+    def spent_s(self, *, knows_loads: bool) -> tuple[float | None, float | None]:
+        """Return seconds of execution and of load as `wire.Released` has them; None where nothing is to be learnt."""
+        if self.stopping or self.failed:
+            return None, None
+        load_s = self.load_s if self.leases or knows_loads else None
+        return max(monotonic_s() - self.started_at - (load_s or 0.0), 0.0), load_s
 
     @property
     def cache(self) -> Verdict | None:

@@ -10,7 +10,7 @@ is per process rather than per cache for that reason. Which model leaves is deci
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final, Generic, Literal, TypeVar, cast
@@ -66,11 +66,14 @@ class ModelCache(Generic[M]):
         *,
         unload: Callable[[M], None] | None = None,
         models_max: int = 3,
+        overlaps: bool = False,
         hooks: CacheHooks = CacheHooks(),
     ) -> None:
+        self.models_max = models_max
+        self.overlaps = overlaps
+        """Whether *load* may run beside a request: it only moves bytes, it constructs nothing."""
         self._load = load
         self._unload = unload
-        self._models_max = models_max
         self._hooks = hooks
         self._lock = threading.Lock()
         self._entries: dict[str, _Entry] = {}  # least recently used first
@@ -101,6 +104,19 @@ class ModelCache(Generic[M]):
             yield cast("M", entry.model)
         finally:
             self._unpin(entry)
+
+    def load(self, name: str, *, evict: Sequence[str] = ()) -> float:
+        """
+        Load *name* ahead of any request for it, after dropping *evict*; return the seconds that took, 0 if it was there.
+
+        Blocks while it loads; raises what the load raised. A model of *evict* that is in use stays.
+        """
+        for victim in evict:
+            self.evict(victim)
+        began_at = monotonic_s()
+        entry, verdict = self._get(name)
+        self._unpin(entry)
+        return 0.0 if verdict == "hit" else monotonic_s() - began_at
 
     def evict(self, name: str) -> bool:
         """Drop *name*; False when it is not loaded or is in use."""
@@ -175,7 +191,7 @@ class ModelCache(Generic[M]):
     def _make_room(self, *, incoming: int) -> bool:
         with self._lock:
             loaded = [e.seen() for e in self._entries.values() if e.done.is_set()]
-            names = victims(loaded, models_max=self._models_max, incoming=incoming)
+            names = victims(loaded, models_max=self.models_max, incoming=incoming)
             leaving = [self._entries.pop(name) for name in names]
         self._free(leaving)
         return bool(leaving)

@@ -18,7 +18,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from falctl import lifeline
 from falctl.board.board import Board
@@ -30,6 +30,9 @@ from tests.wait import until
 REPOSITORY = Path(__file__).parents[2]
 START_S = 60.0
 STEP_S = 20.0
+
+
+M = TypeVar("M")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +75,7 @@ class Events:
     def next(self) -> Message:
         return self.messages.get(timeout=STEP_S)
 
-    def until(self, kind: type[Message]) -> Message:
+    def until(self, kind: type[M]) -> M:
         while not isinstance(message := self.next(), kind):
             pass
         return message

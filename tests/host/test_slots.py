@@ -85,12 +85,14 @@ def test_the_stream_begins_with_what_runs_and_tells_each_end_after_the_row_was_w
     entered(gate)
     with probe.events() as first, probe.events() as second:
         for events in (first, second):
-            assert events.next() == Hello(epoch=1, slots=1, executing=["h1"])
+            hello = events.until(Hello)
+            assert (hello.epoch, hello.slots, hello.executing) == (1, 1, ["h1"])
         gate.open()
-        assert first.until(Released) == Released(1, "h1")
+        told = first.until(Released)
+        assert (told.epoch, told.request) == (1, "h1")
         assert probe.row.served == served + 1
         assert probe.row.executing == ()
-        assert second.until(Released) == Released(1, "h1")
+        assert second.until(Released) == told
     assert running.reply().status == 200
 
 

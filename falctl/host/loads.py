@@ -1,0 +1,54 @@
+"""
+Load jobs: a model is loaded because the router says so, not because a request waits in a slot for it.
+
+A cache whose loads may run beside executions gets a thread of its own for them; any other loads on the app's
+threads, where it takes its turn among the requests. An app with no cache, or with several, takes no load jobs: then
+nobody but the app knows which model belongs where.
+"""
+
+from __future__ import annotations
+
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from falctl.clock import monotonic_s
+from falctl.host.app_threads import AppThreads
+from falctl.host.load_order import LoadOrder
+from falctl.host.report import Report
+from falctl.toolkit import ModelCache
+
+log = logging.getLogger(__name__)
+
+
+class Loads:
+    """Performs load orders, one after the other. `order` belongs to the event loop."""
+
+    def __init__(self, report: Report, threads: AppThreads) -> None:
+        self._report = report
+        self._threads = threads
+        self._beside: ThreadPoolExecutor | None = None
+
+    def order(self, order: LoadOrder) -> bool:
+        """Begin to load; False when this app takes no load jobs. `LoadEnded` tells of the end."""
+        cache = self._report.cache
+        if cache is None:
+            return False
+        self._report.load_begins(order.hint)
+        if not cache.overlaps:
+            self._threads.submit(lambda: self._load(cache, order))
+            return True
+        if self._beside is None:
+            self._beside = ThreadPoolExecutor(1, "loader")
+        self._beside.submit(self._load, cache, order)
+        return True
+
+    def _load(self, cache: ModelCache[Any], order: LoadOrder) -> None:
+        began_at = monotonic_s()
+        try:
+            cache.load(order.hint, evict=order.evict)
+        except Exception as error:  # noqa: BLE001 - the app's code; whoever asks for this model hears of it
+            log.warning("load.failed model=%s %s: %s", order.hint, type(error).__name__, error)
+            self._report.soon(self._report.load_ended, order, None)
+        else:
+            self._report.soon(self._report.load_ended, order, monotonic_s() - began_at)

@@ -1,0 +1,99 @@
+"""Load jobs: a model is loaded because the router says so, beside a request where the app allows it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from falctl.wire import LOAD_PATH, Hello, LoadEnded, Released
+from tests.host.harness import Host
+
+pytestmark = pytest.mark.process
+
+CONFIG = {"simulated": {"load_s": 0.05, "exec_s": 0.01}, "cache": {"max_models": 2}}
+
+
+@pytest.fixture
+def simulated() -> Iterator[Host]:
+    with Host("runners.simulated:SimulatedModels", config=CONFIG) as host:
+        yield host
+
+
+def order(host: Host, hint: str, *evict: str) -> int:
+    status: int = host.post(LOAD_PATH, {"hint": hint, "evict": list(evict)}).status
+    return status
+
+
+def test_a_load_job_makes_the_runner_warm_before_any_request(simulated: Host) -> None:
+    with simulated.events() as events:
+        hello = events.until(Hello)
+        assert (hello.loads, hello.overlaps, hello.models_max, hello.loading) == (True, True, 2, [])
+        assert order(simulated, "m0") == 202
+        ended = events.until(LoadEnded)
+        assert (ended.hint, ended.ok) == ("m0", True)
+        assert ended.load_s == pytest.approx(0.05, abs=0.05)
+    assert simulated.row.hints == ("m0",)
+    assert simulated.row.loads == 1
+    assert simulated.post("/", {"model": "m0"}).json["loaded"] is False
+
+
+def test_the_router_says_what_leaves(simulated: Host) -> None:
+    for model in ("a", "b"):
+        simulated.post("/", {"model": model})
+    with simulated.events() as events:
+        events.next()
+        order(simulated, "c", "b")
+        events.until(LoadEnded)
+    assert set(simulated.row.hints or ()) == {"a", "c"}
+
+
+def test_a_release_tells_execution_and_load_apart(simulated: Host) -> None:
+    with simulated.events() as events:
+        events.next()
+        simulated.post("/", {"model": "m", "load_s": 0.2, "exec_s": 0.05})
+        cold = events.until(Released)
+        simulated.post("/", {"model": "m", "exec_s": 0.05})
+        warm = events.until(Released)
+        simulated.post("/", {"nonsense": 1})
+        refused = events.until(Released)
+    assert cold.load_s == pytest.approx(0.2, abs=0.1)
+    assert cold.exec_s == pytest.approx(0.05, abs=0.05)
+    assert warm.load_s == 0.0
+    assert (refused.exec_s, refused.load_s) == (None, None)
+
+
+def test_a_load_that_fails_is_told_and_leaves_nothing() -> None:
+    with Host("runners.diffusion:AnyModelRunner") as host, host.events() as events:
+        hello = events.until(Hello)
+        assert (hello.loads, hello.overlaps) == (True, False)
+        assert order(host, "no-such-model") == 202
+        assert events.until(LoadEnded).ok is False
+        assert host.row.models == ()
+        assert order(host, "digits-ink") == 202
+        assert events.until(LoadEnded).ok is True
+        assert host.row.hints == ("digits-ink",)
+
+
+@pytest.mark.parametrize("body", [{}, {"hint": "a", "evict": 7}, []])
+def test_nonsense_is_refused(simulated: Host, body: object) -> None:
+    assert simulated.post(LOAD_PATH, body).status == 400
+
+
+def test_an_app_without_a_model_cache_takes_no_load_jobs() -> None:
+    with Host("runners.echo:Echo") as host, host.events() as events:
+        hello = events.until(Hello)
+        assert not hello.loads
+        assert order(host, "m") == 400
+
+
+def test_a_load_beside_a_request_does_not_wait_for_it(simulated: Host) -> None:
+    simulated.post("/", {"model": "long"})
+    running = simulated.later("/", {"model": "long", "exec_s": 3.0})
+    with simulated.events() as events:
+        events.next()
+        order(simulated, "other")
+        assert events.until(LoadEnded).ok
+        assert not running.done
+        assert "other" in (simulated.row.hints or ())
+    assert running.reply().status == 200
