@@ -85,6 +85,9 @@ class Router:
         for helper in helpers:
             helper.cancel()
         await self._fleet.close()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_CLOSE_WITHIN_S):
+                await self._proxy.idle()  # who was cut off learns it now
         log.info("router.stopped")
 
     def _obey(self, message: wire.Message, control: Control) -> None:
