@@ -43,6 +43,9 @@ ENV_PARENT: Final = "FALCTL_PARENT_PID"
 ENV_FAMILY: Final = "FALCTL_FAMILY"
 """A mark that is unique per child; grandchildren inherit it with the environment."""
 
+_SCANS_MAX: Final = 10
+"""A killed process may be seen once more before it is gone, so the last scan need not find nothing."""
+
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_NAME: Final = 15
 
@@ -120,23 +123,25 @@ def begin(*, guarded: bool) -> Control:
 
 def kill_family(group: int, family: str) -> None:
     """SIGKILL every process of process group *group*, and every one that carries the mark *family*."""
-    me = os.getpid()
-    for pid in _marked(family):
-        if pid != me:
+    for _ in range(_SCANS_MAX):  # again, because one of them may have forked behind the back of the scan
+        if not (found := _marked(family) - {os.getpid()}):
+            break
+        for pid in found:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(group, signal.SIGKILL)
 
 
-def _marked(family: str) -> list[int]:
+def _marked(family: str) -> set[int]:
+    """Return who carries the mark; a zombie's environment reads as empty."""
     mark = f"{ENV_FAMILY}={family}".encode()
-    found = []
+    found = set()
     for entry in Path("/proc").iterdir():
         if entry.name.isdecimal():
             with contextlib.suppress(OSError):
                 if mark in (entry / "environ").read_bytes().split(b"\0"):
-                    found.append(int(entry.name))
+                    found.add(int(entry.name))
     return found
 
 

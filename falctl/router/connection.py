@@ -96,7 +96,9 @@ class Connection(HttpToolsProtocol):
         self._unset_keepalive_if_required()
         self._parse(data)
         if self.active is not None and not self.active.response_complete:
-            self._header_bytes = 0  # the app works on a request that has been read at least to its headers' end
+            self._header_bytes = (
+                0  # the app works on a request that has been read at least to its headers' end
+            )
             return
         if self._header_bytes > HEADERS_BYTES_MAX:
             self._refuse(431, "Request Header Fields Too Large")
