@@ -114,17 +114,23 @@ def begin(*, guarded: bool) -> Control:
     family = os.environ[ENV_FAMILY]
     channel = socket.socket(fileno=int(os.environ.pop(ENV_CONTROL)))
     channel.set_inheritable(False)
-    if guarded and os.fork() == 0:
+    guard = os.fork() if guarded else None
+    if guard == 0:
         _guard(life_fd, family)
     os.close(life_fd)
     group = os.getpgid(0)
-    return Control(channel, lambda: kill_family(group, family))
+    return Control(channel, lambda: kill_family(group, family, spare=guard))
 
 
-def kill_family(group: int, family: str) -> None:
-    """SIGKILL every process of process group *group*, and every one that carries the mark *family*."""
+def kill_family(group: int, family: str, *, spare: int | None = None) -> None:
+    """
+    SIGKILL every process that carries the mark *family*, and at last, in one step, process group *group*.
+
+    *spare*: a member of the group that must live until that last step. The end of the supervisor wakes us a moment
+    before it kills us, and we would take the guard along that was to finish the work.
+    """
     for _ in range(_SCANS_MAX):  # again, because one of them may have forked behind the back of the scan
-        if not (found := _marked(family) - {os.getpid()}):
+        if not (found := _marked(family) - {os.getpid(), spare}):
             break
         for pid in found:
             with contextlib.suppress(ProcessLookupError, PermissionError):

@@ -10,7 +10,7 @@ import sys
 import threading
 from typing import Final
 
-from tests.process.harness import Falctl
+from tests.process.on_cpu import Falctl
 
 CTRL_C: Final = b"\x03"
 

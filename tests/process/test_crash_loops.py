@@ -10,7 +10,7 @@ import pytest
 
 from falctl.board.rows import LifeRow
 from falctl.clock import monotonic_s
-from tests.process.harness import Falctl
+from tests.process.on_cpu import Falctl
 from tests.wait import until
 
 pytestmark = pytest.mark.process

@@ -13,8 +13,8 @@ import pytest
 
 from falctl.board.rows import RunnerRow
 from falctl.clock import monotonic_s
-from tests.process.harness import Falctl
 from tests.process.load import BROKEN, Background, Load, load
+from tests.process.on_cpu import Falctl
 from tests.wait import until
 
 pytestmark = pytest.mark.process

@@ -19,8 +19,8 @@ import pytest
 from PIL import Image
 
 from falctl.home import Lock
-from tests.process.harness import Falctl
 from tests.process.load import load
+from tests.process.on_cpu import Falctl
 from tests.process.test_kills import QUICK, SIMULATED, flow, hinted
 from tests.wait import until
 

@@ -9,8 +9,8 @@ from typing import Final
 
 import pytest
 
-from tests.process.harness import Falctl
 from tests.process.load import BROKEN, Background, load
+from tests.process.on_cpu import Falctl
 from tests.process.test_kills import QUICK, SIMULATED, flow, gone, hinted
 from tests.wait import until
 
