@@ -142,7 +142,9 @@ class Lock:
         if self._fd >= 0:
             os.close(self._fd)
         self._fd = fd
-        os.ftruncate(fd, 0)  # what a dead predecessor wrote must not pass for us until we `describe` ourselves
+        os.ftruncate(
+            fd, 0
+        )  # what a dead predecessor wrote must not pass for us until we `describe` ourselves
 
     def describe(self, instance: Instance) -> None:
         """Write who we are, for `find_instance`."""

@@ -132,7 +132,7 @@ def kill_family(group: int, family: str, *, spare: int | None = None) -> None:
     for _ in range(_SCANS_MAX):  # again, because one of them may have forked behind the back of the scan
         if not (found := _marked(family) - {os.getpid(), spare}):
             break
-        for pid in found:
+        for pid in sorted(found):
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
     with contextlib.suppress(ProcessLookupError, PermissionError):

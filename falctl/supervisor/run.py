@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import shutil
 import signal
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from falctl import tasks
-from falctl.config import Config
+from falctl.config import Config, RunnersConfig
 from falctl.config_diff import diff_configs, take_live
 from falctl.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, FalctlError
 from falctl.supervisor import orphans
@@ -24,6 +27,8 @@ from falctl.wire import Drain
 log = logging.getLogger(__name__)
 
 TICK_S: Final = 0.25
+DEFAULT_APP: Final = RunnersConfig().app
+DEMO_MODEL: Final = "digits-ink"
 _ROUTER_STOP_S: Final = 5.0
 _PIDS_OF_CPU_S: Final = 1.0
 
@@ -114,6 +119,7 @@ class Supervisor:
 
     async def _serve(self) -> int:
         self._announcer.note(self._listening())
+        self._announcer.note(next_steps(self._fleet.config.runners.app))
         self._announcer.done(exit_code=None)
         while not self._stops:
             self._fleet.news.clear()
@@ -200,6 +206,15 @@ class Supervisor:
             if member.child is not None:
                 member.child.kill()
             await asyncio.wait((stopping,), timeout=0.05)
+
+
+def next_steps(app: str) -> str:
+    """Return what a person may type now; by its path where the command is not on PATH, as in a fresh .venv."""
+    falctl = "falctl" if shutil.which("falctl") else str(Path(sys.executable).with_name("falctl"))
+    draw = f'{falctl} run {DEMO_MODEL} "seven" -o seven.png' if app == DEFAULT_APP else ""
+    return "next, in another terminal:  " + "  ·  ".join(
+        filter(None, (draw, f"{falctl} status", f"{falctl} down"))
+    )
 
 
 def _progress(members: list[Member]) -> str:

@@ -233,9 +233,10 @@ def test_a_detached_falctl_is_up_when_the_command_returns_and_reloads_on_sighup(
         path.write_text('[routing]\npolicy = "affinity"\n[runners]\ncpu_count = 1\n')
         up = f.run("up", "-d", "--port", "0", ECHO)
         assert up.returncode == 0, up.stderr
-        last = up.stderr.splitlines()[-1]
-        assert last.startswith(f"falctl: 1 CPU runner of {ECHO} behind http://127.0.0.1:")
-        f.url = last.rpartition(" ")[2]
+        listens, following = up.stderr.splitlines()[-2:]
+        assert listens.startswith(f"falctl: 1 CPU runner of {ECHO} behind http://127.0.0.1:")
+        assert "falctl status" in following
+        f.url = listens.rpartition(" ")[2]
         assert f.post("/", {"x": 1}).json == {"x": 1}
         pid = json.loads(f.home.lock.read_text())["pid"]
 

@@ -111,3 +111,30 @@ def test_a_stopped_supervisor_stops_no_request_and_catches_up_later() -> None:
         assert running.statuses[503] + running.statuses[BROKEN] <= 1
         after = f.pids()
         assert (after["router"], after["runner1"]) == (before["router"], before["runner1"])
+
+
+def test_a_runner_that_dies_while_it_ends_its_family_leaves_the_rest_to_its_guard(tmp_path: Path) -> None:
+    # The interleaving, written down: the runner hears first that the supervisor is gone, begins to kill, and is
+    # killed itself after the first one. Its guard hears later.
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, signal, sys, threading\n"
+        "if 'falctl.host' in sys.orig_argv:\n"
+        "    from falctl import lifeline\n"
+        "    really_kill, end_family = os.kill, lifeline.kill_family\n"
+        "    def in_runner():\n"
+        "        return threading.current_thread().name == 'control'\n"
+        "    def kill(pid, number):\n"
+        "        really_kill(pid, number)\n"
+        "        if in_runner():\n"
+        "            really_kill(os.getpid(), signal.SIGKILL)\n"
+        "    def kill_family(*args, **options):\n"
+        "        if not in_runner():\n"
+        "            threading.Event().wait(1.0)\n"
+        "        end_family(*args, **options)\n"
+        "    os.kill, lifeline.kill_family = kill, kill_family\n"
+        "    lifeline._die_with_parent = lambda parent: None\n"
+    )
+    with Falctl(f"{FAMILIES}::Daemon", args=ONE, python_path=[tmp_path]) as f:
+        pids: list[int] = f.post("/pids").json
+        f.kill()
+        until(lambda: all(gone(pid) for pid in pids), within_s=5.0, what=f"none is left of {pids}")
