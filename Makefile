@@ -10,8 +10,11 @@ PIP_ARGS ?=
 up: $(VENV)/.installed
 	$(BIN)/falctl up $(ARGS)
 
+# Most tests start real processes and wait for them, so a few at a time; then the gate: every branch of core and board.
 test: $(VENV)/.installed-test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile $(ARGS)
+	$(BIN)/coverage run --source falctl/core,falctl/board -m pytest -q tests/core tests/board
+	$(BIN)/coverage report --fail-under=100
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

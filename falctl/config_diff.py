@@ -47,3 +47,13 @@ def diff_configs(old: Config, new: Config) -> tuple[Change, ...]:
         if (after := getattr(getattr(new, section), key)) != before
         for name in [f"{section}.{key}"]
     )
+
+
+def take_live(old: Config, new: Config) -> Config:
+    """Return *old* with the values of *new* where a reload applies them: what a falctl runs by after it."""
+    tables = old.model_dump()
+    for section, table in tables.items():
+        table.update(
+            {key: getattr(getattr(new, section), key) for key in table if f"{section}.{key}" in LIVE}
+        )
+    return Config.model_validate(tables)

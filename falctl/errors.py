@@ -14,6 +14,8 @@ EXIT_OK: Final = 0
 EXIT_FAILED: Final = 1
 EXIT_USAGE: Final = 2
 EXIT_NOT_RUNNING: Final = 3
+EXIT_INTERRUPTED: Final = 130
+"""128 + SIGINT, as shells have it: of `falctl up` after Ctrl-C while it started, or a second one while it drained."""
 
 
 class FalctlError(Exception):

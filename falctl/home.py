@@ -62,19 +62,46 @@ class Home:
         """Return the Unix socket of one incarnation of one runner."""
         return self.sockets / f"r{runner}-{epoch}.sock"
 
-    def create(self) -> None:
+    def make_root(self) -> None:
         """
-        Make the directory with mode 0700 and empty what a dead predecessor left. Call with the lock held.
+        Make the directory itself, with mode 0700 whatever it had.
 
         Raises:
-            ConfigError: it belongs to somebody else, or its path is too long for a Unix socket.
+            ConfigError: it cannot be made, or belongs to somebody else.
+        """
+        try:
+            self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            status = self.root.stat()
+            if status.st_uid == os.geteuid() and stat.S_IMODE(status.st_mode) != 0o700:
+                self.root.chmod(0o700)
+        except OSError as error:
+            msg = f"cannot use {self.root} for falctl's state ({error.strerror}); set {ENV} to a directory you own"
+            raise ConfigError(msg) from error
+        if status.st_uid != os.geteuid():
+            msg = f"{self.root} belongs to uid {status.st_uid}, not to you; set {ENV} to a directory you own"
+            raise ConfigError(msg)
+
+    def create(self) -> None:
+        """
+        Make the folders in it and empty what a dead predecessor left. Call with the lock held.
+
+        Raises:
+            ConfigError: its path is too long for a Unix socket, or there is no room in it.
         """
         if len(os.fsencode(self.runner_socket(999, 999_999))) > SOCKET_PATH_BYTES_MAX:
             msg = f"{ENV}={self.root} is too long for Unix sockets ({SOCKET_PATH_BYTES_MAX} bytes); choose a shorter one"
             raise ConfigError(msg)
         shutil.rmtree(self.sockets, ignore_errors=True)
+        self.make_folders()
+
+    def make_folders(self) -> None:
+        """Make the folders that are not there. Raises ConfigError: they cannot be made."""
         for folder in (self.sockets, self.files):
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            try:
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            except OSError as error:
+                msg = f"cannot make {folder} ({error.strerror}); make room, or set {ENV} to another directory"
+                raise ConfigError(msg) from error
 
 
 def find_home() -> Home:
@@ -98,8 +125,12 @@ class Lock:
         Raises:
             ConfigError: the directory is not ours, or another falctl of this user runs; names it.
         """
-        _private_directory(self._home.root)
-        fd = os.open(self._home.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._home.make_root()
+        try:
+            fd = os.open(self._home.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            msg = f"cannot open {self._home.lock} ({error.strerror}); delete it, or set {ENV} to another directory"
+            raise ConfigError(msg) from error
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -111,6 +142,9 @@ class Lock:
         if self._fd >= 0:
             os.close(self._fd)
         self._fd = fd
+        os.ftruncate(
+            fd, 0
+        )  # what a dead predecessor wrote must not pass for us until we `describe` ourselves
 
     def describe(self, instance: Instance) -> None:
         """Write who we are, for `find_instance`."""
@@ -138,12 +172,15 @@ def find_instance(home: Home) -> Instance:
     Return the falctl that runs in *home*.
 
     Raises:
-        NotRunningError: none does.
+        NotRunningError: none does, or it has just begun to start.
     """
-    if is_locked(home) and (instance := _read_instance(home)) is not None:
-        return instance
-    msg = "falctl is not running; start it with `falctl up`"
-    raise NotRunningError(msg)
+    if not is_locked(home):
+        msg = "falctl is not running; start it with `falctl up`"
+        raise NotRunningError(msg)
+    if (instance := _read_instance(home)) is None:
+        msg = "falctl is starting; try again in a moment"
+        raise NotRunningError(msg)
+    return instance
 
 
 def is_locked(home: Home) -> bool:
@@ -166,17 +203,3 @@ def _read_instance(home: Home) -> Instance | None:
         return Instance(**json.loads(home.lock.read_bytes()))
     except (OSError, ValueError, TypeError):
         return None
-
-
-def _private_directory(root: Path) -> None:
-    try:
-        root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        status = root.stat()
-    except OSError as error:
-        msg = f"cannot use {root} for falctl's state ({error.strerror}); set {ENV} to a directory you own"
-        raise ConfigError(msg) from error
-    if status.st_uid != os.geteuid():
-        msg = f"{root} belongs to uid {status.st_uid}, not to you; set {ENV} to a directory you own"
-        raise ConfigError(msg)
-    if stat.S_IMODE(status.st_mode) != 0o700:
-        root.chmod(0o700)

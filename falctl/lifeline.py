@@ -43,6 +43,9 @@ ENV_PARENT: Final = "FALCTL_PARENT_PID"
 ENV_FAMILY: Final = "FALCTL_FAMILY"
 """A mark that is unique per child; grandchildren inherit it with the environment."""
 
+_SCANS_MAX: Final = 10
+"""A killed process may be seen once more before it is gone, so the last scan need not find nothing."""
+
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_NAME: Final = 15
 
@@ -111,32 +114,40 @@ def begin(*, guarded: bool) -> Control:
     family = os.environ[ENV_FAMILY]
     channel = socket.socket(fileno=int(os.environ.pop(ENV_CONTROL)))
     channel.set_inheritable(False)
-    if guarded and os.fork() == 0:
+    guard = os.fork() if guarded else None
+    if guard == 0:
         _guard(life_fd, family)
     os.close(life_fd)
     group = os.getpgid(0)
-    return Control(channel, lambda: kill_family(group, family))
+    return Control(channel, lambda: kill_family(group, family, spare=guard))
 
 
-def kill_family(group: int, family: str) -> None:
-    """SIGKILL every process of process group *group*, and every one that carries the mark *family*."""
-    me = os.getpid()
-    for pid in _marked(family):
-        if pid != me:
+def kill_family(group: int, family: str, *, spare: int | None = None) -> None:
+    """
+    SIGKILL every process that carries the mark *family*, and at last, in one step, process group *group*.
+
+    *spare*: a member of the group that must live until that last step. The end of the supervisor wakes us a moment
+    before it kills us, and we would take the guard along that was to finish the work.
+    """
+    for _ in range(_SCANS_MAX):  # again, because one of them may have forked behind the back of the scan
+        if not (found := _marked(family) - {os.getpid(), spare}):
+            break
+        for pid in sorted(found):
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(group, signal.SIGKILL)
 
 
-def _marked(family: str) -> list[int]:
+def _marked(family: str) -> set[int]:
+    """Return who carries the mark; a zombie's environment reads as empty."""
     mark = f"{ENV_FAMILY}={family}".encode()
-    found = []
+    found = set()
     for entry in Path("/proc").iterdir():
         if entry.name.isdecimal():
             with contextlib.suppress(OSError):
                 if mark in (entry / "environ").read_bytes().split(b"\0"):
-                    found.append(int(entry.name))
+                    found.add(int(entry.name))
     return found
 
 

@@ -38,7 +38,9 @@ def test_the_command_line_starts_without_torch_and_servers() -> None:
 
 
 def test_the_supervisor_and_the_router_never_import_torch() -> None:
-    assert not {"torch", "diffusers", "starlette", "uvicorn", "aiohttp"} & _modules("import falctl.supervisor.up")
+    assert not {"torch", "diffusers", "starlette", "uvicorn", "aiohttp"} & _modules(
+        "import falctl.supervisor.up"
+    )
     assert not {"torch", "diffusers", "fal"} & _modules("import falctl.router.process")
 
 

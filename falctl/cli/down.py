@@ -20,8 +20,9 @@ def down_command(*, timeout_s: float, now: bool) -> int:
         msg = "falctl is not running; start it with `falctl up`"
         raise NotRunningError(msg) from None
     try:
-        for _ in range(2 if now else 1):
-            signal.pidfd_send_signal(process, signal.SIGTERM)
+        # Two of one kind may arrive as one, so the second request to stop is another signal.
+        for number in (signal.SIGTERM, signal.SIGINT)[: 2 if now else 1]:
+            signal.pidfd_send_signal(process, number)
         ended, _, _ = select.select([process], [], [], timeout_s)
     finally:
         os.close(process)

@@ -33,8 +33,6 @@ def status_command(*, once: bool, json_output: bool, no_color: bool) -> int:
     except FalctlError as error:
         sys.stderr.write(f"falctl: {error}\n")
         return error.exit_code
-    except KeyboardInterrupt:
-        return EXIT_OK
     except BrokenPipeError:
         # The reader, `head` perhaps, has enough. Python would complain once more when it flushes at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -9,12 +9,13 @@ import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from falctl import logs
 from falctl.config import Config
 from falctl.config_load import find_config, load_config
-from falctl.errors import EXIT_FAILED, EXIT_OK, StartError
-from falctl.home import Home, find_home
+from falctl.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, ConfigError, StartError
+from falctl.home import ENV, Home, find_home
 from falctl.supervisor.announce import ENV_NOTIFY, Announcer, Terminal, make_announcer
 from falctl.supervisor.up import up
 
@@ -37,13 +38,21 @@ class Options:
             "runners.count": self.runners,
             "server.port": self.port,
         }
-        return load_config(self.config or find_config(Path.cwd()), environ=os.environ, flags=flags)
+        return load_config(self.config or find_config(_here()), environ=os.environ, flags=flags)
 
     def arguments(self) -> list[str]:
         """Return the command line that gives these options."""
         named = {"--config": self.config, "--gpus": self.gpus, "--runners": self.runners, "--port": self.port}
         given = [word for name, value in named.items() if value is not None for word in (name, str(value))]
         return [*given, *([] if self.app is None else ["--", self.app])]
+
+
+def _here() -> Path:
+    try:
+        return Path.cwd()
+    except FileNotFoundError:
+        msg = "the current directory has been deleted; cd to one that exists"
+        raise ConfigError(msg) from None
 
 
 def up_command(options: Options, *, detach: bool) -> int:
@@ -59,6 +68,9 @@ def up_command(options: Options, *, detach: bool) -> int:
     except Exception as error:
         _tell_failure(announcer, error, detached=detached)
         raise
+    except KeyboardInterrupt:  # before there was a loop that takes signals: nothing has been started
+        announcer.done(exit_code=EXIT_INTERRUPTED)
+        return EXIT_INTERRUPTED
 
 
 def _tell_failure(announcer: Announcer, error: Exception, *, detached: bool) -> None:
@@ -68,10 +80,10 @@ def _tell_failure(announcer: Announcer, error: Exception, *, detached: bool) -> 
 
 
 def _detach(options: Options, home: Home) -> int:
-    home.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    home.make_root()
     read_fd, write_fd = os.pipe()
-    with home.log.open("ab") as log:
-        subprocess.Popen(
+    with _open_log(home) as log:
+        process = subprocess.Popen(
             [sys.executable, "-P", "-m", "falctl", "up", *options.arguments()],
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -81,12 +93,26 @@ def _detach(options: Options, home: Home) -> int:
             start_new_session=True,
         )
     os.close(write_fd)
-    with os.fdopen(read_fd, "r", encoding="utf-8") as told:
-        return _follow(told, home)
-
-
-def _follow(told: Iterable[str], home: Home) -> int:
     terminal = Terminal()
+    with os.fdopen(read_fd, "r", encoding="utf-8") as told:
+        try:
+            return _follow(told, terminal, home)
+        except KeyboardInterrupt:
+            process.terminate()
+            return _follow(told, terminal, home)
+        finally:
+            terminal.done(exit_code=None)
+
+
+def _open_log(home: Home) -> BinaryIO:
+    try:
+        return home.log.open("ab")
+    except OSError as error:
+        msg = f"cannot write {home.log} ({error.strerror}); set {ENV} to a directory you own"
+        raise ConfigError(msg) from error
+
+
+def _follow(told: Iterable[str], terminal: Terminal, home: Home) -> int:
     for line in told:
         table = json.loads(line)
         if "progress" in table:
@@ -94,8 +120,6 @@ def _follow(told: Iterable[str], home: Home) -> int:
         if "note" in table:
             terminal.note(table["note"])
         if "done" in table:
-            terminal.done(exit_code=table["done"])
             return EXIT_OK if table["done"] is None else int(table["done"])
-    terminal.done(exit_code=EXIT_FAILED)
     msg = f"it ended while it started; its last words are in {home.log}"
     raise StartError(msg)

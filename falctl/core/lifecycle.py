@@ -210,7 +210,8 @@ class Life:
     def _bury(self, code: int, now: float) -> None:
         if self.state == "draining":
             return self._enter("stopped", now)
-        why = self._killed_for or self._complaint or describe_exit(code)
+        at = f" (it was at: {self.reason})" if self.state == "starting" and self.reason else ""
+        why = self._killed_for or self._complaint or describe_exit(code) + at
         if self._condemned:
             return self._enter("failed", now, why)
         if self.state == "ready" and now - self.since_at >= STABLE_S:

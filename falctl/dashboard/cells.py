@@ -17,9 +17,6 @@ from rich.text import Text
 
 from falctl.core.types import GiB
 
-NAME_CHARS_MAX: Final = 512
-"""No name on screen needs more; a longer one is cut before it is looked at, so that drawing stays cheap."""
-
 QUIET: Final = "dim"
 """The style of what is read second. Not "bright_black": some palettes make that the background's colour."""
 
@@ -55,8 +52,8 @@ class Pen:
         return ASCII if self.ascii_only else UNICODE
 
     def safe(self, text: str, *, cells: int) -> str:
-        """Return *text* in at most *cells* cells, without control, invisible, combining or unprintable characters."""
-        known = unicodedata.normalize("NFC", text[:NAME_CHARS_MAX])
+        """Return *text* in at most *cells* cells, all of them printable and seen."""
+        known = unicodedata.normalize("NFC", text)
         return self.cut("".join(self._safe_char(char) for char in known), cells=cells)
 
     def cut(self, text: str, *, cells: int) -> str:
@@ -68,7 +65,7 @@ class Pen:
     def _safe_char(self, char: str) -> str:
         if char.isspace():
             return " "
-        hidden = not char.isprintable() or unicodedata.category(char).startswith("M") or cell_len(char) == 0
+        hidden = not char.isprintable() or cell_len(char) == 0
         return "?" if hidden or (self.ascii_only and not char.isascii()) else char
 
     def bar(self, share: float, *, cells: int, style: str) -> Line:

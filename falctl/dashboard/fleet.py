@@ -50,7 +50,8 @@ def blocks_of(snapshot: FleetSnapshot) -> list[Block]:
         )
         for group in groups
     ]
-    return blocks + [Block((), (runner,)) for runner in snapshot.runners if not runner.cards]
+    known = {card.card for card in snapshot.cards}
+    return blocks + [Block((), (runner,)) for runner in snapshot.runners if known.isdisjoint(runner.cards)]
 
 
 def table_head(columns: Columns) -> Line:
@@ -76,7 +77,7 @@ def block_lines(block: Block, columns: Columns, pen: Pen, *, model_lines: int) -
         lines.append(_indented(ink("no runner", QUIET), columns))
     indexes = {card.card: card.gpu_index for card in block.cards}
     for runner in block.runners:
-        on = ",".join(str(indexes[card]) for card in runner.cards) if len(block.cards) > 1 else ""
+        on = ",".join(str(indexes.get(card, "?")) for card in runner.cards) if len(block.cards) > 1 else ""
         lines += _runner_lines(runner, columns, pen, on=on, model_lines=model_lines)
     return lines
 

@@ -182,8 +182,8 @@ def _cropped(head: Line, blocks: Sequence[Block], drawn: Sequence[list[Line]], *
 
 
 def _tail(snapshot: FleetSnapshot, cells: int, pen: Pen, *, room: int | None) -> list[Line]:
-    """Return queue and events, led by a blank line; nothing when *room* is below three lines."""
-    if room is not None and room < 3:
+    """Return queue and events, led by a blank line; nothing when *room* is below two lines."""
+    if room is not None and room < 2:
         return []
     lines_max = TAIL_LINES if room is None else room - 2
     queued = snapshot.router.queued if snapshot.router else 0
@@ -192,14 +192,22 @@ def _tail(snapshot: FleetSnapshot, cells: int, pen: Pen, *, room: int | None) ->
         queue = _queue(snapshot.queue, queued, half, pen, lines_max=lines_max)
         events = _events(snapshot.events, cells - half - 3, pen, lines_max=lines_max)
         return [Text(), *beside(queue, events, left_cells=half + 3)]
-    if room is not None:
-        lines_max = max(0, room - 4)
-    waiting = min(len(snapshot.queue), lines_max // 2) if room is not None else lines_max
-    queue = _queue(snapshot.queue, queued, cells, pen, lines_max=waiting)
-    left = lines_max if room is None else lines_max - (len(queue) - 1)
-    if room is not None and left < 1:
-        return [Text(), *queue]
-    return [Text(), *queue, Text(), *_events(snapshot.events, cells, pen, lines_max=left)]
+    if room is None:
+        queue = _queue(snapshot.queue, queued, cells, pen, lines_max=lines_max)
+        return [Text(), *queue, Text(), *_events(snapshot.events, cells, pen, lines_max=lines_max)]
+    return [Text(), *_stacked_tail(snapshot, queued, cells, pen, room=room - 1)]
+
+
+def _stacked_tail(snapshot: FleetSnapshot, queued: int, cells: int, pen: Pen, *, room: int) -> list[Line]:
+    """Return queue and events below each other in *room* lines; where both do not fit, what waits comes first."""
+    around = 3  # two headings and the blank line between the parts
+    share = max(2, (room - around) // 2, room - around - len(snapshot.events))
+    queue = _queue(snapshot.queue, queued, cells, pen, lines_max=min(queued, share))
+    if (left := room - len(queue) - 2) >= 1:
+        return [*queue, Text(), *_events(snapshot.events, cells, pen, lines_max=left)]
+    if queued:
+        return _queue(snapshot.queue, queued, cells, pen, lines_max=room - 1)
+    return _events(snapshot.events, cells, pen, lines_max=room - 1)
 
 
 def _queue(queue: Sequence[QueuedFacts], queued: int, cells: int, pen: Pen, *, lines_max: int) -> list[Line]:
@@ -210,7 +218,7 @@ def _queue(queue: Sequence[QueuedFacts], queued: int, cells: int, pen: Pen, *, l
         shown = shown[:-1]
     lines += [_queued(request, cells, pen) for request in shown]
     if (hidden := queued - len(shown)) and lines_max > 0:
-        lines.append(ink(f"+{hidden:,} more", QUIET))
+        lines.append(ink(f"{' ' * 10}+{hidden:,} more", QUIET))
     return lines
 
 

@@ -86,11 +86,7 @@ class Connection(HttpToolsProtocol):
         self._headers_done()
         self._unset_keepalive_if_required()
         self.resume_writing()
-        if self.active is not None and not self.active.response_complete:
-            self.active.disconnected = True
-            self.active.message_event.set()
         super().connection_lost(exc)
-        self.pipeline.clear()
         if self.on_gone is not None:
             on_gone, self.on_gone = self.on_gone, None
             on_gone()
@@ -100,7 +96,10 @@ class Connection(HttpToolsProtocol):
         self._unset_keepalive_if_required()
         self._parse(data)
         if self.active is not None and not self.active.response_complete:
-            return  # the app works on a request that has been read at least to its headers' end
+            self._header_bytes = (
+                0  # the app works on a request that has been read at least to its headers' end
+            )
+            return
         if self._header_bytes > HEADERS_BYTES_MAX:
             self._refuse(431, "Request Header Fields Too Large")
         elif self._header_timer is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from weakref import WeakSet
 
 from falctl import wire
 from falctl.board.board import Board
@@ -19,6 +20,7 @@ from falctl.router.link import Link, News
 log = logging.getLogger(__name__)
 
 _SERVES = frozenset({"ready", "draining"})
+_ORDER = {"starting": 0, "ready": 1, "draining": 2}
 _RETURNS = frozenset({"starting", "backoff"})
 
 
@@ -32,6 +34,8 @@ class FleetLinks:
         self._ledger = ledger
         self._index = HintIndex(board)
         self._links: dict[RunnerId, Link] = {}
+        self._retired: WeakSet[Link] = WeakSet()
+        """Links that still say farewell."""
         self._states: dict[RunnerId, tuple[int, str]] = {}
         """Epoch and state of each runner, as last heard."""
 
@@ -45,9 +49,15 @@ class FleetLinks:
                 self.learn(runner, life.epoch, life.state)
 
     def learn(self, runner: int, epoch: int, state: str, reason: str = "") -> None:
-        """A runner's process is in this state; news of an older incarnation is dropped."""
+        """
+        A runner's process is in this state; what is older than what we know is dropped.
+
+        That is news of an older incarnation, and of an earlier state: the board may have told us of a later one.
+        """
         number, known = RunnerId(runner), self._states.get(RunnerId(runner))
-        if known is not None and (epoch < known[0] or known == (epoch, state)):
+        if known is not None and (
+            known == (epoch, state) or (epoch, _order(state)) < (known[0], _order(known[1]))
+        ):
             return
         self._states[number] = (epoch, state)
         self._ledger.note(f"runner {runner} {state}" + (f": {reason}" if reason else ""))
@@ -55,6 +65,7 @@ class FleetLinks:
         if link is not None and (link.epoch != epoch or state not in _SERVES):
             del self._links[number]
             link.retire()
+            self._retired.add(link)
             link = None
         if state in _SERVES:
             self._serve(number, Epoch(epoch), link, draining=state == "draining")
@@ -71,6 +82,13 @@ class FleetLinks:
             async with asyncio.timeout(within_s):
                 for link in tuple(self._links.values()):
                     await link.greeted.wait()
+
+    def refresh(self) -> None:
+        """Take over what has changed on the board; costs next to nothing if nothing has."""
+        for runner in self._index.refresh():
+            row = self._index.row(runner)
+            if row is not None:
+                self._driver.tell_hints(runner, row.epoch, _as_set(row.hints))
 
     def find(self, runner: RunnerId, epoch: Epoch) -> Link | None:
         """Return the link to that incarnation; None if it is gone."""
@@ -92,7 +110,7 @@ class FleetLinks:
 
     async def close(self) -> None:
         """Close every link."""
-        for link in self._links.values():
+        for link in (*self._links.values(), *self._retired):
             await link.close()
 
     def _serve(self, runner: RunnerId, epoch: Epoch, link: Link | None, *, draining: bool) -> None:
@@ -105,7 +123,7 @@ class FleetLinks:
             self._driver.handle(RunnerDrains(runner, epoch))
 
     def hear(self, link: Link, message: News) -> None:
-        self._refresh()
+        self.refresh()
         match message:
             case wire.Hello(_, slots, executing):
                 log.info("runner.up runner=%d epoch=%d slots=%d", link.runner, link.epoch, slots)
@@ -130,16 +148,15 @@ class FleetLinks:
         life = self._board.life(link.runner)
         return life is not None and life.epoch == link.epoch and life.state in _SERVES
 
-    def _refresh(self) -> None:
-        for runner in self._index.refresh():
-            row = self._index.row(runner)
-            if row is not None:
-                self._driver.tell_hints(runner, row.epoch, _as_set(row.hints))
-
     def _hints(self, runner: RunnerId, epoch: Epoch) -> frozenset[Hint] | None:
         """Return what the board says of this incarnation; a row of an older one says nothing: warm for nothing."""
         row = self._index.row(runner)
         return _as_set(row.hints) if row is not None and row.epoch == epoch else frozenset()
+
+
+def _order(state: str) -> int:
+    """Return a number that grows in the life of one incarnation."""
+    return _ORDER.get(state, len(_ORDER))
 
 
 def _as_set(hints: tuple[Hint, ...] | None) -> frozenset[Hint] | None:

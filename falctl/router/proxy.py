@@ -131,6 +131,7 @@ class Proxy:
         """Return the beginning of the app's answer, however many dispatches that takes."""
         call.connection.on_gone = partial(self._driver.cancel, call.request)
         outgoing = self._outgoing(call, wanted, body)
+        self._fleet.refresh()
         decision = self._driver.submit(call.request, wanted, call.client)
         while True:
             action = await decision
@@ -158,7 +159,7 @@ class Proxy:
         try:
             incoming = await link.transport.send(outgoing)
         except UnreachableError:
-            link.never_entered(call.request)
+            link.bounced(call.request)
             return None
         except LostError as error:
             link.ended(call.request)
@@ -167,7 +168,7 @@ class Proxy:
             raise RunnerLostError(msg) from error
         if incoming.status == 503 and any(name.lower() == _BOUNCED for name, _ in incoming.headers):
             incoming.close()
-            link.never_entered(call.request)
+            link.bounced(call.request)
             return None
         return _Reached(dispatch, link, incoming)
 

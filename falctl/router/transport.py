@@ -106,6 +106,9 @@ class Transport:
             UnreachableError: it was not sent.
             LostError: it was sent at least in part, and no answer came.
         """
+        if self._session.closed:
+            msg = "its runner is gone"
+            raise UnreachableError(msg)
         whole = len(request.body) <= _WHOLE_BYTES_MAX
         try:
             response = await self._session.request(
@@ -130,9 +133,6 @@ class Transport:
         """
         incoming = await self.send(Outgoing("GET", EVENTS_PATH.encode(), b"", [], b""))
         try:
-            if incoming.status != 200:
-                msg = f"no event stream, but status {incoming.status}"
-                raise LostError(msg)
             while True:
                 chunk, last = await incoming.read()
                 yield chunk

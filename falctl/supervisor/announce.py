@@ -46,11 +46,13 @@ class Terminal:
         self._shown = text
         if not self._console.is_terminal:
             self._print(text)
-        elif self._status is None:
-            self._status = self._console.status(text)
-            self._status.start()
-        else:
-            self._status.update(text)
+            return
+        with contextlib.suppress(OSError):  # the terminal is gone, and SIGHUP on its way to us
+            if self._status is None:
+                self._status = self._console.status(text)
+                self._status.start()
+            else:
+                self._status.update(text)
 
     def note(self, line: str) -> None:
         """Print *line* above the spinner."""
@@ -60,7 +62,8 @@ class Terminal:
         """Take the spinner away."""
         del exit_code
         if self._status is not None:
-            self._status.stop()
+            with contextlib.suppress(OSError):
+                self._status.stop()
             self._status = None
 
     def _print(self, line: str) -> None:
@@ -93,7 +96,7 @@ class Pipe:
 
     def _send(self, table: dict[str, Any]) -> None:
         if self._fd >= 0:
-            with contextlib.suppress(OSError):  # nobody waits any more: Ctrl-C on `up -d` leaves us running
+            with contextlib.suppress(OSError):  # who started us was killed: that leaves us running
                 os.write(self._fd, json.dumps(table).encode() + b"\n")
 
 

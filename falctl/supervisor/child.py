@@ -9,9 +9,9 @@ import os
 import secrets
 import socket
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 from falctl import lifeline, tasks
 from falctl.supervisor.output import LINE_BYTES_MAX, relay
@@ -74,6 +74,7 @@ async def spawn(launch: Launch, on_message: Callable[[Message], None]) -> Child:
     """Start the child; *on_message* gets what it says, in order, on this loop."""
     ours, theirs = socket.socketpair()
     family = secrets.token_hex(8)
+    output, theirs_output = os.pipe()
     fds = [theirs.fileno(), launch.board_fd, launch.life_fd]
     if launch.listen_fd is not None:
         fds.append(launch.listen_fd)
@@ -81,21 +82,24 @@ async def spawn(launch: Launch, on_message: Callable[[Message], None]) -> Child:
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-P", "-m", launch.module),
             stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
+            stdout=theirs_output,  # not PIPE: up to 3.12.3 `wait` lasts until a grandchild closes it, too (gh-119710)
             stderr=asyncio.subprocess.STDOUT,
-            limit=LINE_BYTES_MAX,
             env=_environ(launch, theirs.fileno(), family),
             pass_fds=fds,
             start_new_session=True,
         )
+    except BaseException:
+        ours.close()
+        os.close(output)
+        raise
     finally:
         theirs.close()
+        os.close(theirs_output)
     ours.setblocking(False)  # noqa: FBT003 - the signature of the socket module
     reader, writer = await asyncio.open_connection(sock=ours, limit=1 << 20)
     child = Child(launch, process, family, writer)
     writer.write(encode(launch.spec))
-    listening = tasks.spawn(_listen(reader, on_message), name=f"control {launch.name}")
-    child.exited = tasks.spawn(_bury(child, listening), name=f"wait {launch.name}")
+    child.exited = tasks.spawn(_bury(child, _listen(reader, on_message), output), name=f"wait {launch.name}")
     return child
 
 
@@ -124,9 +128,10 @@ async def _listen(reader: asyncio.StreamReader, on_message: Callable[[Message], 
             on_message(message)
 
 
-async def _bury(child: Child, listening: asyncio.Task[None]) -> int:
-    assert child.process.stdout is not None
-    relaying = tasks.spawn(relay(child.process.stdout, child.launch.name), name=f"output {child.launch.name}")
+async def _bury(child: Child, listen: Coroutine[Any, Any, None], output: int) -> int:
+    name = child.launch.name
+    listening = tasks.spawn(listen, name=f"control {name}")
+    relaying = tasks.spawn(_relay(output, name), name=f"output {name}")
     code = await child.process.wait()
     child.kill()  # what it left behind: the guard, and grandchildren
     await asyncio.wait((listening, relaying), timeout=_LAST_WORDS_S)
@@ -134,3 +139,14 @@ async def _bury(child: Child, listening: asyncio.Task[None]) -> int:
     relaying.cancel()
     child._writer.close()  # noqa: SLF001 - this function is the end of Child's life
     return code
+
+
+async def _relay(output: int, name: str) -> None:
+    reader = asyncio.StreamReader(limit=LINE_BYTES_MAX)
+    transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(output, "rb", buffering=0)
+    )
+    try:
+        await relay(reader, name)
+    finally:
+        transport.close()

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -20,7 +20,7 @@ from falctl.home import Home
 from falctl.supervisor.child import Launch
 from falctl.supervisor.member import Member
 from falctl.supervisor.plan import Plan, PlannedRunner, runner_environ
-from falctl.wire import HostSpec, RouterSpec, RunnerChanged
+from falctl.wire import HostSpec, Reload, RouterSpec, RunnerChanged
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +64,8 @@ class Fleet:
             "router", _ROUTER_LIMITS, launch=self._launch_router, changed=self.news.set, buried=lambda: None
         )
         self._sent_since: dict[RunnerId, float] = {}
+        self._router_stopped_at = 0.0
+        self._cwd = str(Path.cwd())  # once: it may have been deleted when a runner is restarted
 
     def begin(self) -> None:
         """Start everything."""
@@ -78,6 +80,14 @@ class Fleet:
         for runner, member in self.runners.items():
             member.feed(Tick())
             member.feed(Watched(member.life.epoch, self._vitals(runner)))
+
+    def reload(self, config: Config) -> None:
+        """Let the router, and every later one, go by *config*, which differs from ours in what needs no restart."""
+        self.config = config
+        row = self.ground.board.fleet()
+        assert row is not None, "written before anything started"
+        self.ground.board.put_fleet(replace(row, policy=config.routing.policy))
+        self.router.send(Reload(config.model_dump(mode="json")))
 
     def gpu_lost(self, gpu_row: int, what: str) -> None:
         """End the runners pinned to a card that is gone; the others go on."""
@@ -108,7 +118,7 @@ class Fleet:
             runner=planned.runner,
             epoch=epoch,
             app=self.config.runners.app,
-            cwd=str(Path.cwd()),
+            cwd=self._cwd,
             socket=str(ground.home.runner_socket(planned.runner, epoch)),
             cards=[card.uuid for card in planned.cards],
             card_names=[card.name for card in planned.cards],
@@ -189,7 +199,9 @@ class Fleet:
         child = self.router.child
         if child is None or row is None or row.pid != child.pid or self.router.life.state != "ready":
             return
-        if monotonic_s() - row.beat_at > ROUTER_SILENCE_MAX_S and not child.stopped():
+        if child.stopped():
+            self._router_stopped_at = monotonic_s()  # when it goes on it needs a moment for its first beat
+        if monotonic_s() - max(row.beat_at, self._router_stopped_at) > ROUTER_SILENCE_MAX_S:
             log.warning("router.killed epoch=%d reason=no beat for %.0f s", row.epoch, ROUTER_SILENCE_MAX_S)
             child.kill()
 

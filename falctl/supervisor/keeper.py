@@ -8,7 +8,7 @@ import os
 import secrets
 
 from falctl.errors import ConfigError
-from falctl.home import Home, Instance, Lock
+from falctl.home import ENV, Home, Instance, Lock
 
 log = logging.getLogger(__name__)
 
@@ -43,17 +43,23 @@ class Keeper:
                     self._lock.describe(self._instance)
             if not self.home.token.exists():
                 self._write_token()
-            for folder in (self.home.sockets, self.home.files):
-                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.home.make_folders()
 
     def release(self) -> None:
-        """Take our traces out of the directory; stored images stay until they are too old."""
-        for path in (self.home.token, self.home.board, *self.home.sockets.glob("*.sock")):
-            with contextlib.suppress(OSError):
-                path.unlink()
+        """Take our traces out of the directory, unless it is another's by now; stored images stay until they are old."""
+        if self._lock.is_there():
+            for path in (self.home.token, self.home.board, *self.home.sockets.glob("*.sock")):
+                with contextlib.suppress(OSError):
+                    path.unlink()
         self._lock.release()
 
     def _write_token(self) -> None:
-        fd = os.open(self.home.token, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        with os.fdopen(fd, "w") as file:
-            file.write(self.token)
+        path = self.home.token
+        try:
+            path.unlink(missing_ok=True)  # whoever had an old one open, or made it readable, gets nothing new
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            with os.fdopen(fd, "w") as file:
+                file.write(self.token)
+        except OSError as error:
+            msg = f"cannot write {path} ({error.strerror}); make room, or set {ENV} to another directory"
+            raise ConfigError(msg) from error

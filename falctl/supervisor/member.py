@@ -9,6 +9,7 @@ from collections.abc import Callable
 from falctl import tasks
 from falctl.clock import monotonic_s
 from falctl.core.lifecycle import (
+    NO_EPOCH,
     BecameReady,
     CouldNotStart,
     End,
@@ -55,6 +56,8 @@ class Member:
         self._changed = changed
         self._buried = buried
         self._incarnation: asyncio.Task[None] | None = None
+        self._doomed = NO_EPOCH
+        """The incarnation that was to be killed, perhaps before its process was there."""
 
     def feed(self, event: Event) -> None:
         """Let the machine hear *event* and do what it says."""
@@ -65,6 +68,7 @@ class Member:
                     self._incarnation = tasks.spawn(self._live(epoch), name=f"{self.name} epoch {epoch}")
                 case Kill(reason):
                     log.warning("%s.killed epoch=%d reason=%s", self.name, self.life.epoch, reason)
+                    self._doomed = self.life.epoch
                     if self.child is not None:
                         self.child.kill()
         if (self.life.state, self.life.reason, self.life.epoch) != before:
@@ -98,6 +102,8 @@ class Member:
             self.feed(Exited(epoch, EXIT_FAILED))
             return
         self._changed()
+        if self._doomed == epoch:
+            self.child.kill()
         code = await self.child.exited
         self.child = None
         self._buried()

@@ -7,14 +7,22 @@ A guard and the grandchildren of a runner lose their parent with it. As a *subre
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import ctypes
+import logging
 import os
+import signal
 from collections.abc import Collection
 from pathlib import Path
 from typing import Final
 
+log = logging.getLogger(__name__)
+
 _PR_SET_CHILD_SUBREAPER: Final = 36
+_TRIES_MAX: Final = 50
+_PAUSE_S: Final = 0.02
+"""A process that hangs in a driver cannot be killed, and must not keep us."""
 
 
 def adopt() -> None:
@@ -36,10 +44,22 @@ class Orphans:
         self._seen = strangers
 
 
-def reap_all(ours: Collection[int]) -> None:
-    """Collect every dead child but *ours*: nothing will be spawned any more."""
-    for pid in set(_children()) - set(ours):
-        _collect(pid)
+async def end_all(ours: Collection[int]) -> None:
+    """
+    Kill and collect every child but *ours*: all runners are dead, and nothing will be spawned any more.
+
+    That finds even a grandchild that has left its process group and has cleared its environment.
+    """
+    for _ in range(_TRIES_MAX):
+        strangers = set(_children()) - set(ours)
+        if not strangers:
+            return
+        for pid in strangers:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+            _collect(pid)
+        await asyncio.sleep(_PAUSE_S)  # a dead one may have had children, which are ours then
+    log.warning("orphans.left pids=%s", sorted(strangers))
 
 
 def _collect(pid: int) -> None:

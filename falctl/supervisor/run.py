@@ -4,29 +4,41 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import shutil
 import signal
+import sys
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from falctl import tasks
-from falctl.config import Config
-from falctl.config_diff import diff_configs
-from falctl.errors import EXIT_FAILED, EXIT_OK, FalctlError
+from falctl.config import Config, RunnersConfig
+from falctl.config_diff import diff_configs, take_live
+from falctl.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, FalctlError
 from falctl.supervisor import orphans
 from falctl.supervisor.announce import Announcer
 from falctl.supervisor.fleet import Fleet, Ground
 from falctl.supervisor.gpus import Gpus
 from falctl.supervisor.keeper import Keeper
 from falctl.supervisor.member import Member
-from falctl.wire import Drain, Reload
+from falctl.wire import Drain
 
 log = logging.getLogger(__name__)
 
 TICK_S: Final = 0.25
-EXIT_INTERRUPTED: Final = 130
-"""Of `falctl up` after a second Ctrl-C: 128 + SIGINT, as shells have it."""
+DEFAULT_APP: Final = RunnersConfig().app
+DEMO_MODEL: Final = "digits-ink"
 _ROUTER_STOP_S: Final = 5.0
 _PIDS_OF_CPU_S: Final = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    """A start that did not succeed: a line for a person, and the exit code of `falctl up`."""
+
+    line: str
+    exit_code: int
 
 
 class Supervisor:
@@ -61,16 +73,22 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self.stop)
-        loop.add_signal_handler(signal.SIGHUP, self._hang_up)
+        if self._reload is not None or signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # else: nohup
+            loop.add_signal_handler(signal.SIGHUP, self._hang_up)
         self._gpus.start(loop)
         ticking = tasks.spawn(self._tick(), name="tick")
         try:
-            code = await self._start()
-            return await self._serve() if code is None else code
+            outcome = await self._start()
+            if outcome is None:
+                return await self._serve()
         finally:
             ticking.cancel()
             self._gpus.stop()
             await self._end()
+        # Said last, where it is found, and when nothing is left of the attempt.
+        self._announcer.note(outcome.line)
+        self._announcer.done(exit_code=outcome.exit_code)
+        return outcome.exit_code
 
     def stop(self) -> None:
         """Begin to stop; asked a second time, stop at once."""
@@ -82,30 +100,26 @@ class Supervisor:
 
     # --- start -----------------------------------------------------------------------------------
 
-    async def _start(self) -> int | None:
-        """Return None once everything is ready, else the exit code to leave with."""
+    async def _start(self) -> _Failure | None:
+        """Return None once everything is ready, else why it is not."""
         self._fleet.begin()
         while not self._stops:
             self._fleet.news.clear()
             members = [self._fleet.router, *self._fleet.runners.values()]
             for member in members:
                 if member.life.state in ("backoff", "failed"):
-                    return self._failed(member)
+                    return _Failure(f"falctl: {member.name}: {member.life.reason}", member.exit_code)
             if all(member.life.state == "ready" for member in members):
                 return None
             self._announcer.progress(_progress(members))
             await self._fleet.news.wait()
-        return EXIT_INTERRUPTED
-
-    def _failed(self, member: Member) -> int:
-        self._announcer.note(f"falctl: {member.name}: {member.life.reason}")
-        self._announcer.done(exit_code=member.exit_code)
-        return member.exit_code
+        return _Failure("falctl: told to stop while it started", EXIT_INTERRUPTED)
 
     # --- service ---------------------------------------------------------------------------------
 
     async def _serve(self) -> int:
         self._announcer.note(self._listening())
+        self._announcer.note(next_steps(self._fleet.config.runners.app))
         self._announcer.done(exit_code=None)
         while not self._stops:
             self._fleet.news.clear()
@@ -145,7 +159,9 @@ class Supervisor:
 
     def _hang_up(self) -> None:
         if self._reload is None:
-            self.stop()
+            # A shell that ends and its terminal may both tell us: the second time is no second Ctrl-C.
+            if not self._stops:
+                self.stop()
             return
         try:
             config = self._reload()
@@ -155,7 +171,8 @@ class Supervisor:
         for change in diff_configs(self._fleet.config, config):
             when = "now" if change.live else "needs a restart"
             log.info("config.changed %s %r -> %r (%s)", change.key, change.old, change.new, when)
-        self._fleet.router.send(Reload(config.model_dump(mode="json")))
+        self._fleet.reload(take_live(self._fleet.config, config))
+        logging.getLogger().setLevel(config.log.level.upper())
 
     # --- end -------------------------------------------------------------------------------------
 
@@ -178,7 +195,7 @@ class Supervisor:
         runners = [self._stop_member(m, teardown_s) for m in self._fleet.runners.values()]
         await asyncio.gather(*runners)
         await self._stop_member(self._fleet.router, _ROUTER_STOP_S)
-        orphans.reap_all(self._fleet.pids())
+        await orphans.end_all(self._fleet.pids())
 
     async def _stop_member(self, member: Member, within_s: float) -> None:
         stopping = tasks.spawn(member.stop(within_s=0.0 if self._hurry.is_set() else within_s), name="stop")
@@ -189,6 +206,15 @@ class Supervisor:
             if member.child is not None:
                 member.child.kill()
             await asyncio.wait((stopping,), timeout=0.05)
+
+
+def next_steps(app: str) -> str:
+    """Return what a person may type now; by its path where the command is not on PATH, as in a fresh .venv."""
+    falctl = "falctl" if shutil.which("falctl") else str(Path(sys.executable).with_name("falctl"))
+    draw = f'{falctl} run {DEMO_MODEL} "seven" -o seven.png' if app == DEFAULT_APP else ""
+    return "next, in another terminal:  " + "  ·  ".join(
+        filter(None, (draw, f"{falctl} status", f"{falctl} down"))
+    )
 
 
 def _progress(members: list[Member]) -> str:

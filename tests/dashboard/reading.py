@@ -22,7 +22,7 @@ def printed(
     out = io.StringIO()
     console = Console(
         file=out,
-        width=width,
+        width=width + 50,  # rich would crop at its own width; ours must not need that
         force_terminal=colours,
         color_system="truecolor" if colours else None,
         legacy_windows=False,

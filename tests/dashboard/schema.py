@@ -50,9 +50,9 @@ def _plain(value: Any, schema: dict[str, Any], path: str) -> list[str]:
         found.append(f"{path}: {value!r} is not {schema['const']!r}")
     if "enum" in schema and value not in schema["enum"]:
         found.append(f"{path}: {value!r} is not one of {schema['enum']}")
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        if value < schema.get("minimum", value) or value > schema.get("maximum", value):
-            found.append(f"{path}: {value!r} is out of bounds")
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if number and not schema.get("minimum", value) <= value <= schema.get("maximum", value):
+        found.append(f"{path}: {value!r} is out of bounds")
     return found
 
 

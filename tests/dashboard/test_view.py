@@ -282,6 +282,17 @@ def test_on_80_by_24_every_runner_of_four_cards_is_there(busy: FleetSnapshot) ->
     assert all(f"runner {n}" in text for n in range(5))
 
 
+@pytest.mark.parametrize("height", range(20, 40))
+@pytest.mark.parametrize("width", [80, 120])
+def test_room_below_the_runners_is_used(busy: FleetSnapshot, width: int, height: int) -> None:
+    """There is no empty line to spare while a request or an event is not shown."""
+    drawn = lines(busy, width=width, height=height)
+    text = "\n".join(drawn)
+    if drawn[-2] == "" == drawn[-3]:
+        assert all(request.request[:12] in text for request in busy.queue)
+        assert "runner 1 ready in 21 s" in text
+
+
 def test_runners_that_do_not_fit_are_counted(busy: FleetSnapshot) -> None:
     drawn = lines(busy, width=120, height=9)
     shown = [n for n in range(5) if any(f"runner {n}  " in line for line in drawn)]
@@ -384,7 +395,5 @@ def test_utilisation_is_coloured_by_nvitops_thresholds(board: Board, util: int, 
 @pytest.mark.parametrize(("share", "colour"), [(0.09, "32"), (0.11, "33"), (0.79, "33"), (0.81, "31")])
 def test_memory_is_coloured_by_nvitops_thresholds(board: Board, share: float, colour: str) -> None:
     board.put_gpu(0, fleets.h100(0, util_pct=None, temp_c=40, power_w=90, used_gib=79.6 * share, at=NOW))
-    card = line_with(
-        f"{79.6 * share:.2f}"[:4], printed(take(board, now=NOW), width=120, colours=True).split("\n")
-    )
+    card = line_with("40 °C", printed(take(board, now=NOW), width=120, colours=True).split("\n"))
     assert f"\x1b[{colour}m━" in card

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.cells import cell_len
@@ -37,8 +38,8 @@ def some(values: st.SearchStrategy[Any], most: int = 4) -> st.SearchStrategy[tup
     return st.lists(values, max_size=most).map(tuple)
 
 
-def facts(kind: type[Any], **fields: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
-    return st.builds(kind, **fields)
+def facts(of: type[Any], /, **fields: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    return st.builds(of, **fields)
 
 
 FLEETS = facts(
@@ -94,12 +95,12 @@ MODELS = facts(
 )
 RUNNERS = facts(
     RunnerFacts,
-    runner=COUNTS,
+    runner=st.integers(0, 999),
     state=st.sampled_from([*RUNNER_STATES, "unknown"]),
     reason=ANY_TEXT,
     pid=COUNTS,
     epoch=COUNTS,
-    restarts=COUNTS,
+    restarts=st.integers(0, 9999),
     since_s=SECONDS,
     restart_in_s=st.none() | SECONDS,
     cards=some(SMALL),
@@ -145,6 +146,8 @@ def test_any_snapshot_renders_at_any_size(
     drawn = text.split("\n")[:-1]
     assert all(line.isprintable() for line in drawn)
     assert max(cell_len(line) for line in drawn) <= width
+    if height is None:
+        assert all(re.search(rf"\brunner {runner.runner}\b", text) for runner in snapshot.runners)
     assert height is None or len(drawn) == height
     assert not ascii_only or text.isascii()
     text.encode()
@@ -157,6 +160,15 @@ def test_a_safe_name_fits_and_is_printable(text: str, cells: int, ascii_only: bo
     assert cell_len(shown) <= cells
     assert shown.isprintable()
     shown.encode("ascii" if ascii_only else "utf-8")
+
+
+@pytest.mark.parametrize("char", ["\u0336", "\u1160", "\u200d", "\u202e", "\x1b", "\x9b", "\ud800"])
+def test_a_character_that_would_not_take_a_cell_of_its_own_is_a_question_mark(char: str) -> None:
+    assert Pen().safe(f"a{char}{char}b", cells=9) == "a??b"
+
+
+def test_a_letter_with_its_accent_is_one_character() -> None:
+    assert Pen().safe("cafe\u0301", cells=9) == "caf\u00e9"
 
 
 @settings(deadline=None)

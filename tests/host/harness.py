@@ -29,7 +29,7 @@ from tests.wait import until
 
 REPOSITORY = Path(__file__).parents[2]
 START_S = 60.0
-STEP_S = 20.0
+STEP_S = 60.0
 
 
 M = TypeVar("M")

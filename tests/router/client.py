@@ -5,10 +5,13 @@ from __future__ import annotations
 import http.client
 import json
 import socket
+import threading
 from dataclasses import dataclass
 from typing import Any
 
-from tests.router.harness import PATIENCE_S, Setup
+from falctl.clock import monotonic_s
+from tests.router.fake_host import PATIENCE_S
+from tests.router.harness import Setup
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,20 @@ class Raw:
     def send(self, data: bytes) -> None:
         self.socket.sendall(data)
 
+    def send_until_cut_off(self, piece: bytes, *, within_s: float, pause_s: float = 0.0) -> int:
+        """Send *piece* again and again until the connection breaks; return how many bytes that took."""
+        deadline_at = monotonic_s() + within_s
+        sent = 0
+        while monotonic_s() < deadline_at:
+            try:
+                self.send(piece)
+            except ConnectionError:
+                return sent
+            sent += len(piece)
+            threading.Event().wait(pause_s)
+        msg = f"not cut off within {within_s} s"
+        raise AssertionError(msg)
+
     def read_until(self, mark: bytes) -> bytes:
         """Return everything up to and with *mark*."""
         found = b""
@@ -93,3 +110,27 @@ def request_bytes(path: str = "/", *extra: bytes, method: str = "POST", body: by
     if body:
         lines.append(b"Content-Length: %d" % len(body))
     return b"\r\n".join([*lines, b"", b""]) + body
+
+
+class Later:
+    """Requests sent from threads; their replies in the order in which they came."""
+
+    def __init__(self) -> None:
+        self.replies: list[Reply | Exception] = []
+        self._threads: list[threading.Thread] = []
+
+    def ask(self, setup: Setup, *args: Any, **options: Any) -> None:
+        def run() -> None:
+            try:
+                self.replies.append(ask(setup, *args, **options))
+            except (OSError, http.client.HTTPException) as error:
+                self.replies.append(error)
+
+        self._threads.append(threading.Thread(target=run, daemon=True))
+        self._threads[-1].start()
+
+    def all(self) -> list[Any]:
+        for thread in self._threads:
+            thread.join(PATIENCE_S)
+            assert not thread.is_alive(), "a client waits for ever"
+        return self.replies

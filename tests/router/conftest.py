@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.router.harness import Setup, say_ok, serving
+from tests.router.fake_host import say_ok
+from tests.router.harness import Setup, serving
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import shutil
@@ -11,230 +10,21 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
-from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import uvicorn
-from starlette.types import Receive, Scope, Send
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
-from uvicorn.server import ServerState
-
 from falctl import lifeline, wire
 from falctl.board.board import Board
-from falctl.board.rows import LifeRow, RunnerRow
+from falctl.board.rows import LifeRow
 from falctl.clock import monotonic_s
 from falctl.config import Config
-from falctl.core.types import Epoch, Hint, RunnerId, RunnerState
+from falctl.core.types import Epoch, RunnerId, RunnerState
 from falctl.home import Home
+from tests.router.fake_host import PATIENCE_S, FakeHost
 from tests.wait import until
 
 ADMIN_TOKEN = "admin-token-of-this-test"
-PATIENCE_S = 15.0
-
-
-@dataclass(frozen=True)
-class Seen:
-    """A request as it reached a host."""
-
-    method: str
-    raw_path: bytes
-    query: bytes
-    headers: list[tuple[bytes, bytes]]
-    body: bytes
-
-    def values(self, name: str) -> list[bytes]:
-        return [value for key, value in self.headers if key == name.encode()]
-
-    @property
-    def request(self) -> str:
-        return self.values(wire.H_REQUEST_ID)[0].decode()
-
-
-Handler = Callable[[Seen, Send], Awaitable[None]]
-
-
-async def answer(
-    send: Send, body: bytes = b"ok", *, status: int = 200, headers: tuple[tuple[bytes, bytes], ...] = ()
-) -> None:
-    """Send a whole answer with its length."""
-    length = (b"content-length", str(len(body)).encode())
-    await send({"type": "http.response.start", "status": status, "headers": [length, *headers]})
-    await send({"type": "http.response.body", "body": body})
-
-
-async def say_ok(_: Seen, send: Send) -> None:
-    await answer(send)
-
-
-@dataclass(eq=False)
-class FakeHost:
-    """Speaks the host's side of `wire` on a Unix socket, from a thread of the test."""
-
-    runner: int
-    epoch: int
-    path: Path
-    board_fd: int
-    slots: int = 1
-    hints: tuple[str, ...] | None = ()
-    handler: Handler = say_ok
-    bounces: int = 0
-    """How many of the next requests are bounced."""
-    executing: list[str] = field(default_factory=list)
-    seen: list[Seen] = field(default_factory=list)
-    cancelled: list[str] = field(default_factory=list)
-    connections_made: int = 0
-    streams_opened: int = 0
-    tells_release: bool = True
-
-    def __post_init__(self) -> None:
-        self._board = Board.attach(self.board_fd)
-        self._streams: set[asyncio.Queue[bytes | None]] = set()
-        self._state = ServerState()
-        self.loop = asyncio.new_event_loop()
-        self._put_row()
-        ready = threading.Event()
-        self._thread = threading.Thread(target=self._serve, args=(ready,), name="fake host", daemon=True)
-        self._thread.start()
-        assert ready.wait(PATIENCE_S)
-
-    def call(self, function: Callable[[], object]) -> None:
-        """Run *function* on the host's loop and wait for it."""
-        done = threading.Event()
-
-        def run() -> None:
-            function()
-            done.set()
-
-        self.loop.call_soon_threadsafe(run)
-        assert done.wait(PATIENCE_S)
-
-    def emit(self, message: wire.Message) -> None:
-        self.call(lambda: self._emit(message))
-
-    def set_hints(self, *hints: str) -> None:
-        self.hints = hints
-
-        def publish() -> None:
-            self._put_row()
-            self._emit(wire.HintsChanged(self.epoch))
-
-        self.call(publish)
-
-    def drop_streams(self) -> None:
-        """Break every event stream."""
-
-        def drop() -> None:
-            for queue in self._streams:
-                queue.put_nowait(None)
-
-        self.call(drop)
-
-    def close(self) -> None:
-        """Vanish like a killed process: every connection breaks, the socket's file stays."""
-        if not self.loop.is_closed():
-            self.loop.call_soon_threadsafe(self.loop.stop)
-            self._thread.join(PATIENCE_S)
-            assert not self._thread.is_alive()
-
-    def _serve(self, ready: threading.Event) -> None:
-        async def app(scope: Scope, receive: Receive, send: Send) -> None:
-            await self._app(scope, receive, send)
-
-        config = uvicorn.Config(
-            app, lifespan="off", interface="asgi3", ws="none", log_config=None, access_log=False,
-            proxy_headers=False, timeout_keep_alive=3600, server_header=False, date_header=False,
-        )  # fmt: skip
-        config.load()
-        host = self
-
-        class Counted(HttpToolsProtocol):
-            def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-                host.connections_made += 1
-                super().connection_made(transport)
-
-        def protocol() -> HttpToolsProtocol:
-            return Counted(config, self._state, {}, _loop=self.loop)
-
-        self.path.unlink(missing_ok=True)
-        server = self.loop.run_until_complete(
-            self.loop.create_unix_server(protocol, str(self.path), backlog=1024)
-        )
-        ready.set()
-        self.loop.run_forever()
-        server.close()
-        for connection in list(self._state.connections):
-            connection.transport.abort()
-        for task in asyncio.all_tasks(self.loop):
-            task.cancel()
-        self.loop.run_until_complete(asyncio.sleep(0.01))
-        self.loop.run_until_complete(self.loop.shutdown_asyncgens())
-        self.loop.close()
-
-    async def _app(self, scope: Scope, receive: Receive, send: Send) -> None:
-        path = scope["path"]
-        if path == wire.EVENTS_PATH:
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._stream(send)
-        elif path.startswith(wire.CANCEL_PATH):
-            self.cancelled.append(path.removeprefix(wire.CANCEL_PATH))
-            await answer(send, status=202)
-        else:
-            await self._work(scope, receive, send)
-
-    async def _work(self, scope: Scope, receive: Receive, send: Send) -> None:
-        body = b""
-        more = True
-        while more:
-            message = await receive()
-            body += message.get("body", b"")
-            more = message.get("more_body", False)
-        seen = Seen(scope["method"], scope["raw_path"], scope["query_string"], list(scope["headers"]), body)
-        if seen.raw_path in (b"/docs", b"/openapi.json"):
-            self.seen.append(seen)
-            await self.handler(seen, send)
-            return
-        if self.bounces or len(self.executing) >= self.slots:
-            self.bounces -= bool(self.bounces)
-            await answer(send, status=503, headers=((wire.H_BOUNCED.encode(), b"1"),))
-            return
-        self.executing.append(seen.request)
-        self.seen.append(seen)
-        try:
-            await self.handler(seen, send)
-        finally:
-            self.release(seen.request)
-
-    def release(self, request: str) -> None:
-        """Give a slot back; on the host's loop."""
-        if request in self.executing:
-            self.executing.remove(request)
-            self._put_row()
-            if self.tells_release:
-                self._emit(wire.Released(self.epoch, request))
-
-    async def _stream(self, send: Send) -> None:
-        queue: asyncio.Queue[bytes | None] = asyncio.Queue()
-        queue.put_nowait(wire.encode(wire.Hello(self.epoch, self.slots, list(self.executing))))
-        self._streams.add(queue)
-        self.streams_opened += 1
-        try:
-            await send({"type": "http.response.start", "status": 200, "headers": []})
-            while (line := await queue.get()) is not None:
-                await send({"type": "http.response.body", "body": line, "more_body": True})
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
-        finally:
-            self._streams.discard(queue)
-
-    def _emit(self, message: wire.Message) -> None:
-        for queue in self._streams:
-            queue.put_nowait(wire.encode(message))
-
-    def _put_row(self) -> None:
-        hints = None if self.hints is None else tuple(Hint(hint) for hint in self.hints)
-        self._board.put_runner(self.runner, RunnerRow(epoch=Epoch(self.epoch), slots=self.slots, hints=hints))
 
 
 class Setup:
@@ -329,6 +119,7 @@ class RouterProcess:
                 [sys.executable, "-P", "-m", "falctl.router"],
                 env=os.environ
                 | {
+                    "PYTHONWARNINGS": "always::ResourceWarning",
                     lifeline.ENV_CONTROL: str(theirs.fileno()),
                     lifeline.ENV_BOARD: str(setup.board.fd),
                     lifeline.ENV_LISTEN: str(listen_fd),
@@ -400,3 +191,20 @@ def serving(*, runners: int = 1, config: dict[str, Any] | None = None, **host: A
         yield setup
     finally:
         setup.close()
+
+
+def log_of(setup: Setup) -> str:
+    assert setup.router is not None
+    return setup.router.log
+
+
+def waits(setup: Setup, count: int) -> None:
+    until(lambda: setup.status()["queued"] == count, within_s=PATIENCE_S, what=f"{count} queued")
+
+
+def idle(setup: Setup) -> None:
+    until(
+        lambda: [r["in_flight"] for r in setup.status()["runners"]] == [0] * len(setup.hosts),
+        within_s=PATIENCE_S,
+        what="no slot in use",
+    )

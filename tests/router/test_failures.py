@@ -6,53 +6,16 @@ import asyncio
 import socket
 import threading
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 from starlette.types import Send
 
 from falctl import wire
 from falctl.core.scheduler import BOUNCES_MAX
-from tests.router.client import Raw, Reply, ask, request_bytes
-from tests.router.harness import PATIENCE_S, Seen, Setup, answer, say_ok, serving
+from tests.router.client import Later, Raw, ask, request_bytes
+from tests.router.fake_host import PATIENCE_S, Gate, Seen, answer, say_ok
+from tests.router.harness import Setup, idle, log_of, serving, waits
 from tests.wait import until
-
-
-class Later:
-    """Requests sent from threads; their replies in the order in which they came."""
-
-    def __init__(self) -> None:
-        self.replies: list[Reply | Exception] = []
-        self._threads: list[threading.Thread] = []
-
-    def ask(self, setup: Setup, *args: Any, **options: Any) -> None:
-        def run() -> None:
-            try:
-                self.replies.append(ask(setup, *args, **options))
-            except Exception as error:
-                self.replies.append(error)
-
-        self._threads.append(threading.Thread(target=run, daemon=True))
-        self._threads[-1].start()
-
-    def all(self) -> list[Any]:
-        for thread in self._threads:
-            thread.join(PATIENCE_S)
-            assert not thread.is_alive(), "a client waits for ever"
-        return self.replies
-
-
-class Gate:
-    """A handler that answers when it is opened."""
-
-    def __init__(self) -> None:
-        self.opened = threading.Event()
-
-    async def __call__(self, _: Seen, send: Send) -> None:
-        async with asyncio.timeout(60):
-            while not self.opened.is_set():
-                await asyncio.sleep(0.01)
-        await answer(send)
 
 
 @pytest.fixture
@@ -65,23 +28,6 @@ def one() -> Iterator[Setup]:
 def two() -> Iterator[Setup]:
     with serving(runners=2) as setup:
         yield setup
-
-
-def log_of(setup: Setup) -> str:
-    assert setup.router is not None
-    return setup.router.log
-
-
-def waits(setup: Setup, count: int) -> None:
-    until(lambda: setup.status()["queued"] == count, within_s=PATIENCE_S, what=f"{count} queued")
-
-
-def idle(setup: Setup) -> None:
-    until(
-        lambda: [r["in_flight"] for r in setup.status()["runners"]] == [0] * len(setup.hosts),
-        within_s=PATIENCE_S,
-        what="no slot in use",
-    )
 
 
 # --- bounces -----------------------------------------------------------------------------------
@@ -104,6 +50,13 @@ def test_a_runner_that_bounced_is_tried_again_when_it_tells_of_its_slots(one: Se
     one.hosts[0].drop_streams()  # the next stream begins with a Hello
     assert [reply.status for reply in later.all()] == [200]
     assert [seen.body for seen in one.hosts[0].seen] == [b"again"]
+    assert "stream.resync" not in log_of(one)
+
+
+def test_a_runner_that_bounced_and_tells_nothing_is_asked_for_its_slots(one: Setup) -> None:
+    one.hosts[0].bounces = 1
+    assert ask(one).status == 200
+    assert "stream.resync" in log_of(one)
 
 
 def test_a_request_that_is_bounced_again_and_again_is_refused(one: Setup) -> None:
@@ -134,7 +87,7 @@ def test_an_app_s_own_503_is_no_bounce(two: Setup) -> None:
 
 def test_a_runner_that_cannot_be_reached_has_not_seen_the_request(two: Setup) -> None:
     later = Later()
-    two.hosts[0].call(lambda: two.hosts[0].path.unlink())  # its stream stands, new connections fail
+    two.hosts[0].call(two.hosts[0].path.unlink)  # its stream stands, new connections fail
     for _ in range(4):
         later.ask(two, body=b"x")
     assert [reply.status for reply in later.all()] == [200] * 4
@@ -252,11 +205,33 @@ def test_when_every_runner_has_failed_nobody_waits(one: Setup) -> None:
     assert (health.status, health.json()["runners_ready"]) == (503, 0)
 
 
-def test_a_broken_stream_is_opened_again_and_nothing_is_sent_meanwhile(one: Setup) -> None:
+def test_a_broken_stream_is_opened_again(one: Setup) -> None:
     opened = one.hosts[0].streams_opened
     one.hosts[0].drop_streams()
+    until(lambda: one.hosts[0].streams_opened == opened + 1, within_s=PATIENCE_S, what="a new stream")
     assert ask(one).status == 200
-    assert one.hosts[0].streams_opened == opened + 1
+
+
+def test_nothing_is_sent_to_a_runner_whose_slots_are_not_heard_of(one: Setup) -> None:
+    one.hosts[0].streams_refused = 5  # 50, 100, 200, 400 and 800 ms
+    one.hosts[0].drop_streams()
+    until(lambda: "runner.stream_lost" in log_of(one), within_s=PATIENCE_S, what="stream lost")
+    later = Later()
+    later.ask(one)
+    waits(one, 1)
+    assert one.hosts[0].streams_refused > 0
+    assert one.hosts[0].seen == []
+    assert [reply.status for reply in later.all()] == [200]
+    assert one.hosts[0].streams_refused == 0
+
+
+def test_a_stream_is_not_sought_again_once_the_supervisor_says_that_the_runner_is_gone(one: Setup) -> None:
+    one.put_life(0, 1, "backoff")
+    opened = one.hosts[0].streams_opened
+    one.hosts[0].drop_streams()
+    until(lambda: "runner.stream_lost" in log_of(one), within_s=PATIENCE_S, what="stream lost")
+    threading.Event().wait(0.5)  # ten times as long as the first pause before another try
+    assert one.hosts[0].streams_opened == opened
 
 
 def test_a_slot_whose_release_nobody_heard_comes_back_with_the_next_hello(one: Setup) -> None:
@@ -376,11 +351,19 @@ def test_a_pipelined_request_waits_for_the_answer_before_it(one: Setup) -> None:
 
 
 def test_a_client_that_leaves_with_a_pipelined_request_cancels_the_first(one: Setup) -> None:
-    gate = Gate()
-    one.hosts[0].handler = gate
-    with Raw(one, request_bytes("/a") + request_bytes("/b")):
-        until(lambda: one.hosts[0].executing, within_s=PATIENCE_S, what="executing")
+    async def steps(_: Seen, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        left = 20
+        while left:
+            left -= bool(one.hosts[0].cancelled)
+            await send({"type": "http.response.body", "body": b"x" * 100, "more_body": True})
+            await asyncio.sleep(0.01)
+        await send({"type": "http.response.body", "body": b""})
+
+    one.hosts[0].handler = steps
+    with Raw(one, request_bytes("/a") + request_bytes("/b")) as raw:
+        raw.read_until(b"xxx")
     until(lambda: one.hosts[0].cancelled, within_s=PATIENCE_S, what="cancelled")
-    gate.opened.set()
     idle(one)
     assert [seen.raw_path for seen in one.hosts[0].seen] == [b"/a"]
+    assert "WARNING" not in log_of(one), "nothing is written to a connection that is gone"

@@ -9,7 +9,8 @@ import pytest
 
 from falctl.router.files import FileStore
 from tests.router.client import Raw, ask, request_bytes
-from tests.router.harness import PATIENCE_S, Setup, serving
+from tests.router.fake_host import PATIENCE_S
+from tests.router.harness import Setup, serving
 from tests.wait import until
 
 NAME = "a-name-nobody_can-guess-0123456789.png"

@@ -8,6 +8,7 @@ import pytest
 
 from falctl.apikeys import hash_key
 from tests.router.client import Raw, ask, request_bytes
+from tests.router.fake_host import answer
 from tests.router.harness import ADMIN_TOKEN, Setup, serving
 
 PAGE = "http://localhost:3000"
@@ -204,8 +205,6 @@ def test_options_without_an_origin_go_to_the_app(plain: Setup) -> None:
 
 
 def test_cors_headers_of_the_app_are_replaced(named: Setup) -> None:
-    from tests.router.harness import answer
-
     theirs = ((b"access-control-allow-origin", b"*"), (b"Access-Control-Allow-Credentials", b"true"))
     named.hosts[0].handler = lambda _, send: answer(send, headers=theirs)
     without = ask(named)

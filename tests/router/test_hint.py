@@ -25,8 +25,13 @@ def test_a_header_wins_over_the_body() -> None:
     assert wanted_hint(head, b'{"model": "other"}', field="model") == Wanted(Hint("caf\xe9"), "header")
 
 
-def test_an_empty_header_is_no_hint() -> None:
-    assert wanted_hint({b"x-fal-runner-hint": b""}, b"", field="model") is None
+@pytest.mark.parametrize("value", [b"", b" ", b"\t "])
+def test_an_empty_header_is_no_hint(value: bytes) -> None:
+    assert wanted_hint({b"x-fal-runner-hint": value}, b"", field="model") is None
+
+
+def test_blanks_behind_a_header_s_value_are_no_part_of_it() -> None:
+    assert wanted_hint({b"x-fal-runner-hint": b"a b \t"}, b"", field="model") == Wanted(Hint("a b"), "header")
 
 
 @settings(max_examples=50)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
+from starlette.types import Send
 
 from falctl import wire
 from falctl.apikeys import hash_key
 from falctl.clock import monotonic_s
 from falctl.config import Config
-from tests.router.client import Raw, ask, request_bytes
-from tests.router.harness import PATIENCE_S, Setup, serving
-from tests.router.test_failures import Gate, Later, idle, log_of, waits
+from tests.router.client import Later, Raw, ask, request_bytes
+from tests.router.fake_host import PATIENCE_S, Gate, Seen, answer
+from tests.router.harness import Setup, idle, log_of, serving, waits
 from tests.wait import until
 
 
@@ -98,13 +100,40 @@ def test_hints_are_followed_as_they_change() -> None:
         assert (status["hits"], status["misses"], status["served"]) == (9, 1, 11)
 
 
-def test_the_host_s_word_on_hits_counts_more_than_ours() -> None:
-    from tests.router.harness import answer
+def test_hints_on_the_board_count_before_anybody_tells_of_them() -> None:
+    with serving(runners=2) as setup:
+        for holder in (1, 0):
+            for host in setup.hosts.values():
+                host.hints = ("m",) if host.runner == holder else ("n",)
+                host.call(host.put_row)
+            assert ask(setup, headers={"x-fal-runner-hint": "m"}).value("x-falctl-runner") == str(holder)
 
+
+def test_a_slot_that_comes_back_is_given_away_by_the_hints_that_came_with_it(one: Setup) -> None:
+    gate = Gate()
+    host = one.hosts[0]
+    host.handler = gate
+    later = Later()
+    for count, path in enumerate(("/first", "/a", "/b")):
+        later.ask(one, path=path, headers={"x-fal-runner-hint": path})
+        until(lambda: host.executing, within_s=PATIENCE_S, what="executing")
+        waits(one, count)
+    host.hints = ("/b",)  # published with the release, and told by nothing but it
+    gate.opened.set()
+    assert [reply.status for reply in later.all()] == [200] * 3
+    assert [seen.raw_path for seen in host.seen] == [b"/first", b"/b", b"/a"]
+
+
+def test_the_host_s_word_on_hits_counts_more_than_ours() -> None:
     with serving(hints=("m",)) as setup:
-        for cache in (b"disk", b"join", b"ram", b"hit", b"none"):
-            timings = (wire.H_TIMINGS.encode(), b"cache=" + cache + b";load_s=0;exec_s=0")
-            setup.hosts[0].handler = lambda _, send, t=timings: answer(send, headers=(t,))
+        sayings = iter((b"disk", b"join", b"ram", b"hit", b"none"))
+
+        async def say(_: Seen, send: Send) -> None:
+            timings = (wire.H_TIMINGS.encode(), b"cache=" + next(sayings) + b";load_s=0;exec_s=0")
+            await answer(send, headers=(timings,))
+
+        setup.hosts[0].handler = say
+        for _ in range(5):
             ask(setup, headers={"x-fal-runner-hint": "m"})
         assert (setup.status()["hits"], setup.status()["misses"]) == (2, 3)
 
@@ -175,8 +204,6 @@ def test_stop_ends_the_process_with_0_and_leaves_the_socket_to_the_supervisor(on
 
 
 def test_stop_lets_an_answer_be_written_to_its_end(one: Setup) -> None:
-    from tests.router.harness import answer
-
     size = 6 << 20
     one.hosts[0].handler = lambda _, send: answer(send, b"z" * size)
     assert one.router is not None
@@ -196,11 +223,11 @@ def test_stop_does_not_wait_for_a_job_that_goes_on(one: Setup) -> None:
         one.router.send(wire.Stop())
         assert one.router.process.wait(PATIENCE_S) == 0
         assert monotonic_s() - started_at < 8.0
+    assert "router.stopped" in log_of(one)
+    assert "Traceback" not in log_of(one)
 
 
 def test_a_router_dies_with_its_supervisor(one: Setup) -> None:
-    import os
-
     assert one.router is not None
     one.router._channel.close()
     os.close(one.router._life)
@@ -232,13 +259,12 @@ def test_news_of_an_older_incarnation_changes_nothing(one: Setup) -> None:
     assert one.router is not None
     one.router.send(wire.RunnerChanged(0, 1, "failed"))
     one.router.send(wire.RunnerChanged(0, 1, "ready"))
+    one.router.send(wire.RunnerChanged(0, 2, "starting"))
     assert ask(one).status == 200
     assert one.status()["runners"][0]["state"] == "ready"
 
 
 def test_what_a_stopped_runner_still_sent_reaches_the_client(one: Setup) -> None:
-    from tests.router.harness import answer
-
     size = 3 << 20
     one.hosts[0].handler = lambda _, send: answer(send, b"z" * size)
     with Raw(one, request_bytes("/", b"Connection: close"), receive_bytes=65536) as raw:
@@ -287,6 +313,18 @@ def test_the_row_beats_once_a_second_and_tells_what_is_going_on(one: Setup) -> N
         )
 
     until(row_shows_rest, within_s=PATIENCE_S, what="the row at rest")
+
+
+def test_the_row_beats_although_nothing_happens(one: Setup) -> None:
+    beats: set[float] = set()
+
+    def beat() -> bool:
+        row = one.board.router()
+        assert row is not None
+        beats.add(row.beat_at)
+        return len(beats) >= 4
+
+    until(beat, within_s=6.0, what="four beats")
 
 
 def test_the_row_is_written_at_most_four_times_a_second_under_load(one: Setup) -> None:

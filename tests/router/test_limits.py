@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
 import threading
 from collections.abc import Iterator
 from typing import Any
 
+import psutil
 import pytest
 
 from falctl.clock import monotonic_s
 from tests.router.client import Raw, ask, request_bytes
-from tests.router.harness import PATIENCE_S, Seen, Setup, answer, say_ok, serving
+from tests.router.fake_host import PATIENCE_S, Seen, answer, say_ok
+from tests.router.harness import Setup, serving
 from tests.wait import until
 
 BODY_MAX = 200_000
@@ -65,7 +69,7 @@ def test_a_body_of_the_largest_size_passes_and_arrives_whole(hasty: Setup) -> No
 
 def test_a_larger_body_is_413_even_to_a_client_that_sends_it_first(hasty: Setup) -> None:
     count = len(hasty.hosts[0].seen)
-    reply = ask(hasty, body=b"x" * (BODY_MAX + 1))
+    reply = ask(hasty, body=b"x" * (32 << 20))  # far more than the sockets between us hold
     assert reply.status == 413
     assert reply.json()["error_type"] == "body_too_large"
     assert reply.value("connection") == "close"
@@ -147,11 +151,7 @@ def test_expect_100_of_a_request_that_is_refused_gets_the_refusal_at_once(
 
 def test_a_refused_client_cannot_go_on_sending_for_ever(hasty: Setup) -> None:
     with Raw(hasty, request_bytes("/", b"Content-Length: 1000000000")) as raw:
-        started_at = monotonic_s()
-        with pytest.raises(ConnectionError):
-            while monotonic_s() - started_at < PATIENCE_S:
-                raw.send(b"x" * 65536)
-        assert monotonic_s() - started_at < 10
+        raw.send_until_cut_off(b"x" * 65536, within_s=10.0)
 
 
 def test_bodies_over_the_memory_for_all_of_them_are_429() -> None:
@@ -164,6 +164,8 @@ def test_bodies_over_the_memory_for_all_of_them_are_429() -> None:
         assert int(reply.value("retry-after") or "0") >= 1
         assert reply.value("x-fal-needs-retry") == "1"
         assert reply.json()["error_type"] == "concurrent_requests_limit"
+        with Raw(setup, request_bytes("/", b"Content-Length: 300000")) as raw:
+            assert raw.read_until(b"\r\n").startswith(b"HTTP/1.1 429 "), "before a byte of it was sent"
         with Raw(setup, request_bytes("/", b"Transfer-Encoding: chunked")) as raw:
             for _ in range(10):
                 raw.send(b"8000\r\n" + b"x" * 0x8000 + b"\r\n")
@@ -172,7 +174,7 @@ def test_bodies_over_the_memory_for_all_of_them_are_429() -> None:
         assert slow.read_until(b"ok").startswith(b"HTTP/1.1 200 ")
         until(lambda: setup.status()["queued_bytes"] == 0, within_s=PATIENCE_S, what="bytes given back")
         assert ask(setup, body=b"y" * 300_000).status == 200
-        assert setup.status()["refused"] == 2
+        assert setup.status()["refused"] == 3
 
 
 # --- headers -----------------------------------------------------------------------------------
@@ -188,12 +190,7 @@ def test_headers_that_do_not_end_in_time_end_the_connection(hasty: Setup, sent: 
 
 def test_a_header_a_moment_does_not_extend_the_time(hasty: Setup) -> None:
     with Raw(hasty, b"POST / HTTP/1.1\r\n") as raw:
-        started_at = monotonic_s()
-        with pytest.raises(ConnectionError):
-            while monotonic_s() - started_at < 5.0:
-                raw.send(b"X-A: b\r\n")
-                threading.Event().wait(0.1)
-        assert monotonic_s() - started_at < 3.0
+        raw.send_until_cut_off(b"X-A: b\r\n", within_s=3.0, pause_s=0.1)
 
 
 @pytest.mark.parametrize("started", [b"PO", b"\r\n"])
@@ -222,27 +219,29 @@ def test_a_rest_of_a_refused_body_has_the_deadline_of_headers(hasty: Setup) -> N
 def test_headers_that_are_too_large_are_431(plain: Setup, pieces: int) -> None:
     wanted = request_bytes("/", *(b"X-%d: %s" % (i, b"v" * 900) for i in range(100)))
     size = len(wanted) // pieces + 1
-    with Raw(plain) as raw:
-        try:
-            for at in range(0, len(wanted), size):
-                raw.send(wanted[at : at + size])
-        except ConnectionError:
-            return
-        try:
-            assert raw.read_all().startswith(b"HTTP/1.1 431 ")
-        except ConnectionResetError:
-            pass
+    # Closing while more is on its way is a reset, which may overtake the answer.
+    with Raw(plain) as raw, contextlib.suppress(ConnectionError):
+        for at in range(0, len(wanted), size):
+            raw.send(wanted[at : at + size])
+        assert raw.read_all().startswith(b"HTTP/1.1 431 ")
     assert not plain.hosts[0].seen
 
 
 def test_headers_without_an_end_are_cut_off_long_before_the_deadline(plain: Setup) -> None:
     with Raw(plain, b"POST / HTTP/1.1\r\nX-A: ") as raw:
-        sent = 0
-        with pytest.raises(ConnectionError):
-            while sent < 100 << 20:
-                raw.send(b"v" * 65536)
-                sent += 65536
-        assert sent < 20 << 20
+        assert raw.send_until_cut_off(b"v" * 65536, within_s=8.0) < 20 << 20
+
+
+def test_a_body_is_not_counted_as_headers_of_the_request_behind_it(plain: Setup) -> None:
+    with Raw(plain) as raw:
+        for _ in range(2):
+            for piece in (b"POST / HTTP/1.1\r\nHost: localhost\r\n", b"Content-Length: 400000\r\n\r\n"):
+                raw.send(piece)
+                threading.Event().wait(0.05)
+            for _ in range(4):
+                raw.send(b"x" * 100_000)
+                threading.Event().wait(0.02)
+            assert raw.read_until(b"ok").startswith(b"HTTP/1.1 200 ")
 
 
 def test_headers_of_a_usual_large_size_pass(plain: Setup) -> None:
@@ -258,7 +257,7 @@ def test_a_client_that_reads_nothing_is_cut_off_and_its_slot_comes_back(hasty: S
 
     async def pour(_: Seen, send: Any) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
-        for _ in range(200):
+        for _piece in range(200):
             await send({"type": "http.response.body", "body": b"z" * (1 << 18), "more_body": True})
         await send({"type": "http.response.body", "body": b""})
         finished.set()
@@ -269,22 +268,32 @@ def test_a_client_that_reads_nothing_is_cut_off_and_its_slot_comes_back(hasty: S
         assert finished.wait(PATIENCE_S), "the rest of the answer is read from the host all the same"
         until(lambda: not hasty.hosts[0].executing, within_s=PATIENCE_S, what="slot free")
         until(lambda: hasty.hosts[0].cancelled, within_s=PATIENCE_S, what="the app told")
-        with pytest.raises((ConnectionError, AssertionError)):
-            while True:
-                raw.read_until(b"zzzz")
+        closes_within(raw, PATIENCE_S)
     assert hasty.router is not None
     assert "reads_too_slowly" in hasty.router.log
     assert "Traceback" not in hasty.router.log
 
 
-def test_a_client_that_leaves_the_last_bytes_unread_is_cut_off(hasty: Setup) -> None:
-    hasty.hosts[0].handler = lambda _, send: answer(send, b"z" * (8 << 20))
-    before = hasty.router.log.count("reads_too_slowly") if hasty.router else 0
-    with Raw(hasty, request_bytes("/", b"Connection: close"), receive_bytes=4096) as raw:
-        raw.read_until(b"zzzz")
-        assert hasty.router is not None
-        log = hasty.router
-        until(lambda: log.log.count("reads_too_slowly") > before, within_s=PATIENCE_S, what="cut off")
+@pytest.mark.parametrize("keep", [b"close", b"keep-alive"])
+def test_a_client_that_leaves_the_last_bytes_unread_is_cut_off(keep: bytes) -> None:
+    """Too few to fill a write buffer: nothing else would ever notice that they do not leave."""
+    size = 60_000
+    config = {"server": {"send_timeout": 0.5, "keep_alive": 0.5}}
+    with serving(config=config, handler=lambda _, send: answer(send, b"z" * size)) as setup:
+        setup.listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # accepted sockets inherit it
+        with Raw(setup, request_bytes("/", b"Connection: " + keep), receive_bytes=4096) as raw:
+            raw.read_until(b"zzzz")
+            assert setup.router is not None
+            pid = setup.router.process.pid
+            until(lambda: connections_of(pid, setup.port) == 0, within_s=5.0, what="the router let go")
+            with contextlib.suppress(ConnectionError):
+                assert len(raw.read_all()) < size - 4
+
+
+def connections_of(pid: int, port: int) -> int:
+    """Return how many TCP connections at *port* the process has."""
+    found = psutil.Process(pid).net_connections("tcp")
+    return sum(c.laddr.port == port and c.status != psutil.CONN_LISTEN for c in found)
 
 
 def test_a_client_that_reads_slowly_but_steadily_gets_everything(hasty: Setup) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import json
 import threading
 from typing import Any
 
@@ -13,7 +14,8 @@ from starlette.types import Send
 
 from falctl import wire
 from tests.router.client import Raw, ask, request_bytes
-from tests.router.harness import PATIENCE_S, Seen, Setup, answer, serving
+from tests.router.fake_host import PATIENCE_S, Seen, answer, wait_on_loop
+from tests.router.harness import Setup, serving
 from tests.wait import until
 
 LONG_HINTS = ",".join(f"organisation-{i:04}/a-model-with-a-long-name-{i:04}" for i in range(1000)).encode()
@@ -116,8 +118,6 @@ def test_bytes_above_ascii_reach_the_app_by_way_of_the_json_header(plain: Setup)
     seen = plain.hosts[0].seen[-1]
     assert seen.values("x-fal-runner-hint") == []
     (raw_headers,) = seen.values(wire.H_RAW)
-    import json
-
     assert json.loads(raw_headers) == [["x-fal-runner-hint", "caf\xe9"], ["x-a", "\xc3\xa9"]]
     assert raw_headers.isascii()
 
@@ -184,7 +184,7 @@ def test_bodies_of_any_size_pass_both_ways(plain: Setup, size: int) -> None:
 def test_large_bodies_are_written_without_a_warning(plain: Setup) -> None:
     ask(plain, body=b"x" * (3 << 20))
     assert plain.router is not None
-    assert "Warning" not in plain.router.log
+    assert "ResourceWarning" not in plain.router.log
 
 
 def test_head_has_a_length_and_no_body(plain: Setup) -> None:
@@ -310,7 +310,7 @@ def test_300_streams_run_at_the_same_time() -> None:
     async def steps(_: Seen, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b"in", "more_body": True})
-        await _wait(everyone_is_in)
+        await wait_on_loop(everyone_is_in)
         await send({"type": "http.response.body", "body": b"out"})
 
     async def read(session: aiohttp.ClientSession, url: str, entered: list[int]) -> bytes:
@@ -358,14 +358,8 @@ def test_no_limit_of_the_edge_cuts_a_job_that_runs_longer() -> None:
         assert sorted(reply.body for reply in replies) == [b"begundone", b"done"]
 
 
-async def _wait(event: threading.Event) -> None:
-    async with asyncio.timeout(60):
-        while not event.is_set():
-            await asyncio.sleep(0.05)
-
-
 async def until_set(event: threading.Event, send: Send) -> None:
-    await _wait(event)
+    await wait_on_loop(event)
     await answer(send, b"done")
 
 

@@ -26,7 +26,7 @@ def test_no_timeout_of_any_kind_is_in_use() -> None:
 
 
 def test_connections_are_unlimited_and_dropped_before_the_host_drops_them() -> None:
-    async def look() -> tuple[int, float]:
+    async def look() -> tuple[int, float | None]:
         made = Transport(Path("/nowhere"))
         try:
             connector = made._session.connector
@@ -37,4 +37,5 @@ def test_connections_are_unlimited_and_dropped_before_the_host_drops_them() -> N
 
     limit, keep_s = asyncio.run(look())
     assert limit == 0
+    assert keep_s is not None
     assert keep_s == transport.POOL_KEEP_S < 3600

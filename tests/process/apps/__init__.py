@@ -1,0 +1,1 @@
+"""Tiny apps that misbehave in one way each."""

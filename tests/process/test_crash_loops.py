@@ -1,0 +1,68 @@
+"""A runner that exits again and again: the pauses double, then it is given up, and the others serve on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from falctl.board.rows import LifeRow
+from falctl.clock import monotonic_s
+from tests.process.on_cpu import Falctl
+from tests.wait import until
+
+pytestmark = pytest.mark.process
+
+CRASHES: Final = f"{Path(__file__).parent / 'apps' / 'small.py'}::CrashesSoon"
+LIMITS: Final = "[runners]\nbackoff_min = 0.5\nbackoff_max = 1.5\nrestarts_max = 3\n"
+
+
+def follow_to_its_end(f: Falctl, runner: int) -> list[LifeRow]:
+    """Return every row of a runner's life on the board until it is given up."""
+    rows: list[LifeRow] = []
+
+    def look() -> bool:
+        row = f.life(runner)
+        if not rows or row != rows[-1]:
+            rows.append(row)
+        return row.state == "failed"
+
+    until(look, within_s=60.0, what="it is given up", every_s=0.005)
+    return rows
+
+
+def test_the_pauses_double_and_then_it_is_given_up_while_the_other_serves() -> None:
+    with Falctl(CRASHES, config=LIMITS, args=("--runners", "2"), env={"FALCTL_TEST_DOOMED": "0"}) as f:
+        rows = follow_to_its_end(f, 0)
+        pauses = [row.restart_at - row.since_at for row in rows if row.state == "backoff"]
+        assert pauses == pytest.approx([0.5, 1.0, 1.5], abs=0.001), "doubled, and no longer than backoff_max"
+        assert rows[-1].reason == "4 exits in 600 s; the last: exited with code 9"
+        assert rows[-1].epoch == 4
+        assert {f.post("/").json for _ in range(10)} == {1}
+        assert "4 exits in 600 s" in f.run("status", "--once").stdout
+        assert f.status()["runners"][0]["state"] == "failed"
+        assert f.life(1).epoch == 1
+
+
+def test_when_all_are_given_up_a_request_is_refused_at_once_and_told_why() -> None:
+    with Falctl(CRASHES, config=LIMITS, args=("--runners", "2"), env={"FALCTL_TEST_DOOMED": "0,1"}) as f:
+        for runner in range(2):
+            until(lambda: f.life(runner).state == "failed", within_s=60.0, what="it is given up")  # noqa: B023
+        asked_at = monotonic_s()
+        refused = until(lambda: (r := f.post("/")).status == 503 and r, within_s=5.0, what="refused")
+        assert monotonic_s() - asked_at < 2.0
+        assert refused
+        assert json.loads(refused.body)["error_type"] == "runner_scheduling_failure"
+        assert "falctl status" in refused.json["detail"]
+        assert refused.headers["x-falctl-origin"] == "router"
+        assert f.get("/health").status == 503
+        assert f.running(), "a person looks at `falctl status` why; nothing is lost by staying"
+
+
+def test_requests_wait_while_the_only_runner_comes_back() -> None:
+    with Falctl(CRASHES, config=LIMITS, args=("--runners", "1"), env={"FALCTL_TEST_DOOMED": "0"}) as f:
+        f.wait_state(0, "backoff")
+        assert f.post("/").status == 200, "it was sent to the next incarnation"
+        assert f.life(0).epoch >= 2

@@ -1,0 +1,154 @@
+"""The driver alone, and what only its clock brings about."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from starlette.types import Message, Send
+
+from falctl.config import Config
+from falctl.core.admission import ByteBudget
+from falctl.core.events import Dispatch, Refuse, RunnerDown, RunnerUp
+from falctl.core.types import Epoch, RequestId, RunnerId
+from falctl.errors import ClientGoneError
+from falctl.router.body import Intake
+from falctl.router.call import Call
+from falctl.router.driver import Driver
+from falctl.router.fleet import FleetLinks
+from falctl.router.ledger import Ledger
+from falctl.router.proxy import Proxy, ProxyRules
+from tests.router.client import Raw, ask, request_bytes
+from tests.router.fake_host import PATIENCE_S, Seen, answer, wait_on_loop
+from tests.router.harness import serving
+from tests.wait import until
+
+A, B = RequestId("a"), RequestId("b")
+FIRST = RunnerId(0)
+
+
+def driver() -> Driver:
+    config = Config()
+    return Driver(routing=config.routing, queue=config.queue, ledger=Ledger())
+
+
+def test_a_decision_is_made_before_submit_returns() -> None:
+    async def run() -> None:
+        made = driver()
+        made.handle(RunnerUp(FIRST, Epoch(1), 1, (), None))
+        decision = made.submit(A, None, "client")
+        assert decision.done()
+        assert isinstance(decision.result(), Dispatch)
+
+    asyncio.run(run())
+
+
+def test_a_cancelled_request_is_decided_as_nothing_and_takes_no_slot() -> None:
+    async def run() -> None:
+        made = driver()
+        made.handle(RunnerDown(FIRST, returns=True))
+        decision = made.submit(A, None, "client")
+        made.cancel(A)
+        assert await decision is None
+        made.handle(RunnerUp(FIRST, Epoch(1), 1, (), None))
+        assert isinstance(await made.submit(B, None, "client"), Dispatch)
+
+    asyncio.run(run())
+
+
+def test_a_request_bounced_by_a_runner_that_is_gone_waits_all_the_same() -> None:
+    async def run() -> None:
+        made = driver()
+        made.handle(RunnerUp(FIRST, Epoch(1), 1, (), None))
+        action = await made.submit(A, None, "client")
+        assert isinstance(action, Dispatch)
+        made.handle(RunnerDown(FIRST, returns=True))
+        decision = made.bounce(action, None, "client")
+        assert not decision.done()
+        made.handle(RunnerUp(FIRST, Epoch(2), 1, (), None))
+        again = await decision
+        assert isinstance(again, Dispatch)
+        assert again.epoch == 2
+
+    asyncio.run(run())
+
+
+def test_a_client_that_goes_between_dispatch_and_sending_leaves_no_request_behind() -> None:
+    async def run() -> None:
+        made = driver()
+        made.handle(RunnerDown(FIRST, returns=True))
+        connection = SimpleNamespace(gone=False, on_gone=lambda: None, has_input=True)
+        fleet = SimpleNamespace(refresh=lambda: None)  # whoever asks it for a link fails
+        rules = ProxyRules(hint_from="", hide=frozenset())
+        intake = Intake(ByteBudget(1000), 1000, 1.0)
+        proxy = Proxy(made, cast("FleetLinks", fleet), intake=intake, ledger=Ledger(), rules=rules)
+        call = Call(a_scope(connection), an_empty_body, nobody_reads)
+        serving_it = asyncio.ensure_future(proxy.serve(call))
+        await asyncio.sleep(0)
+        assert len(made.scheduler.queue) == 1
+        # A slot turns free and the client goes, both before the request's task runs again.
+        made.handle(RunnerUp(FIRST, Epoch(1), 1, (), None))
+        connection.gone = True
+        connection.on_gone()
+        with pytest.raises(ClientGoneError):
+            await serving_it
+        assert isinstance(made.submit(B, None, "client").result(), Dispatch), "the slot is free again"
+
+    asyncio.run(run())
+
+
+def a_scope(connection: object) -> dict[str, Any]:
+    return {
+        "type": "http",
+        "method": "POST",
+        "path": "/",
+        "raw_path": b"/",
+        "query_string": b"",
+        "headers": [],
+        "client": None,
+        "state": {"connection": connection},
+    }
+
+
+async def an_empty_body() -> Message:
+    return {"type": "http.request", "body": b"", "more_body": False}
+
+
+async def nobody_reads(_: Message) -> None:
+    raise AssertionError
+
+
+def test_draining_refuses_what_waits() -> None:
+    async def run() -> None:
+        made = driver()
+        made.handle(RunnerDown(FIRST, returns=True))
+        decision = made.submit(A, None, "client")
+        made.drain()
+        action = await decision
+        assert isinstance(action, Refuse)
+        assert action.code == "draining"
+
+    asyncio.run(run())
+
+
+def test_a_hold_ends_in_time_although_nothing_happens() -> None:
+    release = threading.Event()
+
+    async def block(seen: Seen, send: Send) -> None:
+
+        if seen.raw_path == b"/block":
+            await wait_on_loop(release)
+        await answer(send)
+
+    with serving(runners=2, config={"routing": {"hold": 0.5}}, handler=block) as setup:
+        setup.hosts[0].set_hints("m")
+        with Raw(setup, request_bytes("/block", b"X-Fal-Runner-Hint: m")):
+            until(lambda: setup.hosts[0].executing, within_s=PATIENCE_S, what="executing")
+            reply = ask(setup, headers={"x-fal-runner-hint": "m"})
+            assert reply.value("x-falctl-runner") == "1"
+            queue = float((reply.value("server-timing") or "").partition("queue;dur=")[2].partition(",")[0])
+            assert 450 < queue < 3000
+            release.set()
