@@ -12,13 +12,24 @@ from collections.abc import Callable
 from typing import Final
 
 from falctl.core.policies.affinity import Affinity
-from falctl.core.policies.base import Choice, Policy
+from falctl.core.policies.base import Execute, LoadModel, Move, Policy, State
 from falctl.core.policies.blind import LeastLoaded
 from falctl.core.policies.fal import Fal
 
 POLICIES: Final[tuple[str, ...]] = ("affinity", "fal", "least-loaded")
 
-__all__ = ["POLICIES", "Affinity", "Choice", "Fal", "LeastLoaded", "Policy", "make_policy"]
+__all__ = [
+    "POLICIES",
+    "Affinity",
+    "Execute",
+    "Fal",
+    "LeastLoaded",
+    "LoadModel",
+    "Move",
+    "Policy",
+    "State",
+    "make_policy",
+]
 
 
 def make_policy(name: str, *, hold_s: float, bypass_max_s: float) -> Policy:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from falctl.core.fleet import Fleet
-from falctl.core.policies.base import Choice
-from falctl.core.queue import WaitingQueue
+from falctl.core.policies.base import Execute, State
 
 
 class LeastLoaded:
     """The oldest request goes to the runner with the fewest requests in flight, by turns among equals."""
 
-    def choose(self, queue: WaitingQueue, fleet: Fleet, *, now: float) -> Choice | None:
+    def choose(self, state: State, *, now: float) -> Execute | None:
         """Return a dispatch whenever a slot is free; *now* plays no part."""
         del now
-        waiting = queue.oldest()
-        free = fleet.free()
+        waiting = state.queue.oldest()
+        free = state.fleet.free()
         if waiting is None or not free:
             return None
-        return Choice(waiting.request, min(free, key=lambda r: len(r.in_use)).runner, "least loaded")
+        return Execute(waiting.request, min(free, key=lambda r: len(r.in_use)).runner, "least loaded")
