@@ -16,6 +16,7 @@ hint counts as about to be warm for it.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from falctl.core.fleet import Fleet, Runner
 from falctl.core.policies.base import Execute, State
@@ -28,6 +29,8 @@ class Affinity:
 
     hold_s: float
     bypass_max_s: float
+    tick_s: ClassVar[float] = 0.5
+    """How late a replay lets either limit fire; see `falctl.replay.world`."""
 
     def choose(self, state: State, *, now: float) -> Execute | None:
         """Return the next dispatch; None when everything that waits holds for a busy warm runner."""
