@@ -93,6 +93,32 @@ def run(
 
 
 @cli.command()
+def replay(
+    trace: Annotated[Path, typer.Argument(help="requests to replay: CSV or JSON lines, .gz allowed")],
+    *,
+    policy: Annotated[
+        str, typer.Option(help="auto, fal, least-loaded, random or module:Class; several: a,b")
+    ],
+    runners: Annotated[int, typer.Option(help="number of runners", min=1, max=1024)],
+    slots: Annotated[int | None, typer.Option(help="models that a runner holds", min=1)] = None,
+    vram: Annotated[str | None, typer.Option(help="bytes that a runner holds, such as 48GiB")] = None,
+    load_factor: Annotated[float, typer.Option(help="every load takes this many times as long")] = 1.0,
+    no_overlap: Annotated[bool, typer.Option("--no-overlap", help="no load beside an execution")] = False,
+    seed: Annotated[int, typer.Option(help="what the policy random draws from")] = 0,
+    exec_s: Annotated[float | None, typer.Option(help="execution seconds of rows that have none")] = None,
+    load_s: Annotated[float | None, typer.Option(help="load seconds of rows that have none")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
+) -> None:
+    """Replay a trace through the real scheduler on a virtual clock, and compare policies."""
+    from falctl.cli.replay import Options, replay_command
+
+    options = Options(
+        trace, policy, runners, slots, vram, load_factor, not no_overlap, seed, exec_s=exec_s, load_s=load_s
+    )
+    raise typer.Exit(replay_command(options, json_output=as_json))
+
+
+@cli.command()
 def key() -> None:
     """Make an API key; print it and the line for server.api_keys."""
     from falctl.apikeys import hash_key, new_key

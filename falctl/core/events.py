@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from falctl.core.types import Epoch, Hint, RequestId, RunnerId, Wanted
+from falctl.core.types import NO_CAPS, Caps, Epoch, Hint, Priority, RequestId, RunnerId, Wanted
 
 # --- events: things that happened --------------------------------------------
 
@@ -17,6 +17,12 @@ class Arrived:
     request: RequestId
     wanted: Wanted | None
     client: str
+    """Who shares fairly with the others: an API key's name or an address; empty: nobody in particular."""
+    priority: Priority = "normal"
+    start_by: float | None = None
+    """Refused if it has not started by this instant; None: it waits as long as it takes."""
+    size_bytes: int | None = None
+    """How large the wanted model is, if the request declares it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +39,22 @@ class Released:
     request: RequestId
     runner: RunnerId
     epoch: Epoch
+    exec_s: float | None = None
+    """How long it executed, without its load; None: the host does not know, it failed or was cancelled."""
+    load_s: float | None = None
+    """How long it loaded; 0: its model was resident; None: the host cannot tell, and ``exec_s`` includes it."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadEnded:
+    """A load that we asked for is over; what is resident now is told by `HintsChanged` before."""
+
+    runner: RunnerId
+    epoch: Epoch
+    hint: Hint
+    ok: bool
+    load_s: float
+    tier: str = "disk"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +75,7 @@ class RunnerUp:
     slots: int
     executing: tuple[RequestId, ...]
     hints: frozenset[Hint] | None
+    caps: Caps = NO_CAPS
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +117,7 @@ Event: TypeAlias = (
     Arrived
     | Cancelled
     | Released
+    | LoadEnded
     | Bounced
     | RunnerUp
     | RunnerDown
@@ -105,7 +129,7 @@ Event: TypeAlias = (
 
 # --- actions: things the driver must now do ----------------------------------
 
-RefuseCode = Literal["queue_full", "no_runner", "draining", "bounced_too_often"]
+RefuseCode = Literal["queue_full", "no_runner", "draining", "bounced_too_often", "start_timeout"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +146,17 @@ class Dispatch:
 
 
 @dataclass(frozen=True, slots=True)
+class Load:
+    """Let this incarnation of this runner evict these models, then load that one; `LoadEnded` follows."""
+
+    runner: RunnerId
+    epoch: Epoch
+    hint: Hint
+    evict: tuple[Hint, ...]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Refuse:
     """Answer this request with an error. ``retry_after_s``: when a place in the queue should be free again."""
 
@@ -130,4 +165,4 @@ class Refuse:
     retry_after_s: float
 
 
-Action: TypeAlias = Dispatch | Refuse
+Action: TypeAlias = Dispatch | Load | Refuse

@@ -7,10 +7,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
-from falctl.core.types import Epoch, Hint, RequestId, RunnerId
+from falctl.core.types import NO_CAPS, Caps, Epoch, Hint, RequestId, RunnerId
 
 LAST_SERVED_MAX: Final = 4096
 """Hints remembered for apps without provide_hints; the least recently served is forgotten first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A request in a slot. ``started_at`` is when we sent it, or learnt of it."""
+
+    hint: Hint | None
+    started_at: float
+    warm: bool = False
 
 
 @dataclass(slots=True)
@@ -26,7 +35,12 @@ class Runner:
     epoch: Epoch
     slots: int
     hints: frozenset[Hint] | None
-    in_use: dict[RequestId, Hint | None] = field(default_factory=dict)
+    caps: Caps = NO_CAPS
+    in_use: dict[RequestId, Running] = field(default_factory=dict)
+    loading: dict[Hint, float] = field(default_factory=dict)
+    """Loads that we asked for and that are not over, and since when."""
+    used: dict[Hint, int] = field(default_factory=dict)
+    """Order number of the last dispatch for each hint: what a runner that evicts by itself gives up first."""
     accepting: bool = True
     blocked: bool = False
     dispatched_order: int = -1
@@ -35,7 +49,20 @@ class Runner:
     @property
     def free_slots(self) -> int:
         """Return how many requests it would take now."""
-        return max(self.slots - len(self.in_use), 0) if self.accepting and not self.blocked else 0
+        if not self.accepting or self.blocked or (self.loading and not self.caps.overlaps):
+            return 0
+        return max(self.slots - len(self.in_use), 0)
+
+    @property
+    def can_load(self) -> bool:
+        """Return whether it would begin a load job now: one at a time, and beside executions only if it can."""
+        if not (self.caps.loads and self.accepting and not self.blocked) or self.loading:
+            return False
+        return self.caps.overlaps or not self.in_use
+
+    def executes(self, hint: Hint) -> bool:
+        """Return whether a request for *hint* is in one of its slots."""
+        return any(running.hint == hint for running in self.in_use.values())
 
 
 @dataclass(slots=True)
@@ -44,6 +71,8 @@ class Fleet:
 
     runners: dict[RunnerId, Runner] = field(default_factory=dict)
     returning: set[RunnerId] = field(default_factory=set)
+    unloadable: set[Hint] = field(default_factory=set)
+    """Models whose last load failed: their requests are executed, so that the client hears why."""
     _last_served: OrderedDict[Hint, RunnerId] = field(default_factory=OrderedDict)
 
     def free(self) -> list[Runner]:
@@ -60,7 +89,7 @@ class Fleet:
 
     def warming(self, hint: Hint) -> Iterator[Runner]:
         """Iterate over the runners that are warm for *hint* or execute a request for it now."""
-        return (r for r in self.runners.values() if self.warm(hint, r) or hint in r.in_use.values())
+        return (r for r in self.runners.values() if self.warm(hint, r) or hint in r.loading or r.executes(hint))
 
     def serve(self, hint: Hint, runner: RunnerId) -> None:
         """Remember that *runner* was the last to be sent a request for *hint*."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from falctl.core.types import Hint, RequestId, Wanted
@@ -18,6 +18,9 @@ class Waiting:
     arrived_at: float
     order: int
     attempts: int = 0
+    due: float = 0.0
+    """Its arrival as far as turns go: later for what comes behind a client's own backlog, or has low priority."""
+    start_by: float | None = None
 
     @property
     def hint(self) -> Hint | None:
@@ -27,7 +30,7 @@ class Waiting:
 
 @dataclass(slots=True)
 class WaitingQueue:
-    """The one central queue. Every request is in ``_all`` and in the group of its hint, both oldest first."""
+    """The one central queue: every request is in ``_all`` by order of arrival, and in the group of its hint by due."""
 
     _all: dict[RequestId, Waiting] = field(default_factory=dict)
     _groups: dict[Hint | None, dict[RequestId, Waiting]] = field(default_factory=dict)
@@ -45,8 +48,8 @@ class WaitingQueue:
     def add(self, waiting: Waiting) -> None:
         """Put *waiting* in its place by ``order``: at the end, unless it comes back from a bounce."""
         assert waiting.request not in self._all
-        self._all = _placed(self._all, waiting)
-        self._groups[waiting.hint] = _placed(self._groups.get(waiting.hint, {}), waiting)
+        self._all = _placed(self._all, waiting, lambda w: (0.0, w.order))
+        self._groups[waiting.hint] = _placed(self._groups.get(waiting.hint, {}), waiting, _by_due)
 
     def pop(self, request: RequestId) -> Waiting | None:
         """Take *request* out; None if it does not wait."""
@@ -62,8 +65,20 @@ class WaitingQueue:
         """Return the request that waits longest; None when nothing waits."""
         return next(iter(self._all.values()), None)
 
+    def head(self, hint: Hint | None) -> Waiting | None:
+        """Return the request for *hint* whose turn is first; None: nobody waits for it."""
+        return next(iter(self._groups.get(hint, {}).values()), None)
+
+    def count(self, hint: Hint | None) -> int:
+        """Return how many wait for *hint*."""
+        return len(self._groups.get(hint, ()))
+
+    def hints(self) -> Iterator[Hint | None]:
+        """Iterate over the hints that somebody waits for; None stands for no hint."""
+        return iter(self._groups)
+
     def heads(self) -> Iterator[Waiting]:
-        """Iterate over the oldest request of each hint, in no particular order."""
+        """Iterate over the request of each hint whose turn is first, in no particular order."""
         return (next(iter(group.values())) for group in self._groups.values())
 
     def check(self) -> None:
@@ -74,13 +89,19 @@ class WaitingQueue:
         for hint, group in self._groups.items():
             assert group, "an empty group must not stay"
             assert all(waiting.hint == hint and request in self._all for request, waiting in group.items())
-            assert [w.order for w in group.values()] == sorted(w.order for w in group.values())
+            assert [_by_due(w) for w in group.values()] == sorted(_by_due(w) for w in group.values())
 
 
-def _placed(queue: dict[RequestId, Waiting], waiting: Waiting) -> dict[RequestId, Waiting]:
+def _by_due(waiting: Waiting) -> tuple[float, int]:
+    return (waiting.due, waiting.order)
+
+
+def _placed(
+    queue: dict[RequestId, Waiting], waiting: Waiting, key: Callable[[Waiting], tuple[float, int]]
+) -> dict[RequestId, Waiting]:
     last = next(reversed(queue.values()), None)
-    if last is None or last.order < waiting.order:
+    if last is None or key(last) < key(waiting):
         queue[waiting.request] = waiting
         return queue
-    everyone = sorted([*queue.values(), waiting], key=lambda w: w.order)
+    everyone = sorted([*queue.values(), waiting], key=key)
     return {w.request: w for w in everyone}

@@ -2,8 +2,9 @@
 The request state machine: events in, actions out, one owner, no locks.
 
 A request waits in the one central queue until a runner has a free slot for it (late binding); the policy says
-which request and which runner. The driver performs the returned actions in order, with no ``await`` between
-`Scheduler.handle` and the last of them.
+which request and which runner, and which model is loaded where. The driver performs the returned actions in order,
+with no ``await`` between `Scheduler.handle` and the last of them. `falctl.core.bookkeeping` keeps the policy's
+knowledge: what is here, what it costs, what is wanted.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from falctl.core.events import (
     Drains,
     Event,
     HintsChanged,
+    Load,
+    LoadEnded,
     Refuse,
     RefuseCode,
     Released,
@@ -28,9 +31,11 @@ from falctl.core.events import (
     RunnerUp,
     Tick,
 )
-from falctl.core.fleet import Fleet, Runner
-from falctl.core.policies.base import Policy
-from falctl.core.queue import Waiting, WaitingQueue
+from falctl.core.fair import FairShare
+from falctl.core.fleet import Runner, Running
+from falctl.core.learning import learn_release
+from falctl.core.policies.base import Execute, LoadModel, Move, Policy, State
+from falctl.core.queue import Waiting
 from falctl.core.types import Epoch, RequestId, RunnerId
 
 BOUNCES_MAX: Final = 10
@@ -50,8 +55,8 @@ class Scheduler:
 
     policy: Policy
     queue_max: int
-    fleet: Fleet = field(default_factory=Fleet)
-    queue: WaitingQueue = field(default_factory=WaitingQueue)
+    state: State = field(default_factory=State)
+    fair: FairShare = field(default_factory=FairShare)
     _in_flight: dict[RequestId, tuple[RunnerId, Epoch, Waiting]] = field(default_factory=dict)
     _arrivals: int = 0
     _dispatches: int = 0
@@ -62,32 +67,35 @@ class Scheduler:
     def handle(self, event: Event, *, now: float) -> list[Action]:
         """Apply *event* at monotonic instant *now*; return what to do, in order."""
         refused = self._apply(event, now)
-        return [*refused, *self._dispatch(now), *self._give_up()]
+        return [*refused, *self._late(now), *self._decide(now), *self._give_up()]
 
     def check(self) -> None:
         """Assert every invariant; called after each event in simulation."""
-        self.queue.check()
+        self.state.queue.check()
         for request, (runner, epoch, _) in self._in_flight.items():
-            assert request not in self.queue
-            view = self.fleet.runners[runner]
+            assert request not in self.state.queue
+            view = self.state.fleet.runners[runner]
             assert view.epoch == epoch
             assert request in view.in_use
-        for view in self.fleet.runners.values():
+        for view in self.state.fleet.runners.values():
             mine = sum(1 for r, _, _ in self._in_flight.values() if r == view.runner)
             assert mine <= len(view.in_use)
-            assert view.runner not in self.fleet.returning
-        assert not (self._draining and len(self.queue)), "a draining fleet must have refused what waited"
+            assert view.runner not in self.state.fleet.returning
+            assert len(view.loading) <= 1, "one load of a runner at a time"
+        assert not (self._draining and self.state.queue), "a draining fleet must have refused what waited"
+
+    # --- events ----------------------------------------------------------------------------------
 
     def _apply(self, event: Event, now: float) -> list[Action]:
         match event:
             case Arrived():
                 return self._arrive(event, now)
             case Cancelled(request):
-                self.queue.pop(request)
-            case Released() | Bounced() | HintsChanged() | RunnerDrains():
-                return self._hear(event)
+                self.state.queue.pop(request)
+            case Released() | LoadEnded() | Bounced() | HintsChanged() | RunnerDrains():
+                return self._hear(event, now)
             case RunnerUp():
-                self._up(event)
+                self._up(event, now)
             case RunnerDown(runner, returns):
                 self._down(runner, returns=returns)
             case Drains():
@@ -102,21 +110,30 @@ class Scheduler:
     def _arrive(self, event: Arrived, now: float) -> list[Action]:
         if self._draining:
             return [self._refusal(event.request, "draining")]
-        if len(self.queue) >= self.queue_max:
+        if len(self.state.queue) >= self.queue_max:
             return [self._refusal(event.request, "queue_full")]
         self._arrivals += 1
-        self.queue.add(Waiting(event.request, event.wanted, event.client, now, self._arrivals))
+        costs, wanted = self.state.costs, event.wanted
+        if wanted is not None:
+            if event.size_bytes:
+                costs.declare(wanted.hint, event.size_bytes)
+            self.state.demand.arrived(wanted.hint, event.client, now=now)
+        exec_s = costs.mean_exec.value if wanted is None else costs.exec_s(wanted.hint)
+        share_s = exec_s / max(len(self.state.fleet.runners), 1)
+        due = self.fair.due(event.client, event.priority, share_s, now=now)
+        waiting = Waiting(event.request, wanted, event.client, now, self._arrivals, due=due, start_by=event.start_by)
+        self.state.queue.add(waiting)
         return []
 
-    def _hear(self, event: Released | Bounced | HintsChanged | RunnerDrains) -> list[Action]:
-        view = self.fleet.runners.get(event.runner)
+    def _hear(self, event: Released | LoadEnded | Bounced | HintsChanged | RunnerDrains, now: float) -> list[Action]:
+        view = self.state.fleet.runners.get(event.runner)
         if view is None or view.epoch != event.epoch:
             return []  # news of an incarnation that is gone
         match event:
-            case Released(request):
-                self._in_flight.pop(request, None)
-                if view.in_use.pop(request, _NOT_THERE) is not _NOT_THERE:
-                    view.blocked = False
+            case Released():
+                self._release(event, view, now)
+            case LoadEnded():
+                self._loaded(event, view)
             case Bounced(request):
                 view.blocked = True
                 view.in_use.pop(request, None)
@@ -129,6 +146,24 @@ class Scheduler:
                 assert_never(event)
         return []
 
+    def _release(self, event: Released, view: Runner, now: float) -> None:
+        self._in_flight.pop(event.request, None)
+        running = view.in_use.pop(event.request, None)
+        if running is not None:
+            view.blocked = False
+            learn_release(self.state.costs, view, running, event, now=now)
+
+    def _loaded(self, event: LoadEnded, view: Runner) -> None:
+        if view.loading.pop(event.hint, None) is None:
+            return
+        if event.ok:
+            self.state.costs.loaded(event.hint, event.tier, event.load_s)
+            self.state.fleet.unloadable.discard(event.hint)
+            if view.hints is not None:
+                view.hints |= {event.hint}
+        else:
+            self.state.fleet.unloadable.add(event.hint)
+
     def _return_to_queue(self, request: RequestId) -> list[Action]:
         entry = self._in_flight.pop(request, None)
         if entry is None:
@@ -138,68 +173,99 @@ class Scheduler:
             return [self._refusal(request, "bounced_too_often")]
         if self._draining:
             return [self._refusal(request, "draining")]
-        self.queue.add(waiting)
+        self.state.queue.add(waiting)
         return []
 
-    def _up(self, event: RunnerUp) -> None:
-        known = self.fleet.runners.get(event.runner)
+    def _up(self, event: RunnerUp, now: float) -> None:
+        known = self.state.fleet.runners.get(event.runner)
         if known is None or known.epoch != event.epoch:
             self._down(event.runner, returns=False)
-            known = Runner(event.runner, event.epoch, event.slots, event.hints)
-            self.fleet.runners[event.runner] = known
-        self.fleet.returning.discard(event.runner)
-        known.hints, known.accepting, known.blocked = event.hints, True, False
+            known = Runner(event.runner, event.epoch, event.slots, event.hints, event.caps)
+            self.state.fleet.runners[event.runner] = known
+        self.state.fleet.returning.discard(event.runner)
+        known.hints, known.caps, known.accepting, known.blocked = event.hints, event.caps, True, False
+        known.loading.clear()
         ours = {q for q, (r, _, _) in self._in_flight.items() if r == event.runner}
-        known.in_use = {q: known.in_use.get(q) for q in (*event.executing, *ours)}
+        unknown = Running(None, now)
+        known.in_use = {q: known.in_use.get(q, unknown) for q in (*event.executing, *ours)}
 
     def _down(self, runner: RunnerId, *, returns: bool) -> None:
-        self.fleet.runners.pop(runner, None)
-        self.fleet.forget(runner)
-        (self.fleet.returning.add if returns else self.fleet.returning.discard)(runner)
+        fleet = self.state.fleet
+        fleet.runners.pop(runner, None)
+        fleet.forget(runner)
+        (fleet.returning.add if returns else fleet.returning.discard)(runner)
         for request in [q for q, (r, _, _) in self._in_flight.items() if r == runner]:
             del self._in_flight[request]
 
-    def _dispatch(self, now: float) -> list[Action]:
+    # --- actions ---------------------------------------------------------------------------------
+
+    def _decide(self, now: float) -> list[Action]:
         actions: list[Action] = []
-        while self.queue and (choice := self.policy.choose(self.queue, self.fleet, now=now)) is not None:
-            actions.append(self._send(choice.request, choice.runner, choice.reason, now))
+        while self.state.queue and (move := self.policy.choose(self.state, now=now)) is not None:
+            actions.append(self._perform(move, now))
         return actions
 
-    def _send(self, request: RequestId, runner: RunnerId, reason: str, now: float) -> Dispatch:
-        waiting = self.queue.pop(request)
-        view = self.fleet.runners[runner]
+    def _perform(self, move: Move, now: float) -> Action:
+        match move:
+            case Execute():
+                return self._send(move, now)
+            case LoadModel():
+                return self._load(move, now)
+            case _:
+                assert_never(move)
+
+    def _send(self, move: Execute, now: float) -> Dispatch:
+        fleet = self.state.fleet
+        waiting = self.state.queue.pop(move.request)
+        view = fleet.runners[move.runner]
         assert waiting is not None, "a policy chose a request that does not wait"
         assert view.free_slots > 0, "a policy chose a runner without a free slot"
         hint = waiting.hint
-        warm = hint is not None and self.fleet.warm(hint, view)
+        warm = hint is not None and fleet.warm(hint, view)
         self._dispatches += 1
         view.dispatched_order = self._dispatches
-        view.in_use[request] = hint
-        self._in_flight[request] = (runner, view.epoch, waiting)
+        view.in_use[move.request] = Running(hint, now, warm)
+        self._in_flight[move.request] = (move.runner, view.epoch, waiting)
         if hint is not None:
-            self.fleet.serve(hint, runner)
+            view.used[hint] = self._dispatches
+            fleet.serve(hint, move.runner)
         self._learn_gap(now)
-        return Dispatch(request, runner, view.epoch, warm, now - waiting.arrived_at, reason)
+        return Dispatch(move.request, move.runner, view.epoch, warm, now - waiting.arrived_at, move.reason)
+
+    def _load(self, move: LoadModel, now: float) -> Load:
+        view = self.state.fleet.runners[move.runner]
+        assert view.can_load, "a policy chose a runner that cannot load now"
+        assert view.hints is not None
+        assert move.hint not in view.hints
+        assert not any(view.executes(victim) for victim in move.evict), "a victim executes"
+        view.hints -= set(move.evict)
+        view.loading[move.hint] = now
+        return Load(move.runner, view.epoch, move.hint, move.evict, move.reason)
+
+    def _late(self, now: float) -> list[Action]:
+        """Refuse what should have started by now."""
+        late = [w.request for w in self.state.queue if w.start_by is not None and w.start_by <= now]
+        for request in late:
+            self.state.queue.pop(request)
+        return [self._refusal(request, "start_timeout") for request in late]
 
     def _learn_gap(self, now: float) -> None:
-        if self._dispatched_at is not None and self.queue:
+        if self._dispatched_at is not None and self.state.queue:
             self._gap_s += _GAP_WEIGHT * (now - self._dispatched_at - self._gap_s)
         self._dispatched_at = now
 
     def _give_up(self) -> list[Action]:
         """Refuse what waits when no runner is up and none will be."""
-        if self.queue and not self.fleet.runners and not self.fleet.returning:
+        fleet = self.state.fleet
+        if self.state.queue and not fleet.runners and not fleet.returning:
             return self._refuse_all("no_runner")
         return []
 
     def _refuse_all(self, code: RefuseCode) -> list[Action]:
-        requests = [waiting.request for waiting in self.queue]
+        requests = [waiting.request for waiting in self.state.queue]
         for request in requests:
-            self.queue.pop(request)
+            self.state.queue.pop(request)
         return [self._refusal(request, code) for request in requests]
 
     def _refusal(self, request: RequestId, code: RefuseCode) -> Refuse:
         return Refuse(request, code, retry_after_s=max(self._gap_s, 1.0))
-
-
-_NOT_THERE: Final = object()

@@ -22,6 +22,8 @@ Epoch = NewType("Epoch", int)
 
 HintSource = Literal["header", "body"]
 
+Priority = Literal["normal", "low"]
+
 MiB: Final = 1 << 20
 GiB: Final = 1 << 30
 
@@ -33,6 +35,22 @@ class Wanted:
     hint: Hint
     source: HintSource
 
+
+@dataclass(frozen=True, slots=True)
+class Caps:
+    """What a runner can do beyond serving requests. None: no limit is known."""
+
+    gpu: str = ""
+    """The model of its card: cards of one model are taken to be equally fast."""
+    loads: bool = False
+    """It takes loads as jobs of their own, and evicts what it is told to."""
+    overlaps: bool = False
+    """Such a load may run beside an execution."""
+    models_max: int | None = None
+    vram_bytes: int | None = None
+
+
+NO_CAPS: Final = Caps()
 
 RunnerState = Literal["starting", "ready", "draining", "backoff", "failed", "stopped"]
 """

@@ -12,25 +12,41 @@ from collections.abc import Callable
 from typing import Final
 
 from falctl.core.policies.affinity import Affinity
-from falctl.core.policies.base import Choice, Policy
-from falctl.core.policies.blind import LeastLoaded
+from falctl.core.policies.auto import Auto
+from falctl.core.policies.base import Execute, LoadModel, Move, Policy, State
+from falctl.core.policies.blind import LeastLoaded, Random
 from falctl.core.policies.fal import Fal
 
-POLICIES: Final[tuple[str, ...]] = ("affinity", "fal", "least-loaded")
+POLICIES: Final[tuple[str, ...]] = ("auto", "affinity", "fal", "least-loaded", "random")
 
-__all__ = ["POLICIES", "Affinity", "Choice", "Fal", "LeastLoaded", "Policy", "make_policy"]
+__all__ = [
+    "POLICIES",
+    "Affinity",
+    "Auto",
+    "Execute",
+    "Fal",
+    "LeastLoaded",
+    "LoadModel",
+    "Move",
+    "Policy",
+    "Random",
+    "State",
+    "make_policy",
+]
 
 
-def make_policy(name: str, *, hold_s: float, bypass_max_s: float) -> Policy:
+def make_policy(name: str, *, hold_s: float, bypass_max_s: float, seed: int = 0) -> Policy:
     """
-    Return the policy of that name.
+    Return the policy of that name; *seed* is what `random` draws from.
 
     Raises:
         KeyError: there is none; the configuration has checked the name.
     """
     makers: dict[str, Callable[[], Policy]] = {
+        "auto": Auto,
         "affinity": lambda: Affinity(hold_s=hold_s, bypass_max_s=bypass_max_s),
         "fal": Fal,
         "least-loaded": LeastLoaded,
+        "random": lambda: Random(seed),
     }
     return makers[name]()

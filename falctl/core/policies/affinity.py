@@ -16,10 +16,11 @@ hint counts as about to be warm for it.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from falctl.core.fleet import Fleet, Runner
-from falctl.core.policies.base import Choice
-from falctl.core.queue import Waiting, WaitingQueue
+from falctl.core.policies.base import Execute, State
+from falctl.core.queue import Waiting
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,39 +29,41 @@ class Affinity:
 
     hold_s: float
     bypass_max_s: float
+    tick_s: ClassVar[float] = 0.5
+    """How late a replay lets either limit fire; see `falctl.replay.world`."""
 
-    def choose(self, queue: WaitingQueue, fleet: Fleet, *, now: float) -> Choice | None:
+    def choose(self, state: State, *, now: float) -> Execute | None:
         """Return the next dispatch; None when everything that waits holds for a busy warm runner."""
-        oldest = queue.oldest()
-        free = fleet.free()
+        oldest = state.queue.oldest()
+        free = state.fleet.free()
         if oldest is None or not free:
             return None
         if now - oldest.arrived_at >= self.bypass_max_s:
-            return _overdue(oldest, free, fleet)
-        heads = sorted(queue.heads(), key=lambda w: w.order)
-        return _hit(heads, free, fleet) or self._cold(heads, free, fleet, now)
+            return _overdue(oldest, free, state.fleet)
+        heads = sorted(state.queue.heads(), key=lambda w: w.order)
+        return _hit(heads, free, state.fleet) or self._cold(heads, free, state.fleet, now)
 
-    def _cold(self, heads: list[Waiting], free: list[Runner], fleet: Fleet, now: float) -> Choice | None:
+    def _cold(self, heads: list[Waiting], free: list[Runner], fleet: Fleet, now: float) -> Execute | None:
         for waiting in heads:
             held = waiting.hint is not None and any(fleet.warming(waiting.hint))
             if not held or now - waiting.arrived_at >= self.hold_s:
                 reason = "held long enough for a busy warm runner" if held else "nobody is warm for it"
-                return Choice(waiting.request, _cheapest(free).runner, reason)
+                return Execute(waiting.request, _cheapest(free).runner, reason)
         return None
 
 
-def _overdue(waiting: Waiting, free: list[Runner], fleet: Fleet) -> Choice:
+def _overdue(waiting: Waiting, free: list[Runner], fleet: Fleet) -> Execute:
     choice = _hit([waiting], free, fleet)
-    return choice or Choice(waiting.request, _cheapest(free).runner, "overdue: next, warm or not")
+    return choice or Execute(waiting.request, _cheapest(free).runner, "overdue: next, warm or not")
 
 
-def _hit(heads: list[Waiting], free: list[Runner], fleet: Fleet) -> Choice | None:
+def _hit(heads: list[Waiting], free: list[Runner], fleet: Fleet) -> Execute | None:
     for waiting in heads:
         if waiting.hint is None:
-            return Choice(waiting.request, _cheapest(free).runner, "wants no hint")
+            return Execute(waiting.request, _cheapest(free).runner, "wants no hint")
         for runner in free:
             if fleet.warm(waiting.hint, runner):
-                return Choice(waiting.request, runner.runner, "warm")
+                return Execute(waiting.request, runner.runner, "warm")
     return None
 
 

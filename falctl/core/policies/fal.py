@@ -9,25 +9,24 @@ waited for. For an app without provide_hints, the runner that served the hint la
 from __future__ import annotations
 
 from falctl.core.fleet import Fleet, Runner
-from falctl.core.policies.base import Choice
-from falctl.core.queue import WaitingQueue
+from falctl.core.policies.base import Execute, State
 from falctl.core.types import Hint
 
 
 class Fal:
     """First come, first served; see the module."""
 
-    def choose(self, queue: WaitingQueue, fleet: Fleet, *, now: float) -> Choice | None:
+    def choose(self, state: State, *, now: float) -> Execute | None:
         """Return a dispatch whenever a slot is free; *now* plays no part."""
         del now
-        waiting = queue.oldest()
-        free = fleet.free()
+        waiting = state.queue.oldest()
+        free = state.fleet.free()
         if waiting is None or not free:
             return None
         wanted = waiting.wanted
         hint = wanted.hint if wanted is not None and wanted.source == "header" else None
-        runner, reason = _pick(hint, free, fleet)
-        return Choice(waiting.request, runner.runner, reason)
+        runner, reason = _pick(hint, free, state.fleet)
+        return Execute(waiting.request, runner.runner, reason)
 
 
 def _pick(hint: Hint | None, free: list[Runner], fleet: Fleet) -> tuple[Runner, str]:

@@ -1,0 +1,31 @@
+"""What an execution that has ended teaches about costs, also when its host could not tell load from run."""
+
+from __future__ import annotations
+
+from falctl.core.costs import Costs
+from falctl.core.events import Released
+from falctl.core.fleet import Runner, Running
+
+
+def learn_release(costs: Costs, runner: Runner, running: Running, event: Released, *, now: float) -> None:
+    """
+    Learn from *event*. Nothing is learnt from what failed or was cancelled (``exec_s`` is None).
+
+    A host that cannot tell the load (an app that only gives hints) reports one figure; if the runner was not warm,
+    what exceeds the known execution is taken for the load.
+    """
+    hint = running.hint
+    if hint is None or event.exec_s is None:
+        return
+    gpu = runner.caps.gpu
+    if event.load_s is not None:
+        costs.executed(hint, gpu, event.exec_s)
+        if event.load_s > 0:
+            costs.loaded(hint, "disk", event.load_s)
+    elif running.warm:
+        costs.executed(hint, gpu, event.exec_s)
+        costs.settle(hint, gpu)
+    elif costs.knows(hint):
+        costs.loaded(hint, "disk", max(event.exec_s - costs.exec_s(hint, gpu), 0.0))
+    else:
+        costs.remember_first(hint, event.exec_s)

@@ -1,0 +1,1 @@
+"""What `falctl replay` does: the real scheduler on a virtual clock, over a recorded trace."""

@@ -1,0 +1,243 @@
+"""
+Runners on a virtual clock, driven by the real scheduler.
+
+One execution per slot, one load per runner at a time. A load job may run beside an execution if the world says so
+(*overlaps*). A request that is dispatched cold loads first, in its slot, and the runner evicts what it used least
+recently, as an app that knows no load jobs does. Nothing here tells the scheduler what is to come.
+
+A policy of one's own may have two attributes more than `falctl.core.policies.base.Policy` asks for:
+
+- ``tick_s``: it holds by the clock, so while anything waits it is asked at least this often (seconds).
+- ``foresee(jobs)``: it is a baseline that may know the truth, and is given the whole trace before the start; the
+  request id of ``jobs[i]`` is ``str(i)``.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from falctl.core.events import (
+    Arrived,
+    Dispatch,
+    Event,
+    HintsChanged,
+    Load,
+    LoadEnded,
+    Refuse,
+    Released,
+    RunnerUp,
+    Tick,
+)
+from falctl.core.policies.base import Policy
+from falctl.core.scheduler import Scheduler
+from falctl.core.types import Caps, Epoch, Hint, RequestId, RunnerId, Wanted
+from falctl.errors import StartError
+from falctl.replay.trace import Job
+
+FIRST = Epoch(1)
+
+_EXECUTION, _LOAD, _TICK = range(3)
+"""What ends at one instant ends in this order, so that a replay does not hang on the order of a heap."""
+
+PATIENCE_S: Final = 3600.0
+"""A policy that holds by the clock is asked for so long while nothing else happens; then it holds for ever."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """The simulated fleet. Exactly one of ``models_max`` and ``vram_bytes`` is a limit."""
+
+    runners: int
+    models_max: int | None = 3
+    vram_bytes: int | None = None
+    loads: bool = True
+    """Runners take load jobs; else they load and evict by themselves, as apps that only give hints do."""
+    overlaps: bool = True
+    overlap_slowdown: float = 0.0
+    """By how much an execution takes longer for each second that a load runs beside it."""
+
+
+@dataclass(slots=True)
+class Card:
+    """One runner's truth: what is resident, by last use."""
+
+    resident: dict[Hint, float] = field(default_factory=dict)
+    executing: RequestId | None = None
+    loading: Hint | None = None
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What happened to a trace: by request, in its order."""
+
+    latency_s: list[float]
+    started_s: list[float]
+    """Instants at which the executions proper began, after the load of a request that was dispatched cold."""
+    loads: list[tuple[float, Hint, float]] = field(default_factory=list)
+    refused: int = 0
+
+
+class World:
+    """Plays *jobs*, which are in order of time, through *policy*; *check* its every invariant after every event."""
+
+    def __init__(self, jobs: Sequence[Job], policy: Policy, setting: Setting, *, check: bool = False) -> None:
+        self.jobs = jobs
+        self._check = check
+        self.setting = setting
+        self.now = 0.0
+        self.scheduler = Scheduler(policy, queue_max=len(jobs) + 1)
+        self.cards = [Card() for _ in range(setting.runners)]
+        self.outcome = Outcome([0.0] * len(jobs), [0.0] * len(jobs))
+        self._size_bytes = sizes_of(jobs)
+        self._load_s: dict[Hint, float] = {}
+        """What a load would take now: what it takes by the row of the latest arrival."""
+        self._served = 0
+        self._tick_s: float = getattr(policy, "tick_s", 0.0)
+        self._ticks = False
+        self._idle_ticks = 0
+        self._events: list[tuple[float, int, int, int, Callable[[], Event]]] = []
+        self._n = 0
+        if (foresee := getattr(policy, "foresee", None)) is not None:
+            foresee(jobs)
+
+    def run(self, progress: Callable[[int], None] | None = None) -> Outcome:
+        """
+        Play to the end; *progress* is told the number of arrivals now and then.
+
+        Raises:
+            StartError: the policy lets requests wait for ever.
+        """
+        caps = Caps(
+            gpu="simulated",
+            loads=self.setting.loads,
+            overlaps=self.setting.overlaps,
+            models_max=self.setting.models_max,
+            vram_bytes=self.setting.vram_bytes,
+        )
+        self.now = self.jobs[0].t_s
+        for runner in range(self.setting.runners):
+            self._feed(RunnerUp(RunnerId(runner), FIRST, 1, (), frozenset(), caps))
+        for index, job in enumerate(self.jobs):
+            while self._events and self._events[0][0] < job.t_s:
+                self._next()
+            self.now = job.t_s
+            self._load_s[job.hint] = job.load_s
+            wanted = Wanted(job.hint, "header") if job.hint else None
+            size = self._size_bytes[job.hint] or None
+            self._feed(Arrived(RequestId(str(index)), wanted, job.client, size_bytes=size))
+            if progress is not None and index % 256 == 0:
+                progress(index)
+        while self._events:
+            self._next()
+        if lost := len(self.jobs) - self._served - self.outcome.refused:
+            msg = f"the policy lets {lost} of {len(self.jobs)} requests wait for ever"
+            raise StartError(msg)
+        return self.outcome
+
+    def _next(self) -> None:
+        self.now, *_, make = heapq.heappop(self._events)
+        self._feed(make())
+
+    def _at(self, when: float, rank: tuple[int, int], make: Callable[[], Event]) -> None:
+        """Let *make* happen; at one instant in order of *rank*: what kind, which runner."""
+        self._n += 1
+        heapq.heappush(self._events, (when, *rank, self._n, make))
+
+    def _feed(self, event: Event) -> None:
+        for action in self.scheduler.handle(event, now=self.now):
+            match action:
+                case Dispatch(request, runner):
+                    self._execute(request, runner)
+                case Load(runner, _, hint, evict):
+                    self._load(runner, hint, evict)
+                case Refuse():
+                    self.outcome.refused += 1
+        if self._check:
+            self.scheduler.check()
+        self._idle_ticks = self._idle_ticks + 1 if isinstance(event, Tick) else 0
+        patient = self._idle_ticks * self._tick_s < PATIENCE_S
+        if self._tick_s and patient and not self._ticks and self.scheduler.state.queue:
+            self._ticks = True
+            self._at(self.now + self._tick_s, (_TICK, 0), self._ticked)
+
+    def _ticked(self) -> Event:
+        self._ticks = False
+        return Tick()
+
+    def _execute(self, request: RequestId, runner: RunnerId) -> None:
+        card, job = self.cards[runner], self.jobs[int(request)]
+        assert card.executing is None, "two executions on one card"
+        assert card.loading is None or self.setting.overlaps, "an execution beside a load"
+        assert card.loading is None or card.loading != job.hint, (
+            "an execution of a model that is still loading"
+        )
+        card.executing = request
+        load_s = None if not job.hint or job.hint in card.resident else job.load_s
+        if load_s is not None:
+            assert card.loading is None, "two loads on one card"
+            self._make_room(card, job.hint)
+            self.outcome.loads.append((self.now, job.hint, load_s))
+        if job.hint:
+            card.resident.pop(job.hint, None)
+            card.resident[job.hint] = self.now
+        self.outcome.started_s[int(request)] = self.now + (load_s or 0.0)
+        ends_at = self.outcome.started_s[int(request)] + job.exec_s
+        self._at(ends_at, (_EXECUTION, runner), lambda: self._executed(request, runner, load_s))
+
+    def _executed(self, request: RequestId, runner: RunnerId, load_s: float | None) -> Event:
+        card, job = self.cards[runner], self.jobs[int(request)]
+        card.executing = None
+        self._served += 1
+        self.outcome.latency_s[int(request)] = self.now - job.t_s
+        if load_s is not None:
+            self._feed(HintsChanged(runner, FIRST, frozenset(card.resident)))
+        if not self.setting.loads:
+            return Released(request, runner, FIRST, job.exec_s + (load_s or 0.0), None)
+        return Released(request, runner, FIRST, job.exec_s, load_s or 0.0)
+
+    def _load(self, runner: RunnerId, hint: Hint, evict: tuple[Hint, ...]) -> None:
+        card, load_s = self.cards[runner], self._load_s[hint]
+        assert card.loading is None, "two loads on one card"
+        assert self.setting.overlaps or card.executing is None, "a load beside an execution"
+        for victim in evict:
+            assert card.executing is None or victim != self.jobs[int(card.executing)].hint, (
+                "a victim executes"
+            )
+            del card.resident[victim]
+        assert self._used(card) + self._size(hint) <= self._limit(), "over the budget"
+        card.resident[hint], card.loading = self.now, hint
+        self.outcome.loads.append((self.now, hint, load_s))
+        self._at(self.now + load_s, (_LOAD, runner), lambda: self._loaded(runner, hint, load_s))
+
+    def _loaded(self, runner: RunnerId, hint: Hint, load_s: float) -> Event:
+        self.cards[runner].loading = None
+        return LoadEnded(runner, FIRST, hint, ok=True, load_s=load_s)
+
+    def _make_room(self, card: Card, hint: Hint) -> None:
+        """Evict the least recently used, as an app on its own would."""
+        for victim in list(card.resident):
+            if self._used(card) + self._size(hint) <= self._limit():
+                break
+            del card.resident[victim]
+        assert self._used(card) + self._size(hint) <= self._limit(), "over the budget"
+
+    def _limit(self) -> float:
+        limit = self.setting.vram_bytes if self.setting.vram_bytes is not None else self.setting.models_max
+        return float("inf") if limit is None else float(limit)
+
+    def _size(self, hint: Hint) -> float:
+        return float(self._size_bytes[hint]) if self.setting.vram_bytes is not None else 1.0
+
+    def _used(self, card: Card) -> float:
+        return sum(self._size(hint) for hint in card.resident)
+
+
+def sizes_of(jobs: Iterable[Job]) -> dict[Hint, int]:
+    """Return the bytes of every model: the most that any row says."""
+    sizes: dict[Hint, int] = {}
+    for job in jobs:
+        sizes[job.hint] = max(sizes.get(job.hint, 0), job.size_bytes)
+    return sizes
