@@ -125,9 +125,9 @@ class QueueConfig(Section):
 class RoutingConfig(Section):
     """How a request finds its runner."""
 
-    policy: Literal["affinity", "fal", "least-loaded"] = Field(
-        default="affinity",
-        description='"affinity" waits for a busy warm runner, "fal" never does, "least-loaded" ignores hints',
+    policy: Literal["auto", "affinity", "fal", "least-loaded", "random"] = Field(
+        default="auto",
+        description='"auto" weighs waiting against loading, "affinity" holds, "fal" never waits, two are blind',
     )
     hint_from: Text = Field(
         default="model", description='body field taken as hint when the header is absent; "" is off'

@@ -123,6 +123,12 @@ class UnavailableError(RequestError):
     status, error_type, retryable = 503, "runner_scheduling_failure", True
 
 
+class StartTimeoutError(RequestError):
+    """The request did not start within the time that its client gave it."""
+
+    status, error_type = 504, "request_timeout"
+
+
 class DeadlineError(RequestError):
     """The request did not end within `runners.request_timeout`."""
 

@@ -21,6 +21,7 @@ EVENTS_PATH: Final = "/falctl/events"
 CANCEL_PATH: Final = "/falctl/cancel/"
 """POST ``/falctl/cancel/<request id>`` on a host's socket: stop that request if it can be stopped."""
 
+ACCEPTED: Final = 202
 LOAD_PATH: Final = "/falctl/load"
 """POST ``{"hint": name, "evict": [names]}`` on a host's socket: load a model without a request for it."""
 

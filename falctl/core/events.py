@@ -76,6 +76,8 @@ class RunnerUp:
     executing: tuple[RequestId, ...]
     hints: frozenset[Hint] | None
     caps: Caps = NO_CAPS
+    loading: tuple[Hint, ...] = ()
+    """Load jobs under way, also ones that a dead router asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +134,10 @@ Event: TypeAlias = (
 RefuseCode = Literal["queue_full", "no_runner", "draining", "bounced_too_often", "start_timeout"]
 
 
+LoadShare = Literal["disk", "join"]
+"""The first request after a load job had it made, from disk; the others that waited for it joined it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Dispatch:
     """Send this request to this incarnation of this runner now; its slot is already taken."""
@@ -143,6 +149,10 @@ class Dispatch:
     """Whether the runner is warm for the wanted hint, as far as we know; False without a hint."""
     waited_s: float
     reason: str
+    cache: LoadShare | None = None
+    """How it shared in a load job that ended while it waited; None: in none, and the host knows where its model was."""
+    load_s: float = 0.0
+    """Seconds of its wait in which that load ran."""
 
 
 @dataclass(frozen=True, slots=True)

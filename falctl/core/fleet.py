@@ -23,6 +23,15 @@ class Running:
 
 
 @dataclass(slots=True)
+class Loaded:
+    """A load job that ended well: when, how long it took, and whether a request has been sent for it since."""
+
+    at: float
+    load_s: float
+    used: bool = False
+
+
+@dataclass(slots=True)
 class Runner:
     """
     One runner that is up. Its slots are the host's truth; ``in_use`` is what we dispatched or were told of.
@@ -39,6 +48,10 @@ class Runner:
     in_use: dict[RequestId, Running] = field(default_factory=dict)
     loading: dict[Hint, float] = field(default_factory=dict)
     """Loads that we asked for and that are not over, and since when."""
+    leaving: frozenset[Hint] = frozenset()
+    """What those loads evict: it may still be told as resident for a moment, and must not count as that."""
+    loaded: dict[Hint, Loaded] = field(default_factory=dict)
+    """The last load job of each resident model, for the receipts of those who waited for it."""
     used: dict[Hint, int] = field(default_factory=dict)
     """Order number of the last dispatch for each hint: what a runner that evicts by itself gives up first."""
     accepting: bool = True
@@ -89,7 +102,9 @@ class Fleet:
 
     def warming(self, hint: Hint) -> Iterator[Runner]:
         """Iterate over the runners that are warm for *hint* or execute a request for it now."""
-        return (r for r in self.runners.values() if self.warm(hint, r) or hint in r.loading or r.executes(hint))
+        return (
+            r for r in self.runners.values() if self.warm(hint, r) or hint in r.loading or r.executes(hint)
+        )
 
     def serve(self, hint: Hint, runner: RunnerId) -> None:
         """Remember that *runner* was the last to be sent a request for *hint*."""

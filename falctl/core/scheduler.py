@@ -32,10 +32,10 @@ from falctl.core.events import (
     Tick,
 )
 from falctl.core.fair import FairShare
-from falctl.core.fleet import Runner, Running
+from falctl.core.fleet import Fleet, Loaded, Runner, Running
 from falctl.core.learning import learn_release
 from falctl.core.policies.base import Execute, LoadModel, Move, Policy, State
-from falctl.core.queue import Waiting
+from falctl.core.queue import Waiting, WaitingQueue
 from falctl.core.types import Epoch, RequestId, RunnerId
 
 BOUNCES_MAX: Final = 10
@@ -84,6 +84,16 @@ class Scheduler:
             assert len(view.loading) <= 1, "one load of a runner at a time"
         assert not (self._draining and self.state.queue), "a draining fleet must have refused what waited"
 
+    @property
+    def queue(self) -> WaitingQueue:
+        """Return what waits."""
+        return self.state.queue
+
+    @property
+    def fleet(self) -> Fleet:
+        """Return the runners as they are known."""
+        return self.state.fleet
+
     # --- events ----------------------------------------------------------------------------------
 
     def _apply(self, event: Event, now: float) -> list[Action]:
@@ -121,11 +131,15 @@ class Scheduler:
         exec_s = costs.mean_exec.value if wanted is None else costs.exec_s(wanted.hint)
         share_s = exec_s / max(len(self.state.fleet.runners), 1)
         due = self.fair.due(event.client, event.priority, share_s, now=now)
-        waiting = Waiting(event.request, wanted, event.client, now, self._arrivals, due=due, start_by=event.start_by)
+        waiting = Waiting(
+            event.request, wanted, event.client, now, self._arrivals, due=due, start_by=event.start_by
+        )
         self.state.queue.add(waiting)
         return []
 
-    def _hear(self, event: Released | LoadEnded | Bounced | HintsChanged | RunnerDrains, now: float) -> list[Action]:
+    def _hear(
+        self, event: Released | LoadEnded | Bounced | HintsChanged | RunnerDrains, now: float
+    ) -> list[Action]:
         view = self.state.fleet.runners.get(event.runner)
         if view is None or view.epoch != event.epoch:
             return []  # news of an incarnation that is gone
@@ -133,13 +147,13 @@ class Scheduler:
             case Released():
                 self._release(event, view, now)
             case LoadEnded():
-                self._loaded(event, view)
+                self._loaded(event, view, now)
             case Bounced(request):
                 view.blocked = True
                 view.in_use.pop(request, None)
                 return self._return_to_queue(request)
             case HintsChanged():
-                view.hints = event.hints
+                view.hints = None if event.hints is None else event.hints - view.leaving
             case RunnerDrains():
                 view.accepting = False
             case _:
@@ -153,14 +167,17 @@ class Scheduler:
             view.blocked = False
             learn_release(self.state.costs, view, running, event, now=now)
 
-    def _loaded(self, event: LoadEnded, view: Runner) -> None:
+    def _loaded(self, event: LoadEnded, view: Runner, now: float) -> None:
         if view.loading.pop(event.hint, None) is None:
             return
+        view.leaving = frozenset()
         if event.ok:
             self.state.costs.loaded(event.hint, event.tier, event.load_s)
             self.state.fleet.unloadable.discard(event.hint)
             if view.hints is not None:
                 view.hints |= {event.hint}
+            view.loaded = {h: v for h, v in view.loaded.items() if view.hints and h in view.hints}
+            view.loaded[event.hint] = Loaded(now, event.load_s)
         else:
             self.state.fleet.unloadable.add(event.hint)
 
@@ -184,7 +201,8 @@ class Scheduler:
             self.state.fleet.runners[event.runner] = known
         self.state.fleet.returning.discard(event.runner)
         known.hints, known.caps, known.accepting, known.blocked = event.hints, event.caps, True, False
-        known.loading.clear()
+        known.loading = {hint: known.loading.get(hint, now) for hint in event.loading}
+        known.leaving = frozenset()
         ours = {q for q, (r, _, _) in self._in_flight.items() if r == event.runner}
         unknown = Running(None, now)
         known.in_use = {q: known.in_use.get(q, unknown) for q in (*event.executing, *ours)}
@@ -230,7 +248,10 @@ class Scheduler:
             view.used[hint] = self._dispatches
             fleet.serve(hint, move.runner)
         self._learn_gap(now)
-        return Dispatch(move.request, move.runner, view.epoch, warm, now - waiting.arrived_at, move.reason)
+        dispatch = Dispatch(
+            move.request, move.runner, view.epoch, warm, now - waiting.arrived_at, move.reason
+        )
+        return _with_load(dispatch, waiting, view)
 
     def _load(self, move: LoadModel, now: float) -> Load:
         view = self.state.fleet.runners[move.runner]
@@ -238,7 +259,8 @@ class Scheduler:
         assert view.hints is not None
         assert move.hint not in view.hints
         assert not any(view.executes(victim) for victim in move.evict), "a victim executes"
-        view.hints -= set(move.evict)
+        view.leaving = frozenset(move.evict)
+        view.hints -= view.leaving
         view.loading[move.hint] = now
         return Load(move.runner, view.epoch, move.hint, move.evict, move.reason)
 
@@ -269,3 +291,13 @@ class Scheduler:
 
     def _refusal(self, request: RequestId, code: RefuseCode) -> Refuse:
         return Refuse(request, code, retry_after_s=max(self._gap_s, 1.0))
+
+
+def _with_load(dispatch: Dispatch, waiting: Waiting, view: Runner) -> Dispatch:
+    """Return *dispatch* with its share in the load job that ended while its request waited, if one did."""
+    loaded = None if waiting.hint is None else view.loaded.get(waiting.hint)
+    if loaded is None or loaded.at < waiting.arrived_at:
+        return dispatch
+    first, loaded.used = not loaded.used, True
+    load_s = min(loaded.load_s, loaded.at - waiting.arrived_at)
+    return replace(dispatch, cache="disk" if first else "join", load_s=load_s)

@@ -7,7 +7,7 @@ from math import ceil
 from typing import Final, TypeAlias
 
 from falctl.core.events import Refuse, RefuseCode
-from falctl.errors import QueueFullError, RequestError, UnavailableError
+from falctl.errors import QueueFullError, RequestError, StartTimeoutError, UnavailableError
 from falctl.wire import H_ERROR_TYPE, H_ORIGIN, H_REQUEST_ID
 
 RawHeaders: TypeAlias = list[tuple[bytes, bytes]]
@@ -19,6 +19,10 @@ _REFUSALS: Final[dict[RefuseCode, tuple[type[RequestError], str]]] = {
     "queue_full": (QueueFullError, "as many requests wait as queue.max allows"),
     "no_runner": (UnavailableError, "no runner is up and none will be; `falctl status` says why"),
     "draining": (UnavailableError, "falctl is shutting down"),
+    "start_timeout": (
+        StartTimeoutError,
+        "it did not start within the X-Fal-Request-Timeout that it came with",
+    ),
     "bounced_too_often": (UnavailableError, "runners turned this request away again and again"),
 }
 
@@ -43,6 +47,8 @@ def problem(error: RequestError, request: str) -> tuple[RawHeaders, bytes]:
         headers.append((b"retry-after", str(ceil(error.retry_after_s)).encode()))
     if error.status == 429:
         headers.append((b"x-fal-needs-retry", b"1"))
+    if isinstance(error, StartTimeoutError):
+        headers.append((b"x-fal-request-timeout-type", b"user"))
     if error.status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
     return headers, body

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Final, TypeAlias
+from collections.abc import Callable
+from typing import Final, TypeAlias, assert_never
 
 from falctl.clock import monotonic_s
 from falctl.config import QueueConfig, RoutingConfig
 from falctl.core.events import (
-    Action,
     Arrived,
     Bounced,
     Cancelled,
@@ -16,18 +16,20 @@ from falctl.core.events import (
     Drains,
     Event,
     HintsChanged,
+    Load,
+    Refuse,
     Released,
     Tick,
 )
 from falctl.core.policies import Policy, make_policy
 from falctl.core.scheduler import Scheduler
-from falctl.core.types import Epoch, Hint, RequestId, RunnerId, Wanted
+from falctl.core.types import Epoch, Hint, RequestId, RunnerId
 from falctl.router.ledger import Ledger
 
 TICK_S: Final = 0.05
 """How late a hold or an overdue limit may fire while nothing else happens."""
 
-Decision: TypeAlias = "asyncio.Future[Action | None]"
+Decision: TypeAlias = "asyncio.Future[Dispatch | Refuse | None]"
 """What becomes of a waiting request; None: it was cancelled."""
 
 
@@ -44,26 +46,28 @@ class Driver:
         self._waiting: dict[RequestId, Decision] = {}
         self._loop = asyncio.get_running_loop()
         self._tick: asyncio.TimerHandle | None = None
+        self.load: Callable[[Load], None] = _nowhere
+        """Where loads are sent; the links to the runners set it."""
 
     def configure(self, *, routing: RoutingConfig, queue: QueueConfig) -> None:
         """Decide by these rules from now on."""
         self.scheduler.policy = _policy(routing)
         self.scheduler.queue_max = queue.max
 
-    def submit(self, request: RequestId, wanted: Wanted | None, client: str) -> Decision:
+    def submit(self, arrived: Arrived) -> Decision:
         """Let a request whose body has been read wait for a runner."""
-        decision = self._promise(request)
-        self.handle(Arrived(request, wanted, client))
+        decision = self._promise(arrived.request)
+        self.handle(arrived)
         return decision
 
-    def bounce(self, dispatch: Dispatch, wanted: Wanted | None, client: str) -> Decision:
+    def bounce(self, dispatch: Dispatch, arrived: Arrived) -> Decision:
         """Let a request wait again that its runner did not take."""
-        request = dispatch.request
+        request = arrived.request
         decision = self._promise(request)
         self.handle(Bounced(request, dispatch.runner, dispatch.epoch))
         if not decision.done() and request not in self.scheduler.queue:
             # The runner went down in between, and the scheduler forgot what was in flight there.
-            self.handle(Arrived(request, wanted, client))
+            self.handle(arrived)
         return decision
 
     def cancel(self, request: RequestId) -> None:
@@ -79,7 +83,8 @@ class Driver:
     def tell_hints(self, runner: RunnerId, epoch: Epoch, hints: frozenset[Hint] | None) -> None:
         """Tell what stands on the board for a runner; nothing happens if that is known."""
         view = self.scheduler.fleet.runners.get(runner)
-        if view is not None and view.epoch == epoch and view.hints != hints:
+        known = None if view is None or view.hints is None else view.hints | view.leaving
+        if view is not None and view.epoch == epoch and known != hints:
             self.handle(HintsChanged(runner, epoch, hints))
 
     def drain(self) -> None:
@@ -89,9 +94,15 @@ class Driver:
     def handle(self, event: Event) -> None:
         """Tell the scheduler of *event* and do what it wants done."""
         for action in self.scheduler.handle(event, now=monotonic_s()):
-            decision = self._waiting.pop(action.request)
-            if not decision.done():
-                decision.set_result(action)
+            match action:
+                case Load():
+                    self.load(action)
+                case Dispatch() | Refuse():
+                    decision = self._waiting.pop(action.request)
+                    if not decision.done():
+                        decision.set_result(action)
+                case _:
+                    assert_never(action)
         self._ledger.changed = True
         if self._tick is None and len(self.scheduler.queue):
             self._tick = self._loop.call_later(TICK_S, self._on_tick)
@@ -104,6 +115,11 @@ class Driver:
         decision: Decision = self._loop.create_future()
         self._waiting[request] = decision
         return decision
+
+
+def _nowhere(load: Load) -> None:
+    msg = f"nobody performs {load}"
+    raise AssertionError(msg)
 
 
 def _policy(routing: RoutingConfig) -> Policy:

@@ -10,12 +10,13 @@ from weakref import WeakSet
 from falctl import wire
 from falctl.board.board import Board
 from falctl.board.index import HintIndex
-from falctl.core.events import Released, RunnerDown, RunnerDrains, RunnerUp
-from falctl.core.types import Epoch, Hint, RequestId, RunnerId
+from falctl.core.events import Load, LoadEnded, Released, RunnerDown, RunnerDrains, RunnerUp
+from falctl.core.types import Caps, Epoch, Hint, RequestId, RunnerId
 from falctl.home import Home
 from falctl.router.driver import Driver
 from falctl.router.ledger import Ledger
 from falctl.router.link import Link, News
+from falctl.tasks import spawn
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +32,7 @@ class FleetLinks:
         self._board = board
         self._home = home
         self._driver = driver
+        driver.load = self.load
         self._ledger = ledger
         self._index = HintIndex(board)
         self._links: dict[RunnerId, Link] = {}
@@ -90,6 +92,17 @@ class FleetLinks:
             if row is not None:
                 self._driver.tell_hints(runner, row.epoch, _as_set(row.hints))
 
+    def load(self, load: Load) -> None:
+        """Have a runner load a model; the end is told by its stream, or here if it cannot even be asked."""
+        link = self.find(load.runner, load.epoch)
+        if link is not None:
+            spawn(self._load(link, load), name=f"load-{load.runner}-{load.hint[:64]}")
+
+    async def _load(self, link: Link, load: Load) -> None:
+        log.info("runner.loads runner=%d model=%s evicts=%s", load.runner, load.hint, ",".join(load.evict))
+        if not await link.load(load.hint, load.evict):
+            self._driver.handle(LoadEnded(load.runner, load.epoch, load.hint, ok=False, load_s=0.0))
+
     def find(self, runner: RunnerId, epoch: Epoch) -> Link | None:
         """Return the link to that incarnation; None if it is gone."""
         link = self._links.get(runner)
@@ -125,15 +138,16 @@ class FleetLinks:
     def hear(self, link: Link, message: News) -> None:
         self.refresh()
         match message:
-            case wire.Hello(_, slots, executing):
-                log.info("runner.up runner=%d epoch=%d slots=%d", link.runner, link.epoch, slots)
-                requests = tuple(RequestId(request) for request in executing)
-                hints = self._hints(link.runner, link.epoch)
-                self._driver.handle(RunnerUp(link.runner, link.epoch, slots, requests, hints))
+            case wire.Hello():
+                log.info("runner.up runner=%d epoch=%d slots=%d", link.runner, link.epoch, message.slots)
+                self._driver.handle(_up(link, message, self._hints(link.runner, link.epoch)))
                 if self._states[link.runner][1] == "draining":
                     self._driver.handle(RunnerDrains(link.runner, link.epoch))
-            case wire.Released(_, request):
-                self._driver.handle(Released(RequestId(request), link.runner, link.epoch))
+            case wire.Released(_, request, exec_s, load_s):
+                released = Released(RequestId(request), link.runner, link.epoch, exec_s, load_s)
+                self._driver.handle(released)
+            case wire.LoadEnded(_, hint, ok, load_s, tier):
+                self._driver.handle(LoadEnded(link.runner, link.epoch, Hint(hint), ok, load_s, tier))
             case wire.Draining():
                 self._driver.handle(RunnerDrains(link.runner, link.epoch))
             case wire.HintsChanged():
@@ -152,6 +166,18 @@ class FleetLinks:
         """Return what the board says of this incarnation; a row of an older one says nothing: warm for nothing."""
         row = self._index.row(runner)
         return _as_set(row.hints) if row is not None and row.epoch == epoch else frozenset()
+
+
+def _up(link: Link, hello: wire.Hello, hints: frozenset[Hint] | None) -> RunnerUp:
+    caps = Caps(
+        gpu=hello.gpu,
+        loads=hello.loads,
+        overlaps=hello.overlaps,
+        models_max=hello.models_max or None,
+    )
+    executing = tuple(RequestId(request) for request in hello.executing)
+    loading = tuple(Hint(hint) for hint in hello.loading)
+    return RunnerUp(link.runner, link.epoch, hello.slots, executing, hints, caps, loading)
 
 
 def _order(state: str) -> int:

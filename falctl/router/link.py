@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 from pathlib import Path
 from typing import Final, Protocol, TypeAlias
@@ -31,7 +32,7 @@ CANCEL_TIMEOUT_S: Final = 5.0
 FAREWELL_S: Final = 5.0
 """How long what a dead runner has still sent may be read, before its connections are closed."""
 
-News: TypeAlias = wire.Hello | wire.Released | wire.HintsChanged | wire.Draining
+News: TypeAlias = wire.Hello | wire.Released | wire.LoadEnded | wire.HintsChanged | wire.Draining
 
 
 class Ears(Protocol):
@@ -97,6 +98,13 @@ class Link:
         with contextlib.suppress(UnreachableError, LostError, TimeoutError):
             async with asyncio.timeout(CANCEL_TIMEOUT_S):
                 await self.transport.post(wire.CANCEL_PATH + request)
+
+    async def load(self, hint: str, evict: tuple[str, ...]) -> bool:
+        """Ask the host for a load job; False when it does not take it. An unreachable one will be heard of anyway."""
+        body = json.dumps({"hint": hint, "evict": evict}).encode()
+        with contextlib.suppress(UnreachableError, LostError):
+            return await self.transport.post(wire.LOAD_PATH, body) == wire.ACCEPTED
+        return False
 
     def retire(self) -> None:
         """The runner's process is gone: stop listening, and close what is left of its connections after a while."""

@@ -19,6 +19,7 @@ from falctl.core.events import Dispatch, Refuse
 from falctl.core.types import Wanted
 from falctl.errors import ClientGoneError, RunnerLostError, UnavailableError
 from falctl.router.answers import ORIGIN, REQUEST_ID, RawHeaders, refusal
+from falctl.router.arrival import arrival
 from falctl.router.body import Intake
 from falctl.router.call import Call
 from falctl.router.driver import Driver
@@ -115,7 +116,7 @@ class Proxy:
             reached = await self._reach(call, wanted, body)
         finally:
             self._intake.release(call)
-        timings = read_timings(reached.incoming.headers)
+        timings = read_timings(reached.incoming.headers).after(reached.dispatch)
         if wanted is not None:
             self._ledger.begin(hit=reached.dispatch.warm if timings.hit is None else timings.hit)
         try:
@@ -132,7 +133,8 @@ class Proxy:
         call.connection.on_gone = partial(self._driver.cancel, call.request)
         outgoing = self._outgoing(call, wanted, body)
         self._fleet.refresh()
-        decision = self._driver.submit(call.request, wanted, call.client)
+        arrived = arrival(call, wanted)
+        decision = self._driver.submit(arrived)
         while True:
             action = await decision
             if isinstance(action, Refuse):
@@ -145,7 +147,7 @@ class Proxy:
             if (reached := await self._try(call, action, outgoing)) is not None:
                 return reached
             call.connection.on_gone = partial(self._driver.cancel, call.request)
-            decision = self._driver.bounce(action, wanted, call.client)
+            decision = self._driver.bounce(action, arrived)
             if call.connection.gone:
                 self._driver.cancel(call.request)
 
@@ -205,7 +207,10 @@ def _receipt(call: Call, reached: _Reached, timings: Timings) -> RawHeaders:
         (REQUEST_ID, call.request.encode()),
         (ORIGIN, b"app"),
         (_RUNNER, str(reached.dispatch.runner).encode()),
-        (b"server-timing", timings.server_timing(queue_s=reached.dispatch.waited_s)),
+        (
+            b"server-timing",
+            timings.server_timing(queue_s=reached.dispatch.waited_s - reached.dispatch.load_s),
+        ),
     ]
     if timings.cache:
         headers.append((_CACHE, timings.cache.encode()))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
+from falctl.core.events import Dispatch
 from falctl.wire import H_TIMINGS
 
 _TIMINGS: Final = H_TIMINGS.encode()
@@ -25,6 +26,12 @@ class Timings:
     def hit(self) -> bool | None:
         """Return whether the model was resident; None if no model cache can tell."""
         return self.cache == "hit" if self.cache in _LOOKED_UP else None
+
+    def after(self, dispatch: Dispatch) -> Timings:
+        """Return these with the share that the request had in a load job: the host saw its model resident."""
+        if dispatch.cache is None:
+            return self
+        return replace(self, cache=dispatch.cache, load_s=(self.load_s or 0.0) + dispatch.load_s)
 
     def server_timing(self, *, queue_s: float) -> bytes:
         """Return the value of a Server-Timing header, in milliseconds, of what is known."""

@@ -141,10 +141,11 @@ class Transport:
         finally:
             incoming.close()
 
-    async def post(self, path: str) -> None:
-        """POST nothing to *path* and forget the answer. Raises UnreachableError, LostError."""
-        incoming = await self.send(Outgoing("POST", path.encode(), b"", [], b""))
+    async def post(self, path: str, body: bytes = b"") -> int:
+        """POST *body* to *path*; return the status and forget the answer. Raises UnreachableError, LostError."""
+        incoming = await self.send(Outgoing("POST", path.encode(), b"", [], body))
         incoming.close()
+        return incoming.status
 
     async def close(self) -> None:
         """Close every connection, also those in use."""

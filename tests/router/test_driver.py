@@ -12,7 +12,7 @@ from starlette.types import Message, Send
 
 from falctl.config import Config
 from falctl.core.admission import ByteBudget
-from falctl.core.events import Dispatch, Refuse, RunnerDown, RunnerUp
+from falctl.core.events import Arrived, Dispatch, Refuse, RunnerDown, RunnerUp
 from falctl.core.types import Epoch, RequestId, RunnerId
 from falctl.errors import ClientGoneError
 from falctl.router.body import Intake
@@ -39,7 +39,7 @@ def test_a_decision_is_made_before_submit_returns() -> None:
     async def run() -> None:
         made = driver()
         made.handle(RunnerUp(FIRST, Epoch(1), 1, (), None))
-        decision = made.submit(A, None, "client")
+        decision = made.submit(Arrived(A, None, "client"))
         assert decision.done()
         assert isinstance(decision.result(), Dispatch)
 
@@ -50,11 +50,11 @@ def test_a_cancelled_request_is_decided_as_nothing_and_takes_no_slot() -> None:
     async def run() -> None:
         made = driver()
         made.handle(RunnerDown(FIRST, returns=True))
-        decision = made.submit(A, None, "client")
+        decision = made.submit(Arrived(A, None, "client"))
         made.cancel(A)
         assert await decision is None
         made.handle(RunnerUp(FIRST, Epoch(1), 1, (), None))
-        assert isinstance(await made.submit(B, None, "client"), Dispatch)
+        assert isinstance(await made.submit(Arrived(B, None, "client")), Dispatch)
 
     asyncio.run(run())
 
@@ -63,10 +63,10 @@ def test_a_request_bounced_by_a_runner_that_is_gone_waits_all_the_same() -> None
     async def run() -> None:
         made = driver()
         made.handle(RunnerUp(FIRST, Epoch(1), 1, (), None))
-        action = await made.submit(A, None, "client")
+        action = await made.submit(Arrived(A, None, "client"))
         assert isinstance(action, Dispatch)
         made.handle(RunnerDown(FIRST, returns=True))
-        decision = made.bounce(action, None, "client")
+        decision = made.bounce(action, Arrived(A, None, "client"))
         assert not decision.done()
         made.handle(RunnerUp(FIRST, Epoch(2), 1, (), None))
         again = await decision
@@ -95,7 +95,9 @@ def test_a_client_that_goes_between_dispatch_and_sending_leaves_no_request_behin
         connection.on_gone()
         with pytest.raises(ClientGoneError):
             await serving_it
-        assert isinstance(made.submit(B, None, "client").result(), Dispatch), "the slot is free again"
+        assert isinstance(made.submit(Arrived(B, None, "client")).result(), Dispatch), (
+            "the slot is free again"
+        )
 
     asyncio.run(run())
 
@@ -125,7 +127,7 @@ def test_draining_refuses_what_waits() -> None:
     async def run() -> None:
         made = driver()
         made.handle(RunnerDown(FIRST, returns=True))
-        decision = made.submit(A, None, "client")
+        decision = made.submit(Arrived(A, None, "client"))
         made.drain()
         action = await decision
         assert isinstance(action, Refuse)

@@ -1,0 +1,64 @@
+"""What a request says of itself to the scheduler: who sent it, how urgent it is, when it is too late."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Final
+
+from falctl.core.events import Arrived
+from falctl.core.types import Priority, Wanted
+from falctl.errors import BadRequestError
+from falctl.router.call import Call
+
+_PRIORITY: Final = b"x-fal-queue-priority"
+_START_TIMEOUT: Final = b"x-fal-request-timeout"
+_AUTHORIZATION: Final = b"authorization"
+_START_TIMEOUT_MIN_S: Final = 0.1
+"""fal's own lower bound (fal-client 1.0.3)."""
+
+
+def arrival(call: Call, wanted: Wanted | None) -> Arrived:
+    """
+    Return the event that *call* is.
+
+    Raises:
+        BadRequestError: a priority or a start timeout that is none; names the header and the fix.
+    """
+    return Arrived(
+        call.request,
+        wanted,
+        _party(call),
+        priority=_priority(call.head),
+        start_by=_start_by(call.head, call.started_at),
+    )
+
+
+def _party(call: Call) -> str:
+    """Return who shares fairly: an API key, by a hash that gives nothing away, else an address without its port."""
+    if (key := call.head.get(_AUTHORIZATION)) is not None:
+        return "key " + hashlib.sha256(key).hexdigest()[:8]
+    return call.client.rpartition(":")[0]
+
+
+def _priority(head: dict[bytes, bytes]) -> Priority:
+    given = head.get(_PRIORITY, b"normal").strip().lower()
+    if given == b"low":
+        return "low"
+    if given in (b"normal", b""):
+        return "normal"
+    msg = f"X-Fal-Queue-Priority: {given.decode('latin-1')!r} is neither normal nor low"
+    raise BadRequestError(msg)
+
+
+def _start_by(head: dict[bytes, bytes], now: float) -> float | None:
+    given = head.get(_START_TIMEOUT)
+    if given is None:
+        return None
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = 0.0
+    if not seconds >= _START_TIMEOUT_MIN_S:
+        msg = f"X-Fal-Request-Timeout: {given.decode('latin-1')!r} is no number of seconds from {_START_TIMEOUT_MIN_S}"
+        raise BadRequestError(msg)
+    return now + seconds
