@@ -9,15 +9,20 @@ import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Final
 
 from falctl import logs
 from falctl.config import Config
 from falctl.config_load import find_config, load_config
+from falctl.core.types import MiB
 from falctl.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, ConfigError, StartError
 from falctl.home import ENV, Home, find_home
 from falctl.supervisor.announce import ENV_NOTIFY, Announcer, Terminal, make_announcer
 from falctl.supervisor.up import up
+
+
+LOG_BYTES_MAX: Final = 16 * MiB
+"""A detached falctl's log beyond this is set aside at the next start."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +110,10 @@ def _detach(options: Options, home: Home) -> int:
 
 
 def _open_log(home: Home) -> BinaryIO:
+    """Return the log to append to; one that has grown large is set aside first, over the one set aside before."""
     try:
+        if home.log.exists() and home.log.stat().st_size > LOG_BYTES_MAX:
+            home.log.replace(home.log.with_suffix(".log.1"))
         return home.log.open("ab")
     except OSError as error:
         msg = f"cannot write {home.log} ({error.strerror}); set {ENV} to a directory you own"

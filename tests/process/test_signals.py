@@ -121,7 +121,7 @@ def test_a_closed_window_lets_a_running_request_finish() -> None:
 def test_a_window_that_is_closed_during_the_start_ends_it() -> None:
     with OnTerminal(ECHO, args=ONE, start=False) as f:
         f.start()
-        f.wait_line("starting")
+        f.wait_line(r"cpu0\.starting")
         f.close_window()
         assert f.wait(within_s=STOPPED_S) == 130
 
