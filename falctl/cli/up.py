@@ -20,7 +20,6 @@ from falctl.home import ENV, Home, find_home
 from falctl.supervisor.announce import ENV_NOTIFY, Announcer, Terminal, make_announcer
 from falctl.supervisor.up import up
 
-
 LOG_BYTES_MAX: Final = 16 * MiB
 """A detached falctl's log beyond this is set aside at the next start."""
 
