@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import BinaryIO, Final, TextIO, cast
 
 from falctl import logs
 from falctl.config import Config
@@ -18,10 +18,14 @@ from falctl.core.types import MiB
 from falctl.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, ConfigError, StartError
 from falctl.home import ENV, Home, find_home
 from falctl.supervisor.announce import ENV_NOTIFY, Announcer, Terminal, make_announcer
+from falctl.supervisor.unblocked import Unblocked
 from falctl.supervisor.up import up
 
 LOG_BYTES_MAX: Final = 16 * MiB
 """A detached falctl's log beyond this is set aside at the next start."""
+
+
+_LAST_WORDS_S: Final = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +65,28 @@ def _here() -> Path:
 
 def up_command(options: Options, *, detach: bool) -> int:
     """Return the exit code of `falctl up`. Blocks until it ends, or, detached, until it is up."""
-    config = options.load()
     if detach:
+        _check_detachable(options)
+        options.load()
         return _detach(options, find_home())
+    config = options.load()
+    output = Unblocked(sys.stderr)
+    sys.stderr = cast("TextIO", output)
+    try:
+        return _be_supervisor(options, config)
+    finally:
+        output.drain(_LAST_WORDS_S)
+        sys.stderr = sys.__stderr__
+
+
+def _check_detachable(options: Options) -> None:
+    """Refuse a configuration that a second process could not read again: it would silently get another one."""
+    if options.config is not None and options.config.exists() and not options.config.is_file():
+        msg = f"-c {options.config}: with -d the configuration must be a regular file; write it to one"
+        raise ConfigError(msg)
+
+
+def _be_supervisor(options: Options, config: Config) -> int:
     logs.configure(config.log.level)
     detached = ENV_NOTIFY in os.environ
     announcer = make_announcer()
