@@ -126,7 +126,7 @@ class FleetLinks:
         self.refresh()
         match message:
             case wire.Hello(_, slots, executing):
-                log.info("runner.up runner=%d epoch=%d slots=%d", link.runner, link.epoch, slots)
+                log.debug("runner.up runner=%d epoch=%d slots=%d", link.runner, link.epoch, slots)
                 requests = tuple(RequestId(request) for request in executing)
                 hints = self._hints(link.runner, link.epoch)
                 self._driver.handle(RunnerUp(link.runner, link.epoch, slots, requests, hints))
