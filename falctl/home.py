@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
 import pwd
 import shutil
 import stat
+import threading
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
@@ -15,6 +17,9 @@ from typing import Final
 from falctl.errors import ConfigError, NotRunningError
 
 ENV: Final = "FALCTL_HOME"
+_TRIES: Final = 5
+_BETWEEN_TRIES_S: Final = 0.02
+
 SOCKET_PATH_BYTES_MAX: Final = 100
 """sun_path holds 108 bytes on Linux (unix(7)); we stay under with some room."""
 
@@ -131,14 +136,12 @@ class Lock:
         except OSError as error:
             msg = f"cannot open {self._home.lock} ({error.strerror}); delete it, or set {ENV} to another directory"
             raise ConfigError(msg) from error
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _take(fd):
             os.close(fd)
             other = _read_instance(self._home)
             who = f"pid {other.pid}, {other.url}" if other else "starting"
             msg = f"falctl is already running ({who}); stop it with `falctl down`, or set {ENV} for a second one"
-            raise ConfigError(msg) from None
+            raise ConfigError(msg)
         if self._fd >= 0:
             os.close(self._fd)
         self._fd = fd
@@ -195,6 +198,16 @@ def is_locked(home: Home) -> bool:
         return True
     finally:
         os.close(fd)
+    return False
+
+
+def _take(fd: int) -> bool:
+    """Take the lock; not at the first try only, because `is_locked` holds it for an instant to look."""
+    for _ in range(_TRIES):
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        threading.Event().wait(_BETWEEN_TRIES_S)
     return False
 
 

@@ -24,6 +24,7 @@ import contextlib
 import ctypes
 import logging
 import os
+import select
 import signal
 import socket
 import threading
@@ -46,18 +47,22 @@ ENV_FAMILY: Final = "FALCTL_FAMILY"
 _SCANS_MAX: Final = 10
 """A killed process may be seen once more before it is gone, so the last scan need not find nothing."""
 
+_FINISH_MS: Final = 200
+"""How long the rest of a line may wait for the supervisor to make room for it."""
+
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_NAME: Final = 15
 
 
 class Control:
-    """The child's end of the control channel. Sending is thread-safe and never blocks."""
+    """The child's end of the control channel. Sending is thread-safe and takes a fraction of a second at most."""
 
     def __init__(self, channel: socket.socket, on_end: Callable[[], None]) -> None:
         self._channel = channel
         self._on_end = on_end
         self._lines = LineSplitter()
         self._send_lock = threading.Lock()
+        self._unsent = b""
         self._sink_lock = threading.Lock()
         self._early: list[Message] = []
         self._sink: Callable[[Message], None] = self._early.append
@@ -68,9 +73,13 @@ class Control:
         threading.Thread(target=self._read, name="control", daemon=True).start()
 
     def send(self, message: Message) -> None:
-        """Send *message* to the supervisor; dropped when it has not read for a long time or is gone."""
+        """Send *message* to the supervisor, whole; dropped when it has not read for a long time or is gone."""
+        line = encode(message)
         with self._send_lock, contextlib.suppress(OSError):
-            self._channel.send(encode(message), socket.MSG_DONTWAIT)
+            self._finish_line()
+            sent = self._channel.send(line, socket.MSG_DONTWAIT)
+            self._unsent = line[sent:]
+            self._finish_line()
 
     def messages(self, loop: asyncio.AbstractEventLoop) -> asyncio.Queue[Message]:
         """Return a queue on *loop* that gets what the supervisor sent and will send. Call once."""
@@ -80,6 +89,16 @@ class Control:
                 queue.put_nowait(message)
             self._sink = lambda message: _post(loop, queue, message)
         return queue
+
+    def _finish_line(self) -> None:
+        """Send the rest of a line that has gone in part. Raises OSError if it cannot now; then the next message tries."""
+        room = select.poll()
+        room.register(self._channel, select.POLLOUT)
+        while self._unsent:
+            if not room.poll(_FINISH_MS):
+                raise TimeoutError
+            sent = self._channel.send(self._unsent, socket.MSG_DONTWAIT)
+            self._unsent = self._unsent[sent:]
 
     def _first(self) -> HostSpec | RouterSpec:
         while chunk := self._channel.recv(1 << 16):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -22,11 +23,40 @@ cli = typer.Typer(
 
 def main() -> None:
     """Run the command line; every error of ours is one line and its own exit code."""
+    _open_standard_streams()
     try:
         cli()
     except FalctlError as error:
         sys.stderr.write(f"falctl: {error}\n")
         sys.exit(error.exit_code)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"falctl {__version__}")
+        raise typer.Exit
+
+
+def _open_standard_streams() -> None:
+    """Open what a daemon manager has closed: a pipe of ours would get its number, and be written over by a child's."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number: this one
+    sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115 - for the whole life
+    sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115 - for the whole life
+
+
+@cli.callback()
+def falctl(
+    *,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="print the version")
+    ] = False,
+) -> None:
+    """Every GPU in a workstation behind one local endpoint, each request sent to the card that is warm for it."""
+    del version  # the callback has done it
 
 
 @cli.command()
@@ -84,7 +114,7 @@ def run(
     guidance: Annotated[float | None, typer.Option(help="guidance scale")] = None,
     seed: Annotated[int | None, typer.Option(help="the same seed draws the same image")] = None,
 ) -> None:
-    """Draw one image and say whether the model was warm."""
+    """Draw one image and say whether the model was warm. Where API keys are asked for, FALCTL_KEY holds yours."""
     from falctl.cli.run import run_command
 
     given = {"num_inference_steps": steps, "guidance_scale": guidance, "seed": seed}
@@ -126,6 +156,8 @@ def key() -> None:
     secret = new_key()
     typer.echo(f"key, for clients (shown once):  {secret}")
     typer.echo(f'line for [server]:              api_keys = ["{hash_key(secret)}"]')
+    typer.echo(f"clients send:                   Authorization: Key {secret}")
+    typer.echo("falctl run takes it from:       FALCTL_KEY")
 
 
 @cli.command()

@@ -18,6 +18,8 @@ from falctl.home import find_home, find_instance
 ENV_KEY: Final = "FALCTL_KEY"
 """API key for the server, where it asks for one."""
 
+_UNAUTHORIZED: Final = 401
+
 _opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy must not see loopback
 
 
@@ -55,6 +57,9 @@ def _ask(url: str, body: bytes | None, headers: dict[str, str]) -> tuple[bytes, 
         with _opener.open(request) as answer:
             return answer.read(), answer.headers
     except urllib.error.HTTPError as error:
+        if error.code == _UNAUTHORIZED:
+            msg = f"this falctl asks for an API key: set {ENV_KEY}=<key> (`falctl key` makes one)"
+            raise StartError(msg) from None
         raise StartError(_detail(error)) from None
     except OSError as error:
         msg = f"no answer from {url}: {error}"

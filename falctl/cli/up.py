@@ -9,15 +9,23 @@ import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Final, TextIO, cast
 
 from falctl import logs
 from falctl.config import Config
 from falctl.config_load import find_config, load_config
+from falctl.core.types import MiB
 from falctl.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, ConfigError, StartError
 from falctl.home import ENV, Home, find_home
 from falctl.supervisor.announce import ENV_NOTIFY, Announcer, Terminal, make_announcer
+from falctl.supervisor.unblocked import Unblocked
 from falctl.supervisor.up import up
+
+LOG_BYTES_MAX: Final = 16 * MiB
+"""A detached falctl's log beyond this is set aside at the next start."""
+
+
+_LAST_WORDS_S: Final = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +65,28 @@ def _here() -> Path:
 
 def up_command(options: Options, *, detach: bool) -> int:
     """Return the exit code of `falctl up`. Blocks until it ends, or, detached, until it is up."""
-    config = options.load()
     if detach:
+        _check_detachable(options)
+        options.load()
         return _detach(options, find_home())
+    config = options.load()
+    output = Unblocked(sys.stderr)
+    sys.stderr = cast("TextIO", output)
+    try:
+        return _be_supervisor(options, config)
+    finally:
+        output.drain(_LAST_WORDS_S)
+        sys.stderr = sys.__stderr__
+
+
+def _check_detachable(options: Options) -> None:
+    """Refuse a configuration that a second process could not read again: it would silently get another one."""
+    if options.config is not None and options.config.exists() and not options.config.is_file():
+        msg = f"-c {options.config}: with -d the configuration must be a regular file; write it to one"
+        raise ConfigError(msg)
+
+
+def _be_supervisor(options: Options, config: Config) -> int:
     logs.configure(config.log.level)
     detached = ENV_NOTIFY in os.environ
     announcer = make_announcer()
@@ -105,7 +132,10 @@ def _detach(options: Options, home: Home) -> int:
 
 
 def _open_log(home: Home) -> BinaryIO:
+    """Return the log to append to; one that has grown large is set aside first, over the one set aside before."""
     try:
+        if home.log.exists() and home.log.stat().st_size > LOG_BYTES_MAX:
+            home.log.replace(home.log.with_suffix(".log.1"))
         return home.log.open("ab")
     except OSError as error:
         msg = f"cannot write {home.log} ({error.strerror}); set {ENV} to a directory you own"

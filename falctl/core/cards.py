@@ -92,7 +92,8 @@ def _card(name: CardName, cards: Sequence[Card]) -> Card:
     if len(matches) != 1:
         have = ", ".join(f"{c.index} ({c.uuid})" for c in cards) or "none"
         problem = "no GPU" if not matches else "more than one GPU"
-        msg = f"runners.gpus: {problem} {name!r}; visible here: {have}"
+        advice = "" if cards else "; --gpus none starts CPU runners"
+        msg = f"runners.gpus: {problem} {name!r}; visible here: {have}{advice}"
         raise ConfigError(msg)
     card = matches[0]
     if card.mig_mode:

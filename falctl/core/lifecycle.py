@@ -280,4 +280,5 @@ def describe_exit(code: int) -> str:
         name = signal.Signals(-code).name
     except ValueError:
         name = f"signal {-code}"
-    return f"killed by {name}" + (" (out of memory?)" if code == -signal.SIGKILL else "")
+    who = " (by somebody, or by the kernel for want of memory: see dmesg)" if code == -signal.SIGKILL else ""
+    return f"killed by {name}{who}"

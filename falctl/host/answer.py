@@ -7,6 +7,8 @@ of a stream leaves at once with what is known then.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from typing import Final
 
 from starlette.types import Message, Send
@@ -18,6 +20,15 @@ from falctl.wire import H_HINTS, H_TIMINGS
 
 _WITHOUT_BODY: Final = frozenset({204, 304})
 _FAILED_FROM: Final = 400
+_FRAMING: Final = frozenset({b"content-length", b"transfer-encoding"})
+_OURS: Final = b"x-falctl-"
+_NAME: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+"""RFC 9110, 5.6.2: a token."""
+_CONTROLS: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+
+
+class UnsendableError(Exception):
+    """The app's answer breaks HTTP; nothing of it has been sent."""
 
 
 class Answer:
@@ -31,6 +42,7 @@ class Answer:
         self._send = send
         self._keeper = keeper
         self._head: Message | None = None
+        self._bodyless = False
 
     async def send(self, message: Message) -> None:
         """
@@ -38,9 +50,11 @@ class Answer:
 
         Raises:
             OSError: a stream whose client is gone or that was cancelled; its app should stop.
+            UnsendableError: this head cannot be sent; another answer may take its place.
         """
         if message["type"] == "http.response.start":
-            self._head = message
+            self._head = message = _sendable(message)
+            self._bodyless = message["status"] in _WITHOUT_BODY
             self._ticket.failed = message["status"] >= _FAILED_FROM
             if _is_stream(message):
                 await self._keeper.refresh(self._ticket)
@@ -53,7 +67,7 @@ class Answer:
             msg = "nobody reads this stream any more"
             raise OSError(msg)
         await self._send_head()
-        await self._send(message)
+        await self._send({**message, "body": b""} if self._bodyless else message)
         self.complete = last
 
     def drop_head(self) -> None:
@@ -74,6 +88,30 @@ class Answer:
         exec_s = max(0.0, monotonic_s() - self._ticket.started_at - load_s)
         cache = self._keeper.verdict(self._ticket)
         return f"cache={cache};load_s={load_s:.6f};exec_s={exec_s:.6f}".encode()
+
+
+def without_ours(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """Return an app's *headers* without those by which we speak to the router, who would believe them."""
+    return [(name, value) for name, value in headers if not name.lower().startswith(_OURS)]
+
+
+def _sendable(head: Message) -> Message:
+    """Return *head* as it may be sent: nothing of ours, and no length of a body that may not be. Raises UnsendableError."""
+    status, headers = head["status"], without_ours(head.get("headers", ()))
+    if status not in range(200, 600):
+        msg = f"the app answered with the status {status!r}"
+        raise UnsendableError(msg)
+    if status in _WITHOUT_BODY:
+        headers = [(name, value) for name, value in headers if name.lower() not in _FRAMING]
+    for name, value in headers:
+        if not _NAME.fullmatch(name) or _CONTROLS.search(value) or _is_no_length(name, value):
+            msg = f"the app answered with the header {name[:100]!r}: {value[:100]!r}"
+            raise UnsendableError(msg)
+    return {**head, "headers": headers}
+
+
+def _is_no_length(name: bytes, value: bytes) -> bool:
+    return name.lower() == b"content-length" and not value.isdigit()
 
 
 def _is_stream(head: Message) -> bool:

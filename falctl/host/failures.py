@@ -9,6 +9,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from falctl.errors import RequestError
+from falctl.host.telling import from_the_app
 from falctl.host.ticket import CURRENT
 from falctl.toolkit import RequestCancelled
 from falctl.wire import H_BOUNCED, H_ERROR_TYPE
@@ -62,6 +63,13 @@ def render(error: RequestError) -> Response:
     return JSONResponse(body, error.status, headers)
 
 
+def unsendable(fault: str) -> Response:
+    """Return the answer in place of an app's that cannot be sent, and log why."""
+    ticket = CURRENT.get()
+    log.error("request.failed request=%s: %s", ticket.request if ticket is not None else "-", fault)
+    return render(_AppBugError("Internal Server Error"))
+
+
 def bounced() -> Response:
     """Return the answer to a request that found no slot: the router may send it elsewhere."""
     response = render(_BusyError("This runner has no free slot"))
@@ -90,15 +98,21 @@ def _expected(error: Exception) -> RequestError:
     request = ticket.request if ticket is not None else "-"
     if isinstance(error, RequestError):
         if error.__cause__ is not None:
-            log.warning("request.refused request=%s status=%d", request, error.status, exc_info=error)
+            log.warning(
+                "request.refused request=%s status=%d", request, error.status, exc_info=from_the_app(error)
+            )
         return error
     if breaks_the_card(error):
-        log.critical("card.broken request=%s: this process cannot use it any more", request, exc_info=error)
+        log.critical(
+            "card.broken request=%s: this process cannot use it any more",
+            request,
+            exc_info=from_the_app(error),
+        )
         if ticket is not None:
             ticket.broke_card = True
         return _CardBrokenError("The GPU failed; its runner restarts")
     if runs_out_of_memory(error):
-        log.error("request.out_of_memory request=%s", request, exc_info=error)
+        log.error("request.out_of_memory request=%s", request, exc_info=from_the_app(error))
         return _OutOfMemoryError("Out of memory")
-    log.error("request.failed request=%s", request, exc_info=error)
+    log.error("request.failed request=%s", request, exc_info=from_the_app(error))
     return _AppBugError("Internal Server Error")

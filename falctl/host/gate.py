@@ -14,8 +14,8 @@ from typing import Final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from falctl.host.answer import Answer
-from falctl.host.failures import bounced, render
+from falctl.host.answer import Answer, UnsendableError, without_ours
+from falctl.host.failures import bounced, render, unsendable
 from falctl.host.head import RequestHead, read_head
 from falctl.host.keeper import Keeper
 from falctl.host.loader import OWN_PATHS
@@ -52,9 +52,11 @@ class Gate:
 
     def _with_hints(self, send: Send) -> Send:
         async def add(message: Message) -> None:
-            hints = self._keeper.hints_header()
-            if hints is not None and message["type"] == "http.response.start":
-                message = {**message, "headers": [*message["headers"], (H_HINTS.encode(), hints)]}
+            if message["type"] == "http.response.start":
+                headers = without_ours(message["headers"])
+                if (hints := self._keeper.hints_header()) is not None:
+                    headers.append((H_HINTS.encode(), hints))
+                message = {**message, "headers": headers}
             await send(message)
 
         return add
@@ -100,7 +102,10 @@ class Gate:
             await asyncio.get_running_loop().create_future()
             raise AssertionError
 
-        await self._app(scope, receive_once, answer.send)
+        try:
+            await self._app(scope, receive_once, answer.send)
+        except UnsendableError as error:
+            await unsendable(str(error))(scope, receive_once, answer.send)
 
     async def _answer_cancelled(self, scope: Scope, receive: Receive, answer: Answer, ticket: Ticket) -> None:
         if not (answer.started or ticket.gone):

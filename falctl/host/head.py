@@ -31,7 +31,7 @@ def read_head(raw: RawHeaders) -> RequestHead:
     headers = [field for field in raw if field[0] not in _INTERNAL]
     if (restored := internal.get(H_RAW.encode())) is not None:
         headers += [(name.encode("latin-1"), value.encode("latin-1")) for name, value in json.loads(restored)]
-    known = dict(headers)
+    known = dict(reversed(headers))  # of several with one name the first counts, as for the router
     given = known.get(H_REQUEST_ID.encode())
     return RequestHead(
         request=RequestId(given.decode("latin-1") if given else secrets.token_hex(16)),

@@ -11,7 +11,7 @@ from typing import Final
 from falctl.app import App, gives_hints
 from falctl.core.hints import Cleaned, clean
 from falctl.core.types import Hint
-from falctl.host.loader import said, user_line
+from falctl.host.telling import said, user_line
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ class HintSource:
             if close is not None:
                 close()  # an `async def provide_hints`: unusable, and it must not warn that nobody awaited it
             cleaned = clean(given)
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - the app's code; the line goes to the log once
+        except BaseException as error:  # noqa: BLE001 - the app's code; the line goes to the log once
             cleaned = Cleaned(
                 None, (f"provide_hints() raised {said(error)}{user_line(error)}; the last hints stay",)
             )

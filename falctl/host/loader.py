@@ -6,8 +6,6 @@ import importlib
 import importlib.util
 import logging
 import sys
-import sysconfig
-import traceback
 from collections import Counter
 from pathlib import Path
 from types import ModuleType
@@ -15,6 +13,7 @@ from typing import Final, TypeGuard
 
 from falctl.app import App, endpoints_of
 from falctl.errors import ConfigError
+from falctl.host.telling import from_the_app, said, user_line
 from falctl.wire import RESERVED_PREFIXES
 
 log = logging.getLogger(__name__)
@@ -23,10 +22,6 @@ OWN_PATHS: Final = ("/health", "/openapi.json", "/docs")
 """GET on these is answered by every host without taking a slot."""
 
 _HOW: Final = "write APP as module:Class or path.py::Class"
-_LIBRARIES: Final = tuple(
-    {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
-)
-_OURS: Final = str(Path(__file__).parents[1])
 
 
 def load_app(name: str, *, cwd: Path) -> type[App]:
@@ -52,23 +47,6 @@ def load_app(name: str, *, cwd: Path) -> type[App]:
     return app_class
 
 
-def user_line(error: BaseException) -> str:
-    """Return ``" (file:line)"`` of the innermost frame of *error* that is the user's code, else ``""``."""
-    if isinstance(error, SyntaxError) and error.filename:
-        return f" ({error.filename}:{error.lineno})"
-    frames = traceback.extract_tb(error.__traceback__)
-    for frame in reversed(frames):
-        if not frame.filename.startswith((*_LIBRARIES, _OURS, "<")):
-            return f" ({frame.filename}:{frame.lineno})"
-    return ""
-
-
-def said(error: BaseException) -> str:
-    """Return the type and message of *error* on one line."""
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
 def _import_file(path: Path, *, named: str) -> ModuleType:
     if not path.is_file():
         msg = f"APP {named!r}: there is no file {path}"
@@ -83,7 +61,7 @@ def _import_file(path: Path, *, named: str) -> ModuleType:
     sys.modules[spec.name] = module
     try:
         spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
         raise _import_failed(error, named=named) from error
     return module
 
@@ -98,13 +76,13 @@ def _import_module(module_name: str, *, cwd: Path, named: str) -> ModuleType:
             msg = f"APP {named!r}: there is no module {missing!r} here ({cwd}) or in this Python's packages"
             raise ConfigError(msg) from error
         raise _import_failed(error, named=named) from error
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
         raise _import_failed(error, named=named) from error
     return module
 
 
 def _import_failed(error: BaseException, *, named: str) -> ConfigError:
-    log.error("app.import_failed app=%s", named, exc_info=error)
+    log.error("app.import_failed app=%s", named, exc_info=from_the_app(error))
     return ConfigError(f"APP {named!r} cannot be imported: {said(error)}{user_line(error)}")
 
 

@@ -20,8 +20,9 @@ from falctl.app import App
 from falctl.config import Config
 from falctl.errors import EXIT_FAILED, EXIT_OK, FalctlError
 from falctl.host.life import Life
-from falctl.host.loader import load_app, said
+from falctl.host.loader import load_app
 from falctl.host.start import start
+from falctl.host.telling import one_line, said
 from falctl.lifeline import Control
 from falctl.wire import Failed, HostSpec, Stage
 
@@ -36,8 +37,8 @@ def run(control: Control) -> NoReturn:
         code = EXIT_OK
     except FalctlError as error:
         code = error.exit_code
-        control.send(Failed(str(error), code))
-    except Exception as error:
+        control.send(Failed(one_line(str(error)), code))
+    except BaseException as error:
         log.exception("host.crashed")
         control.send(Failed(f"the runner crashed: {said(error)}", code))
     finally:
@@ -52,7 +53,7 @@ def _run(control: Control) -> None:
     assert isinstance(spec, HostSpec), "started as a host"
     config = Config.model_validate(spec.config)
     logs.configure(config.log.level)
-    control.send(Stage(f"importing {spec.app}"))
+    control.send(Stage(one_line(f"importing {spec.app}")))
     app_class = load_app(spec.app, cwd=Path(spec.cwd))
     # Not asyncio.run: it would cancel what is left and wait for it, and an app thread may never return.
     loop = uvloop.new_event_loop()

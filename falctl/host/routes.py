@@ -16,7 +16,7 @@ from falctl.errors import ConfigError, RequestError
 from falctl.host.app_threads import AppThreads
 from falctl.host.failures import answer_error
 from falctl.host.hint_source import Asked, HintSource
-from falctl.host.loader import said
+from falctl.host.telling import said
 from falctl.host.ticket import CURRENT
 
 

@@ -19,12 +19,12 @@ from falctl.host.gate import Gate
 from falctl.host.hint_source import HintSource
 from falctl.host.keeper import Keeper
 from falctl.host.listener import Listener
-from falctl.host.loader import said, user_line
 from falctl.host.loads import Loads
 from falctl.host.own_paths import OwnPaths
 from falctl.host.pins import prove_cards
 from falctl.host.report import Report
 from falctl.host.routes import build_routes
+from falctl.host.telling import from_the_app, said, user_line
 from falctl.host.ticket import Slots
 from falctl.lifeline import Control
 from falctl.toolkit.files import FileStore, use_store
@@ -81,7 +81,7 @@ async def call_hook(hook: Callable[[], Any], name: str, *, threads: AppThreads) 
     try:
         if inspect.isawaitable(result):
             await result
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
         raise _failed(error, name) from error
 
 
@@ -89,10 +89,10 @@ def call_app(call: Callable[[], Any], name: str) -> Any:
     """Return ``call()``. Raises StartError in one line, and logs the traceback, if it raises."""
     try:
         return call()
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
         raise _failed(error, name) from error
 
 
 def _failed(error: BaseException, name: str) -> StartError:
-    log.error("app.failed in=%s", name, exc_info=error)
+    log.error("app.failed in=%s", name, exc_info=from_the_app(error))
     return StartError(f"{name} raised {said(error)}{user_line(error)}")

@@ -30,7 +30,9 @@ _REFUSALS: Final[dict[RefuseCode, tuple[type[RequestError], str]]] = {
 def refusal(action: Refuse) -> RequestError:
     """Return the error that tells a client of *action*."""
     kind, detail = _REFUSALS[action.code]
-    return kind(detail, retry_after_s=action.retry_after_s)
+    # Nobody knows whether there will be a next falctl, and when.
+    retry_after_s = None if action.code == "draining" else action.retry_after_s
+    return kind(detail, retry_after_s=retry_after_s)
 
 
 def problem(error: RequestError, request: str) -> tuple[RawHeaders, bytes]:

@@ -3,6 +3,7 @@ One client's connection: uvicorn's HTTP/1.1 protocol, plus the deadlines and lim
 
 - Headers: from the connection's start, and from the first byte of every further request, they must be complete
   within `Limits.header_s`, and be no larger than `HEADERS_BYTES_MAX`.
+- Framing: what comes around a body, which are chunk extensions and trailers, has the same limit of size.
 - Writing: a client that blocks our answer for `Limits.send_s` is cut off, also after its last byte was written.
 - Going: `Connection.on_gone` is called once when the connection is lost, so that nobody needs a task that waits
   for ``http.disconnect``.
@@ -64,6 +65,8 @@ class Connection(HttpToolsProtocol):
         self._header_timer: asyncio.TimerHandle | None = None
         self._send_timer: asyncio.TimerHandle | None = None
         self._header_bytes = 0
+        """Received since the last piece of a body, or end of headers or of a message."""
+        self._in_trailers = False
 
     @property
     def has_input(self) -> bool:
@@ -95,14 +98,9 @@ class Connection(HttpToolsProtocol):
         self._header_bytes += len(data)
         self._unset_keepalive_if_required()
         self._parse(data)
-        if self.active is not None and not self.active.response_complete:
-            self._header_bytes = (
-                0  # the app works on a request that has been read at least to its headers' end
-            )
-            return
         if self._header_bytes > HEADERS_BYTES_MAX:
             self._refuse(431, "Request Header Fields Too Large")
-        elif self._header_timer is None:
+        elif self._header_timer is None and (self.active is None or self.active.response_complete):
             self._await_headers()
 
     def _parse(self, data: bytes) -> None:
@@ -132,20 +130,32 @@ class Connection(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self.scope["state"][STATE_KEY] = self
+        self._in_trailers = False
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._in_trailers:  # they would join the headers that have been checked already
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         if self._will_be_read_anew():
             return
         self._headers_done()
         self._header_bytes = 0
+        self._in_trailers = True
         if len(self.url) + sum(len(n) + len(v) for n, v in self.headers) > HEADERS_BYTES_MAX:
             self._header_bytes = HEADERS_BYTES_MAX + 1
             msg = "headers too large"
             raise ValueError(msg)  # makes the parser stop
         super().on_headers_complete()
 
+    def on_body(self, body: bytes) -> None:
+        if not self.cycle.response_complete:
+            self._header_bytes = 0  # who limits bodies counts this
+        super().on_body(body)
+
     def on_message_complete(self) -> None:
         if not self._will_be_read_anew():
+            self._header_bytes = 0
             super().on_message_complete()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
@@ -203,9 +213,19 @@ class Connection(HttpToolsProtocol):
 
     def _refuse(self, status: int, reason: str) -> None:
         self._headers_done()
-        if self.active is None or self.active.response_complete:
+        if self._awaits_answer():
             self.transport.write(
                 f"HTTP/1.1 {status} {reason}\r\ncontent-length: 0\r\nconnection: close\r\n"
                 "x-falctl-origin: router\r\nx-fal-error-type: bad_request\r\n\r\n".encode()
             )
         self.transport.close()
+
+    def _awaits_answer(self) -> bool:
+        """Return whether the next answer on this connection is to what is being read; the app then sends none."""
+        active = self.active
+        if active is None or active.response_complete:
+            return True
+        if active is not self.cycle or not active.more_body or active.response_started:
+            return False
+        active.disconnected = True
+        return True

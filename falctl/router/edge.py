@@ -55,14 +55,14 @@ class Edge:
                 self._ledger.refuse()
             await call.refuse(error)
         except Exception:
-            log.exception("request.failed request=%s path=%s", call.request, scope["path"])
+            log.exception("request.failed request=%s path=%r", call.request, scope["path"])
             if call.started:
                 call.connection.break_off()
             else:
                 await call.refuse(RequestError("falctl failed to handle this request; its log says why"))
         if log.isEnabledFor(logging.DEBUG):
             log.debug(
-                "request.done request=%s method=%s path=%s", call.request, scope["method"], scope["path"]
+                "request.done request=%s method=%s path=%r", call.request, scope["method"], scope["path"]
             )
 
     async def _route(self, call: Call) -> None:
@@ -78,8 +78,7 @@ class Edge:
         if first in _OWN:
             await self._answer_ourselves(call)
         elif first in _RESERVED or (path == "/" and reads):
-            msg = f"/{first} is kept for a later version of falctl; apps cannot be called there"
-            raise NotFoundError(msg)
+            raise NotFoundError(_kept(first))
         elif path in _SAME_EVERYWHERE and reads:
             await self._proxy.serve_directly(call)
         else:
@@ -88,3 +87,9 @@ class Edge:
     async def _answer_ourselves(self, call: Call) -> None:
         call.body_read = True  # the connection reads on by itself behind the answer
         await self._routes(call.scope, call.receive, call.send_own)
+
+
+def _kept(first: str) -> str:
+    if not first:
+        return "GET / is kept for a page of falctl's own; the app is called by POST, and GET /docs says how"
+    return f"/{first} is kept for a later version of falctl; apps cannot be called there"

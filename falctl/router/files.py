@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import re
 import stat
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -50,6 +51,7 @@ class FileStore:
     def __init__(self, folder: Path, *, keep_s: float) -> None:
         self._folder = folder
         self.keep_s = keep_s
+        self._complained = False
 
     def open(self, name: str) -> StoredFile | None:
         """Return the file of that name, not following links; None if there is none or the name is none of ours."""
@@ -77,9 +79,9 @@ class FileStore:
         deleted = 0
         # A file's age is between two wall-clock times; there is no monotonic time on a file.
         oldest_ns = time.time_ns() - int(self.keep_s * 1e9)
-        with contextlib.suppress(FileNotFoundError), os.scandir(self._folder) as entries:
+        with self._no_matter_what(), os.scandir(self._folder) as entries:
             for entry in entries:
-                with contextlib.suppress(FileNotFoundError):
+                with self._no_matter_what():
                     status = entry.stat(follow_symlinks=False)
                     if stat.S_ISREG(status.st_mode) and status.st_mtime_ns < oldest_ns:
                         (self._folder / entry.name).unlink()
@@ -87,3 +89,15 @@ class FileStore:
         if deleted:
             log.debug("files.deleted count=%d", deleted)
         return deleted
+
+    @contextmanager
+    def _no_matter_what(self) -> Iterator[None]:
+        """One file must not keep the others from being deleted; the first error is logged, further ones repeat it."""
+        try:
+            yield
+        except FileNotFoundError:
+            pass  # somebody else has deleted it
+        except OSError as error:
+            if not self._complained:
+                self._complained = True
+                log.warning("files.not_deleted error=%s", error)

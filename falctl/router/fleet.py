@@ -139,7 +139,7 @@ class FleetLinks:
         self.refresh()
         match message:
             case wire.Hello():
-                log.info("runner.up runner=%d epoch=%d slots=%d", link.runner, link.epoch, message.slots)
+                log.debug("runner.up runner=%d epoch=%d slots=%d", link.runner, link.epoch, message.slots)
                 self._driver.handle(_up(link, message, self._hints(link.runner, link.epoch)))
                 if self._states[link.runner][1] == "draining":
                     self._driver.handle(RunnerDrains(link.runner, link.epoch))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import json
 import re
 from collections.abc import Mapping
 from ipaddress import AddressValueError, IPv4Address, IPv6Address
@@ -24,7 +25,7 @@ class Guard:
 
     def __init__(self, server: ServerConfig, *, admin_token: str) -> None:
         self._cors = Cors(server.allow_origins)
-        self._names = frozenset(name.lower() for name in (*server.hosts, server.host))
+        self._names = frozenset(_bare(name) for name in (*server.hosts, server.host))
         self._api_keys = server.api_keys
         assert admin_token, "an empty token would be everybody's"
         self._admin_token = admin_token.encode()
@@ -66,7 +67,7 @@ class Guard:
         if match is None:
             return False
         name = match[1].lower()
-        return name == "localhost" or name in self._names or _is_loopback(name)
+        return name == "localhost" or _bare(name) in self._names or _is_loopback(name)
 
     def _check_credentials(self, call: Call) -> None:
         path: str = call.scope["path"]
@@ -95,6 +96,11 @@ def _credential(head: Mapping[bytes, bytes], *, schemes: set[bytes]) -> bytes:
     return credential.strip() if scheme.lower() in schemes else b""
 
 
+def _bare(name: str) -> str:
+    """Return *name* in lower case, without the brackets that an IPv6 address has in a Host header."""
+    return name.lower().removeprefix("[").removesuffix("]")
+
+
 def _is_loopback(name: str) -> bool:
     try:
         if name.startswith("["):
@@ -105,4 +111,11 @@ def _is_loopback(name: str) -> bool:
 
 
 def _wrong_host(host: str) -> WrongHostError:
-    return WrongHostError(f'Host "{host}" is not a name of this falctl; server.hosts lists the allowed ones')
+    match = _HOST.fullmatch(host)
+    # JSON's quoting is TOML's, too.
+    fix = (
+        f"to allow it: [server] hosts = [{json.dumps(_bare(match[1]))}]"
+        if match
+        else "server.hosts lists the allowed ones"
+    )
+    return WrongHostError(f'Host "{host}" is not a name of this falctl; {fix}')

@@ -11,6 +11,7 @@ from falctl.router.answers import RawHeaders
 from falctl.wire import H_RAW, H_REQUEST_ID, H_WANTED
 
 _OURS: Final = b"x-falctl-"
+_FORM: Final = b"application/x-www-form-urlencoded"
 
 _HOP_BY_HOP: Final = frozenset(
     {
@@ -83,3 +84,20 @@ def _nominated(headers: Iterable[tuple[bytes, bytes]]) -> frozenset[bytes]:
     if not values:
         return frozenset()
     return frozenset(token.strip().lower() for value in values for token in value.split(b","))
+
+
+def is_json(content_type: bytes | None, body: bytes) -> bool:
+    """Return whether *body* is meant as JSON: it is declared so, or begins as an object and is declared as nothing better."""
+    if content_type is not None and b"json" in content_type.lower():
+        return True
+    undeclared = content_type is None or content_type.lower().startswith(_FORM)
+    return undeclared and body[:1] == b"{"
+
+
+def declare_json(headers: Iterable[tuple[bytes, bytes]], body: bytes) -> RawHeaders:
+    """Return *headers*; the form that ``curl -d`` declares becomes the JSON that it carries. No form begins with ``{``."""
+    known = list(headers)
+    content_type = next((value for name, value in known if name == b"content-type"), None)
+    if not is_json(content_type, body) or (content_type is not None and b"json" in content_type.lower()):
+        return known
+    return [*((n, v) for n, v in known if n != b"content-type"), (b"content-type", b"application/json")]

@@ -85,7 +85,7 @@ class Router:
         gc.collect()
         gc.freeze()  # what the imports left lives as long as we do: the collector need not walk it in mid-request
         control.send(wire.Ready())
-        log.info("router.ready")
+        log.debug("router.ready")
         while not isinstance(message := await messages.get(), wire.Stop):
             self._obey(message, control)
         await self._listener.close(within_s=_CLOSE_WITHIN_S)

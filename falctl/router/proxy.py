@@ -24,7 +24,7 @@ from falctl.router.body import Intake
 from falctl.router.call import Call
 from falctl.router.driver import Driver
 from falctl.router.fleet import FleetLinks
-from falctl.router.headers import to_client, to_host
+from falctl.router.headers import declare_json, to_client, to_host
 from falctl.router.hint import wanted_hint
 from falctl.router.ledger import Ledger
 from falctl.router.link import Link
@@ -176,7 +176,8 @@ class Proxy:
 
     def _outgoing(self, call: Call, wanted: Wanted | None, body: bytes) -> Outgoing:
         scope = call.scope
-        headers = to_host(scope["headers"], request=call.request, wanted=wanted, hide=self.rules.hide)
+        given = declare_json(scope["headers"], body)
+        headers = to_host(given, request=call.request, wanted=wanted, hide=self.rules.hide)
         return Outgoing(scope["method"], scope["raw_path"], scope["query_string"], headers, body)
 
     async def _pass_on(self, call: Call, incoming: Incoming, headers: RawHeaders) -> bool:

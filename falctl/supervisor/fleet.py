@@ -18,6 +18,7 @@ from falctl.core.lifecycle import Begin, Condemned, LifeLimits, Tick, Vitals, Wa
 from falctl.core.types import Epoch, RunnerId
 from falctl.home import Home
 from falctl.supervisor.child import Launch
+from falctl.supervisor.listen import public_url
 from falctl.supervisor.member import Member
 from falctl.supervisor.plan import Plan, PlannedRunner, runner_environ
 from falctl.wire import HostSpec, Reload, RouterSpec, RunnerChanged
@@ -124,7 +125,7 @@ class Fleet:
             card_names=[card.name for card in planned.cards],
             driver=ground.plan.driver,
             files_dir=str(ground.home.files),
-            files_url=f"{ground.url}/files",
+            files_url=f"{public_url(ground.url, self.config.server)}/files",
             config=self.config.model_dump(mode="json"),
         )
         return Launch(

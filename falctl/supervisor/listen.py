@@ -6,6 +6,7 @@ import errno
 import socket
 from typing import Final
 
+from falctl.config import ServerConfig, is_loopback
 from falctl.errors import ConfigError
 
 BACKLOG: Final = 4096
@@ -40,6 +41,15 @@ def url_of(listener: socket.socket) -> str:
     host, port = listener.getsockname()[:2]
     shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104
     return f"http://{shown}:{port}"
+
+
+def public_url(url: str, server: ServerConfig) -> str:
+    """Return the address for links that clients get: on a network it bears the first name of server.hosts."""
+    if is_loopback(server.host) or not server.hosts:
+        return url
+    name = server.hosts[0]
+    shown = f"[{name}]" if ":" in name and not name.startswith("[") else name
+    return f"http://{shown}:{url.rpartition(':')[2]}"
 
 
 def _explain(error: OSError, host: str, port: int) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from typing import Final
 
 from falctl import tasks
 from falctl.clock import monotonic_s
@@ -27,6 +28,13 @@ from falctl.supervisor.child import Child, Launch, spawn
 from falctl.wire import Drained, Failed, Message, Ready, Stage, Stop
 
 log = logging.getLogger(__name__)
+
+_LEVELS: Final = {
+    "backoff": logging.WARNING,
+    "failed": logging.WARNING,
+    "draining": logging.DEBUG,  # whoever stops falctl is told in one line, not in one per process
+    "stopped": logging.DEBUG,
+}
 
 
 class Member:
@@ -107,7 +115,10 @@ class Member:
         code = await self.child.exited
         self.child = None
         self._buried()
-        log.info("%s.exited epoch=%d code=%d", self.name, epoch, code)
+        wanted = self.life.state == "draining"
+        log.log(
+            logging.DEBUG if wanted else logging.INFO, "%s.exited epoch=%d code=%d", self.name, epoch, code
+        )
         self.feed(Exited(epoch, code))
 
     def _hear(self, epoch: Epoch, message: Message) -> None:
@@ -127,6 +138,7 @@ class Member:
     def _tell(self, before: str) -> None:
         life = self.life
         if life.state != before:
-            level = logging.WARNING if life.state in ("backoff", "failed") else logging.INFO
-            log.log(level, "%s.%s epoch=%d %s", self.name, life.state, life.epoch, life.reason)
+            level = _LEVELS.get(life.state, logging.INFO)
+            why = f" {life.reason}" if life.reason else ""
+            log.log(level, "%s.%s epoch=%d%s", self.name, life.state, life.epoch, why)
         self._changed()

@@ -71,6 +71,9 @@ def runner_environ(
     chosen = {"OMP_NUM_THREADS": threads} if config.runners.threads else {}
     return {
         "OMP_NUM_THREADS": threads,
+        # Waiting threads sleep instead of spinning. measured: a demo image, 2 threads on 2 cores that others
+        # use too, 40 to 60 s with the default and 0.5 to 1.2 s so; 2-core VM, 2026-11-23
+        "OMP_WAIT_POLICY": "PASSIVE",
         "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # torch.cuda.is_available() then creates no context
         **environ,
         **chosen,

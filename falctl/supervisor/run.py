@@ -22,6 +22,7 @@ from falctl.supervisor.fleet import Fleet, Ground
 from falctl.supervisor.gpus import Gpus
 from falctl.supervisor.keeper import Keeper
 from falctl.supervisor.member import Member
+from falctl.supervisor.output import say
 from falctl.wire import Drain
 
 log = logging.getLogger(__name__)
@@ -182,7 +183,9 @@ class Supervisor:
         router = self._fleet.router
         if self._hurry.is_set() or within_s == 0 or router.life.state != "ready":
             return
-        log.info("falctl.drains within_s=%g (Ctrl-C again: at once)", within_s)
+        say(
+            f"falctl: stopping; what runs gets {within_s:g} s to finish, what waits is refused (Ctrl-C again: at once)"
+        )
         router.send(Drain(within_s))
         waits = [tasks.spawn(event.wait(), name="drain") for event in (router.drained, self._hurry)]
         await asyncio.wait(waits, timeout=within_s + 1.0, return_when=asyncio.FIRST_COMPLETED)
@@ -219,4 +222,6 @@ def next_steps(app: str) -> str:
 
 def _progress(members: list[Member]) -> str:
     waiting = [f"{m.name}: {m.life.reason or m.life.state}" for m in members if m.life.state != "ready"]
-    return f"starting, {len(members) - len(waiting)} of {len(members)} ready · " + " · ".join(waiting[:4])
+    return f"starting, {len(members) - len(waiting)} of {len(members)} processes ready · " + " · ".join(
+        waiting[:4]
+    )

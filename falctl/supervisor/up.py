@@ -78,7 +78,5 @@ def _machine(config: Config) -> nvml.Machine | None:
 
 def _say_why_cpu(config: Config, plan: Plan, announcer: Announcer) -> None:
     why = 'runners.gpus is "none"' if config.runners.gpus == "none" else "no GPU is visible here"
-    count = len(plan.runners)
-    announcer.note(
-        f"falctl: {why}: starting {count} CPU runner{'s' if count > 1 else ''} (runners.cpu_count)"
-    )
+    count, key = len(plan.runners), "runners.count" if config.runners.count else "runners.cpu_count"
+    announcer.note(f"falctl: {why}: starting {count} CPU runner{'s' if count > 1 else ''} ({key})")

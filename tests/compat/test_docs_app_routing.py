@@ -23,7 +23,10 @@ def test_each_model_of_the_example_stays_on_one_runner(policy: str) -> None:
     models = [str(demo_model_path(name)) for name in ("digits-ink", "digits-ember")]
     order = models * 4
     random.Random(6).shuffle(order)
-    with Falctl(APP, config=f'[routing]\npolicy = "{policy}"\n', args=("--runners", "2")) as f:
+    config = (
+        f'[routing]\npolicy = "{policy}"\nhold = "120s"\nbypass_max = "120s"\n'  # 50 steps may take long here
+    )
+    with Falctl(APP, config=config, args=("--runners", "2")) as f:
 
         def ask(model: str) -> tuple[str, str]:
             reply = f.post("/", {"model": model, "prompt": "seven"}, headers={"X-Fal-Runner-Hint": model})

@@ -212,7 +212,7 @@ def test_an_end_in_any_state_is_followed_by_no_spawn() -> None:
     ("code", "words"),
     [
         (3, "exited with code 3"),
-        (-9, "killed by SIGKILL (out of memory?)"),
+        (-9, "killed by SIGKILL (by somebody, or by the kernel for want of memory: see dmesg)"),
         (-11, "killed by SIGSEGV"),
         (-200, "signal 200"),
     ],

@@ -52,7 +52,7 @@ def test_ctrl_c_lets_a_running_request_finish() -> None:
     with OnTerminal(ECHO, args=ONE) as f:
         asked = working(f, 2.0)
         f.press(CTRL_C)
-        f.wait_line("falctl.drains", within_s=5.0)
+        f.wait_line("falctl: stopping", within_s=5.0)
         late = Background(lambda: f.post("/", {"x": 1}))
         reply = asked.result()
         assert reply is not None
@@ -74,7 +74,7 @@ def test_a_second_ctrl_c_ends_it_at_once() -> None:
     with OnTerminal(ECHO, args=ONE) as f:
         asked = working(f, 60.0)
         f.press(CTRL_C)
-        f.wait_line("falctl.drains", within_s=5.0)
+        f.wait_line("falctl: stopping", within_s=5.0)
         f.press(CTRL_C)
         assert f.wait(within_s=5.0) == 130
         assert broken_or_503(asked)
@@ -121,7 +121,7 @@ def test_a_closed_window_lets_a_running_request_finish() -> None:
 def test_a_window_that_is_closed_during_the_start_ends_it() -> None:
     with OnTerminal(ECHO, args=ONE, start=False) as f:
         f.start()
-        f.wait_line("starting")
+        f.wait_line(r"cpu0\.starting")
         f.close_window()
         assert f.wait(within_s=STOPPED_S) == 130
 

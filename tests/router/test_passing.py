@@ -95,7 +95,7 @@ def test_headers_of_one_connection_pass_in_neither_direction(plain: Setup) -> No
 
 def test_the_app_gets_the_client_s_headers_and_none_that_it_did_not_send(plain: Setup) -> None:
     with Raw(
-        plain, request_bytes("/", b"X-Twice: a", b"X-Twice: b", b"Connection: close", body=b"{}")
+        plain, request_bytes("/", b"X-Twice: a", b"X-Twice: b", b"Connection: close", body=b"[]")
     ) as raw:
         raw.read_all()
     headers = sorted(plain.hosts[0].seen[-1].headers)
@@ -141,6 +141,23 @@ def test_a_hint_in_the_header_reaches_the_app_byte_for_byte_and_alone(plain: Set
 def test_a_hint_in_the_body_reaches_the_host_as_json(plain: Setup) -> None:
     ask(plain, body='{"model": "é\\ud800\\n"}'.encode(), headers={"content-type": "application/json"})
     assert plain.hosts[0].seen[-1].values(wire.H_WANTED) == [b'"\\u00e9\\ud800\\n"']
+
+
+@pytest.mark.parametrize("declared", [{}, {"content-type": "application/x-www-form-urlencoded"}])
+def test_an_object_that_curl_d_calls_a_form_reaches_the_app_as_the_json_that_it_is(
+    plain: Setup, declared: dict[str, str]
+) -> None:
+    ask(plain, body=b'{"model": "m1"}', headers=declared)
+    seen = plain.hosts[0].seen[-1]
+    assert seen.values("content-type") == [b"application/json"]
+    assert seen.values(wire.H_WANTED) == [b'"m1"']
+
+
+@pytest.mark.parametrize("body", [b"a=1&b=2", b"", b"[1]"])
+def test_a_real_form_stays_one(plain: Setup, body: bytes) -> None:
+    form = {"content-type": "application/x-www-form-urlencoded"}
+    ask(plain, body=body, headers=form)
+    assert plain.hosts[0].seen[-1].values("content-type") == [form["content-type"].encode()]
 
 
 def test_a_thousand_long_hints_in_one_header_pass(plain: Setup) -> None:

@@ -100,10 +100,14 @@ class Auto:
                     continue
                 key = head.due + self.knobs.head_start * self._exec_s(look, hint, runner)
                 if not best or key < best[0].key:
-                    best = [_Candidate(key, runner, hint, reason="warm" if hint is not None else "wants no hint")]
+                    best = [
+                        _Candidate(key, runner, hint, reason="warm" if hint is not None else "wants no hint")
+                    ]
                 elif hint == best[0].hint:
                     best.append(_Candidate(key, runner, hint, reason="warm"))
-        return min(best, key=lambda c: self._regret(look, c)) if len(best) > 1 else (best[0] if best else None)
+        return (
+            min(best, key=lambda c: self._regret(look, c)) if len(best) > 1 else (best[0] if best else None)
+        )
 
     def _regret(self, look: _Look, candidate: _Candidate) -> tuple[float, float, int]:
         """Return what else the runner of *candidate* is wanted for: of several that are warm, take the least wanted."""
@@ -183,7 +187,9 @@ class Auto:
         runner, victims, loss = chosen
         if holders and self._saves(look, hint, holders, runner) + gain < horizon_s * loss:
             return None
-        return _Candidate(key, runner, hint, victims, "a further copy pays" if holders else "nobody is warm for it")
+        return _Candidate(
+            key, runner, hint, victims, "a further copy pays" if holders else "nobody is warm for it"
+        )
 
     def _load_key(self, look: _Look, hint: Hint) -> float:
         head = look.state.queue.head(hint)
@@ -243,7 +249,9 @@ class Auto:
         """Return the load seconds per second that the last of *copies* saves."""
         rate = look.state.demand.rate(hint)
         offered = self.knobs.burst * rate * self._exec_s(look, hint)
-        return rate * look.state.costs.load_s(hint) * (erlang_b(offered, copies - 1) - erlang_b(offered, copies))
+        return (
+            rate * look.state.costs.load_s(hint) * (erlang_b(offered, copies - 1) - erlang_b(offered, copies))
+        )
 
     def _victims(
         self, look: _Look, runner: Runner, hint: Hint, key: float
@@ -254,7 +262,9 @@ class Auto:
             return (), 0.0
         victims: list[Hint] = []
         loss = 0.0
-        for victim in sorted(runner.hints or (), key=lambda h: (self._value(look, h) / _size(h, runner, look), h)):
+        for victim in sorted(
+            runner.hints or (), key=lambda h: (self._value(look, h) / _size(h, runner, look), h)
+        ):
             if runner.executes(victim) or self._turn_is_nearer(look, victim, key):
                 continue
             victims.append(victim)
