@@ -147,7 +147,7 @@ def test_a_terminal_sees_a_progress_bar_and_it_is_gone_at_the_end(folder: Path) 
     until(lambda: _drained(ours, seen), within_s=10, what="the terminal is closed")
     assert b"auto" in seen
     assert "━".encode() in seen, "a bar"
-    assert seen.rstrip().endswith((b"\x1b[2K", b"\x1b[?25h")), "erased"
+    assert seen.endswith(b"\x1b[1A\x1b[2K"), "erased"
 
 
 def _drained(terminal: int, seen: bytearray) -> bool:

@@ -98,8 +98,10 @@ def test_a_hint_that_is_half_a_surrogate_pair_survives(tmp_path: Path) -> None:
 def test_the_same_trace_is_the_same_bytes(tmp_path: Path) -> None:
     for name in ("one.gz", "two.gz"):
         write_trace(tmp_path / name, five())
-    assert (tmp_path / "one.gz").read_bytes() == (tmp_path / "two.gz").read_bytes()
-    assert gzip.decompress((tmp_path / "one.gz").read_bytes()).decode().split("\r\n")[0] == ",".join(FIELDS)
+    raw = (tmp_path / "one.gz").read_bytes()
+    assert raw == (tmp_path / "two.gz").read_bytes()
+    assert raw[4:8] == bytes(4), "no time of writing in it"
+    assert gzip.decompress(raw).decode().split("\r\n")[0] == ",".join(FIELDS)
 
 
 # --- what is refused -------------------------------------------------------------------------------
@@ -153,7 +155,7 @@ def test_a_column_that_is_missing_is_named(tmp_path: Path, field: str) -> None:
     assert "t_s, hint, exec_s, load_s, size_bytes, client" in message
 
 
-@pytest.mark.parametrize("line", ['{"t_s": 1', "[1, 2]", "7", "{" * 100_000])
+@pytest.mark.parametrize("line", ['{"t_s": 1', "[1, 2]", "7", "{" * 100_000, '{"a":' * 100_000])
 def test_a_line_that_is_no_json_object_is_named(tmp_path: Path, line: str) -> None:
     good = '{"t_s": 0, "hint": "a", "exec_s": 1, "load_s": 1}\n'
     assert refusal(written(tmp_path, good + line, "t.jsonl")).startswith(", row 2: not a JSON object (")

@@ -13,7 +13,7 @@ from falctl.core.policies import POLICIES, Execute, Fal, LoadModel, Move, Policy
 from falctl.core.types import Hint, RequestId, RunnerId
 from falctl.errors import StartError
 from falctl.replay.trace import Job
-from falctl.replay.world import Outcome, Setting, World
+from falctl.replay.world import PATIENCE_S, Outcome, Setting, World
 from tests.replay.traces import drawn, job, small_traces
 
 R0 = RunnerId(0)
@@ -65,17 +65,16 @@ def test_a_request_that_is_sent_cold_loads_first_and_evicts_the_least_recently_u
 
 def test_a_load_of_no_length_makes_its_model_resident_all_the_same() -> None:
     jobs = [job(0, "a", 1, 0), job(5, "a", 1, 0), job(6, "b", 1, 0)]
-    outcome = World(jobs, Fal(), Setting(runners=1, models_max=1), check=True).run()
-    assert [hint for _, hint, _ in outcome.loads] == ["a", "b"]
+    outcome = World(jobs, Fal(), Setting(runners=2, models_max=1), check=True).run()
+    assert [hint for _, hint, _ in outcome.loads] == ["a", "b"], (
+        "the scheduler knew where the second one belongs"
+    )
 
 
 def test_a_load_takes_what_the_latest_row_of_its_model_says() -> None:
-    jobs = [job(0, "a", 1, 2), job(9, "a", 1, 7)]
-    outcome = World(jobs, Fal(), Setting(runners=1, models_max=1), check=True).run()
-    assert outcome.loads == [(0, "a", 2)]
-    jobs.insert(1, job(5, "b", 1, 1))
-    outcome = World(jobs, Fal(), Setting(runners=1, models_max=1), check=True).run()
-    assert outcome.loads == [(0, "a", 2), (5, "b", 1), (9, "a", 7)]
+    outcome = play([job(0, "a", 1, 2), job(9, "a", 1, 7)], load(9, A), execute(16, 0), execute(17, 1))
+    assert outcome.loads == [(9, "a", 7)]
+    assert outcome.latency_s == [17, 9]
 
 
 def test_what_ends_at_one_instant_ends_in_the_same_order_however_it_began() -> None:
@@ -112,6 +111,7 @@ def test_apps_that_only_give_hints_report_one_figure_for_load_and_execution() ->
 
     jobs = [job(0, "a", 2, 6), job(20, "a", 2, 6), job(40, "a", 2, 6)]
     World(jobs, Learns(), Setting(runners=1, loads=False), check=True).run()
+    assert learnt[1] == learnt[0], "8 s of load and execution teach neither"
     assert learnt[-1] == (2, 6), "the first run took 8, the second 2"
 
 
@@ -167,9 +167,17 @@ def test_a_policy_that_leaves_requests_waiting_is_told_so() -> None:
 
 
 def test_a_policy_that_holds_by_the_clock_but_never_serves_ends_too() -> None:
-    world = World([job(0, "a"), job(9000, "a")], Script([], tick_s=10.0), Setting(runners=1))
+    asked: list[float] = []
+
+    class Never(Script):
+        def choose(self, state: State, *, now: float) -> Move | None:
+            asked.append(now)
+            return super().choose(state, now=now)
+
+    world = World([job(0, "a"), job(9000, "a")], Never([], tick_s=10.0), Setting(runners=1))
     with pytest.raises(StartError, match="lets 2 of 2"):
         world.run()
+    assert max(asked) == 9000 + PATIENCE_S
 
 
 # --- what a policy may ask for ---------------------------------------------------------------------
