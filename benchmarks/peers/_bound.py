@@ -23,6 +23,7 @@ class Bound(ABC):
     def __init__(self) -> None:
         self._queues: dict[RunnerId, deque[Waiting]] = {}
         self._bound: set[RequestId] = set()
+        self._loaded_for: set[RequestId] = set()
 
     def choose(self, state: State, *, now: float) -> Move | None:
         """Bind what has come, then let an idle runner do the next thing for the head of its queue."""
@@ -36,6 +37,7 @@ class Bound(ABC):
         for runner in state.fleet.runners.values():
             queue = self.queue(runner)
             while queue and queue[0].request not in state.queue:  # its client has gone
+                self._loaded_for.discard(queue[0].request)
                 self._bound.discard(queue.popleft().request)
             if queue and _is_idle(runner):
                 return self._begin(queue, runner, state, now=now)
@@ -79,10 +81,14 @@ class Bound(ABC):
         if hint is not None and cold and runner.caps.loads:
             victims = make_room(hint, runner, state, order=self.evicted(hint, runner, state, now=now))
             self.begun(waiting, runner, cold=True, now=now)
+            self._loaded_for.add(waiting.request)
             return LoadModel(hint, runner.runner, victims, "first in the queue of its runner, cold")
         queue.popleft()
         self._bound.discard(waiting.request)
-        self.begun(waiting, runner, cold=cold, now=now)
+        if waiting.request in self._loaded_for:
+            self._loaded_for.remove(waiting.request)
+        else:
+            self.begun(waiting, runner, cold=cold, now=now)
         return Execute(waiting.request, runner.runner, "first in the queue of its runner")
 
 

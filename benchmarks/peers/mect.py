@@ -124,21 +124,17 @@ class Mect(MectLru):
 
 
 class _Rates:
-    """Arrivals per second by model, decayed."""
+    """Arrivals per second by model, decayed, counted from instant 0, where the traces at hand begin."""
 
     def __init__(self, half_life_s: float = 1.0) -> None:
         self.half_life_s = half_life_s
         self._counts: dict[Hint, tuple[float, float]] = {}
-        self._since: float | None = None
 
     def add(self, hint: Hint, now: float) -> None:
-        self._since = now if self._since is None else self._since
         self._counts[hint] = (self._count(hint, now) + 1, now)
 
     def rate(self, hint: Hint, now: float) -> float:
-        if self._since is None:
-            return 0.0
-        seen: float = 1 - 0.5 ** (max(now - self._since, 1e-9) / self.half_life_s)
+        seen: float = 1 - 0.5 ** (max(now, 1e-9) / self.half_life_s)
         return self._count(hint, now) / max(self.half_life_s / math.log(2) * seen, 1.0)
 
     def _count(self, hint: Hint, now: float) -> float:

@@ -12,6 +12,7 @@ from benchmarks.peers._bound import Bound, free_room
 from falctl.core.fleet import Runner
 from falctl.core.policies.base import State
 from falctl.core.queue import Waiting
+from falctl.core.types import Hint, RunnerId
 
 
 class ModelMesh(Bound):
@@ -21,6 +22,7 @@ class ModelMesh(Bound):
         super().__init__()
         self.busy = busy
         self.copies = copies
+        self._used_at: dict[tuple[RunnerId, Hint], float] = {}
 
     def pick(self, waiting: Waiting, state: State, *, now: float) -> Runner:
         """Return an instance, always."""
@@ -35,9 +37,15 @@ class ModelMesh(Bound):
         others = [r for r in runners if r not in own] or runners
         idlest = min(map(self.outstanding, others))
         idle = [r for r in others if self.outstanding(r) <= idlest + 1]
-        return min(idle, key=lambda r: (-max(free_room(r, state), 0.0), _tail(r)))
+        return min(idle, key=lambda r: (-max(free_room(r, state), 0.0), self._tail(r)))
 
+    def begun(self, waiting: Waiting, runner: Runner, *, cold: bool, now: float) -> None:
+        """Note when a model is used, from its load on."""
+        del cold
+        if waiting.hint is not None:
+            self._used_at[runner.runner, waiting.hint] = now
 
-def _tail(runner: Runner) -> int:
-    """Return when the least recently used model of *runner* was used: an order number, -1 for no model."""
-    return min((runner.used.get(hint, 0) for hint in runner.hints or ()), default=-1)
+    def _tail(self, runner: Runner) -> float:
+        """Return when the least recently used model of *runner* was used; -1 for no model."""
+        resident = {*(runner.hints or ()), *runner.loading}
+        return min((self._used_at.get((runner.runner, hint), 0.0) for hint in resident), default=-1.0)
