@@ -113,5 +113,9 @@ def _is_loopback(name: str) -> bool:
 def _wrong_host(host: str) -> WrongHostError:
     match = _HOST.fullmatch(host)
     # JSON's quoting is TOML's, too.
-    fix = f"to allow it: [server] hosts = [{json.dumps(_bare(match[1]))}]" if match else "server.hosts lists the allowed ones"
+    fix = (
+        f"to allow it: [server] hosts = [{json.dumps(_bare(match[1]))}]"
+        if match
+        else "server.hosts lists the allowed ones"
+    )
     return WrongHostError(f'Host "{host}" is not a name of this falctl; {fix}')
