@@ -221,11 +221,8 @@ class Connection(HttpToolsProtocol):
         self.transport.close()
 
     def _awaits_answer(self) -> bool:
-        """Return whether the next answer on this connection is to what is being read; the app then sends none."""
+        """Return whether the next answer on this connection is to what is being read."""
         active = self.active
         if active is None or active.response_complete:
             return True
-        if active is not self.cycle or not active.more_body or active.response_started:
-            return False
-        active.disconnected = True
-        return True
+        return active.more_body and not active.response_started

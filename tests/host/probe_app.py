@@ -156,6 +156,16 @@ class Probe(App):
     def text(self) -> Response:
         return PlainTextResponse("plain", headers={"x-own": "1"})
 
+    @endpoint("/any-answer")
+    def any_answer(self, status: int, headers: dict[str, str]) -> Response:
+        response = Response(b"body", status)
+        response.raw_headers += [(k.encode("latin-1"), v.encode("latin-1")) for k, v in headers.items()]
+        return response
+
+    @endpoint("/unsendable-stream")
+    def unsendable_stream(self) -> StreamingResponse:
+        return StreamingResponse(iter(["never"]), 600)
+
     @endpoint("/nothing")
     def nothing(self) -> Response:
         return Response(status_code=204)

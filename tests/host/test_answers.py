@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
+from starlette.types import Message, Receive, Scope, Send
 
+from falctl.host import gate as host_gate
 from falctl.host.gate import EXIT_CARD_BROKEN
+from falctl.host.keeper import Keeper
 from tests.host.conftest import PROBE, Gate
-from tests.host.harness import STEP_S, Host
+from tests.host.harness import STEP_S, Host, idle
 
 pytestmark = pytest.mark.process
 
@@ -34,6 +40,65 @@ def test_an_answer_without_a_body_passes(probe: Host) -> None:
     reply = probe.post("/nothing")
     assert (reply.status, reply.body) == (204, b"")
     assert "x-falctl-timings" in reply.headers
+
+
+def test_the_headers_by_which_we_speak_to_the_router_are_not_the_apps_to_send(probe: Host) -> None:
+    reply = probe.post(
+        "/any-answer?status=503", {"X-Falctl-Bounced": "1", "x-falctl-timings": "a=b", "x-own": "1"}
+    )
+    assert (reply.status, reply.headers["x-own"]) == (503, "1")
+    assert [name for name in reply.headers if name.startswith("x-falctl-")] == ["x-falctl-timings"]
+    assert reply.timings["cache"] == "none"
+
+
+def test_an_answer_of_the_host_about_the_app_carries_none_of_them_either() -> None:
+    sent: list[Message] = []
+
+    async def app(_: Scope, __: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"X-Falctl-Bounced", b"1")]})
+
+    async def keep(message: Message) -> None:
+        sent.append(message)
+
+    async def nothing() -> Message:
+        raise AssertionError
+
+    keeper = cast("Keeper", SimpleNamespace(hints_header=lambda: b"h"))
+    scope = {"type": "http", "method": "GET", "path": "/health", "raw_path": b"/health"}
+    asyncio.run(host_gate.Gate(app, keeper)(scope, nothing, keep))
+    assert [message["headers"] for message in sent] == [[(b"x-fal-runner-hints", b"h")]]
+
+
+@pytest.mark.parametrize(
+    ("path", "headers"),
+    [
+        ("/any-answer?status=199", {}),
+        ("/any-answer?status=600", {}),
+        ("/any-answer?status=0", {}),
+        ("/unsendable-stream", {}),
+        ("/any-answer?status=200", {"x-own": "a\r\nset-cookie: b"}),
+        ("/any-answer?status=200", {"x-own": "a\0b"}),
+        ("/any-answer?status=200", {"x own": "a"}),
+        ("/any-answer?status=200", {"": "a"}),
+        ("/any-answer?status=200", {"content-length": "many"}),
+    ],
+)
+def test_an_answer_that_breaks_http_is_a_bug_of_the_app(
+    probe: Host, path: str, headers: dict[str, str]
+) -> None:
+    before = probe.output().count("request.failed request=broken: the app answered with the ")
+    reply = probe.post(path, headers, {"x-fal-request-id": "broken"})
+    assert reply.status == 500
+    assert reply.json == {"detail": "Internal Server Error", "error_type": "runner_server_error"}
+    assert probe.output().count("request.failed request=broken: the app answered with the ") == before + 1
+    idle(probe)
+
+
+@pytest.mark.parametrize("status", [204, 304])
+def test_an_answer_that_may_have_no_body_loses_the_body_and_its_length(probe: Host, status: int) -> None:
+    reply = probe.post(f"/any-answer?status={status}", {"content-length": "4", "etag": "e"})
+    assert (reply.status, reply.headers["etag"], reply.body) == (status, "e", b"")
+    assert "content-length" not in reply.headers
 
 
 def test_a_file_passes(probe: Host) -> None:
@@ -68,6 +133,10 @@ def test_a_bug_in_the_app_is_500_and_its_traceback_goes_to_the_log_only(probe: H
     assert found
     assert "Traceback" in after
     assert after.count("Traceback (most recent call last)") <= 2
+    if path in {"/boom", "/aboom"}:
+        traceback = after.partition("Traceback")[2].partition("ValueError")[0]
+        assert "probe_app.py" in traceback
+        assert traceback.count('File "') == 1
     assert probe.post("/model").status == 200
 
 

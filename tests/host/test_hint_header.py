@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from falctl.host.head import read_head
 from tests.host.conftest import PROBE, Gate
 from tests.host.harness import STEP_S, Host, Reply
 from tests.wait import until
@@ -113,6 +114,12 @@ def test_an_app_without_a_cache_hits_when_the_hint_was_published_before(probe: H
     assert probe.post("/model", headers=wanting("other")).timings["cache"] == "none"
     assert probe.post("/model").timings["cache"] == "none"
     assert probe.row.loads == loads + 1
+
+
+def test_of_several_hint_headers_the_first_counts_as_it_does_for_the_router() -> None:
+    head = read_head([(b"x-fal-runner-hint", b"first"), (b"x-fal-runner-hint", b"last")])
+    assert head.hint == "first"
+    assert len(head.headers) == 2
 
 
 def test_the_hint_that_the_router_took_from_the_body_counts_as_the_header_does(

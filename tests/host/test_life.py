@@ -19,7 +19,7 @@ from tests.wait import until
 pytestmark = pytest.mark.process
 
 APP = """
-import os, threading, time
+import asyncio, os, threading, time
 from pathlib import Path
 from typing import Iterator
 from pydantic import BaseModel
@@ -60,6 +60,29 @@ class SetupHangs(Base):
     def setup(self):
         (HERE / "hangs").touch()
         threading.Event().wait()
+
+class Own(BaseException):
+    pass
+
+class SetupInterrupts(Base):
+    def setup(self):
+        raise KeyboardInterrupt
+
+class AsyncSetupCancels(Base):
+    async def setup(self):
+        raise asyncio.CancelledError("by the app")
+
+class InitRaisesOwn(Base):
+    def __init__(self):
+        raise Own("\\x1b[31mred\\nagain")
+
+class HintsClose(Base):
+    def provide_hints(self):
+        raise GeneratorExit
+
+class SetupTalks(Base):
+    def setup(self):
+        raise ValueError("x" * 300_000)
 
 class InitRaises(Base):
     def __init__(self):
@@ -135,6 +158,10 @@ def test_an_async_setup_runs_on_the_loop_and_so_does_its_teardown(apps: Path) ->
         ("SetupRaises", "setup() raised FileNotFoundError: [Errno 2] No such file", 1),
         ("AsyncSetupRaises", "setup() raised LookupError: no weights", 1),
         ("SetupExits", "setup() raised SystemExit: 9", 1),
+        ("SetupInterrupts", "setup() raised KeyboardInterrupt", 1),
+        ("AsyncSetupCancels", "setup() raised CancelledError: by the app", 1),
+        ("InitRaisesOwn", r"InitRaisesOwn() raised Own: \x1b[31mred again", 1),
+        ("SetupTalks", "setup() raised ValueError: xxx", 1),
         ("InitRaises", "InitRaises() raised KeyError: 'k'", 1),
         ("Missing", "has no class 'Missing'; it has", 2),
         ("UnknownAnnotation", "UnknownAnnotation.go cannot be served: NameError: name 'NoSuchType'", 2),
@@ -146,9 +173,21 @@ def test_a_start_that_fails_is_told_in_one_line(apps: Path, name: str, said: str
     message, output = failure(apps, name)
     assert said in message.message
     assert message.exit_code == code
+    assert len(message.message) <= 2000
     if code == 1:
         assert f"({apps}/app.py:" in message.message
         assert "Traceback" in output
+
+
+def test_hints_that_raise_whatever_it_is_do_not_fail_the_start(apps: Path) -> None:
+    with host(apps, "HintsClose") as fine:
+        assert fine.output().count("provide_hints() raised GeneratorExit") == 1
+
+
+def test_an_app_with_an_endless_name_is_refused_in_a_short_line(apps: Path) -> None:
+    with host(apps, "x" * 300_000, wait=False) as failing:
+        assert len(failing.heard(Stage).text) == 2000
+        assert len(failing.heard(Failed).message) == 2000
 
 
 def test_cards_that_torch_does_not_see_fail_the_start(apps: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
@@ -151,3 +152,25 @@ def test_a_folder_that_is_gone_is_no_error(tmp_path: Path) -> None:
     store = FileStore(tmp_path / "gone", keep_s=60.0)
     assert store.sweep() == 0
     assert store.open(NAME) is None
+
+
+def test_a_file_that_cannot_be_deleted_is_logged_once_and_keeps_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("a", "stuck", "z"):
+        (tmp_path / name).write_bytes(b"x")
+        os.utime(tmp_path / name, (1000, 1000))
+    unlink = Path.unlink
+
+    def unlink_or_fail(path: Path) -> None:
+        if path.name == "stuck":
+            raise PermissionError(1, "Operation not permitted", str(path))
+        unlink(path)
+
+    monkeypatch.setattr(Path, "unlink", unlink_or_fail)
+    store = FileStore(tmp_path, keep_s=60.0)
+    with caplog.at_level(logging.WARNING):
+        assert [store.sweep(), store.sweep()] == [2, 0]
+    assert [path.name for path in tmp_path.iterdir()] == ["stuck"]
+    assert len(caplog.records) == 1
+    assert "stuck" in caplog.text

@@ -77,6 +77,27 @@ def test_configured_hosts_are_served_with_any_port(named: Setup) -> None:
     assert ask(named, headers={"host": "Studio.LAN:8808"}).status == 200
 
 
+def test_a_configured_address_of_ipv6_is_served_in_the_brackets_of_a_host_header() -> None:
+    with serving(config={"server": {"hosts": ["fd00::1", "[fd00::2]"]}}) as setup:
+        for host, status in (("[fd00::1]", 200), ("[FD00::2]:8808", 200), ("[fd00::3]", 421)):
+            assert ask(setup, headers={"host": host}).status == status
+
+
+@pytest.mark.parametrize(
+    ("host", "line"),
+    [
+        ("192.0.2.2:8808", 'hosts = ["192.0.2.2"]'),
+        ("[fd00::1]:8808", 'hosts = ["fd00::1"]'),
+        ('a"b', 'hosts = ["a\\"b"]'),
+        ("a b", "server.hosts"),
+    ],
+)
+def test_a_misdirected_client_is_told_the_line_that_would_allow_it(
+    plain: Setup, host: str, line: str
+) -> None:
+    assert line in ask(plain, headers={"host": host}).json()["detail"]
+
+
 def test_without_keys_nobody_is_asked_for_one(plain: Setup) -> None:
     assert ask(plain, headers={"authorization": "Key whatever"}).status == 200
     assert plain.hosts[0].seen[-1].values("authorization") == [b"Key whatever"]

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from falctl.core.types import Hint, Wanted
-from falctl.router.hint import HINT_CHARS_MAX, SEARCHED_BYTES_MAX, wanted_hint
+from falctl.router.hint import HINT_CHARS_MAX, MEMBERS_MAX, SEARCHED_BYTES_MAX, wanted_hint
 
 JSON = {b"content-type": b"application/json"}
 
@@ -95,6 +95,11 @@ def test_a_field_in_front_of_a_huge_rest_is_found_and_one_behind_it_is_not_looke
     rest = b'"image": "' + b"A" * SEARCHED_BYTES_MAX + b'"'
     assert from_body(b'{"model": "m", ' + rest + b"}") == "m"
     assert from_body(b"{" + rest + b', "model": "m"}') is None
+
+
+def test_a_field_behind_too_many_members_is_not_looked_for() -> None:
+    assert from_body(b"{" + b'"": 0, ' * (MEMBERS_MAX - 1) + b'"model": "m"}') == "m"
+    assert from_body(b"{" + b'"": 0, ' * MEMBERS_MAX + b'"model": "m"}') is None
 
 
 def test_a_cut_in_a_character_does_no_harm() -> None:

@@ -160,6 +160,14 @@ def test_a_reload_takes_effect_at_once(one: Setup) -> None:
         assert monotonic_s() - started_at < 5.0
 
 
+def test_what_a_client_writes_forges_no_lines_of_the_log() -> None:
+    with serving(config={"log": {"level": "debug"}}) as setup:
+        ask(setup, path="/%0aforged%1b[31m")
+        until(lambda: "forged" in log_of(setup), within_s=PATIENCE_S, what="logged")
+        assert r"path='/\nforged\x1b[31m'" in log_of(setup)
+        assert not any(line.startswith("forged") for line in log_of(setup).splitlines())
+
+
 def test_draining_refuses_what_waits_and_finishes_what_runs(one: Setup) -> None:
     gate = Gate()
     one.hosts[0].handler = gate
@@ -174,6 +182,7 @@ def test_draining_refuses_what_waits_and_finishes_what_runs(one: Setup) -> None:
         assert reply.status == 503
         assert reply.json()["error_type"] == "runner_scheduling_failure"
         assert "shutting down" in reply.json()["detail"]
+        assert reply.value("retry-after") is None, "nobody knows when there will be another"
     assert one.status()["draining"]
     assert not one.router.heard(wire.Drained, within_s=0.3), "something still runs"
     gate.opened.set()

@@ -13,7 +13,7 @@ import pytest
 
 from falctl.clock import monotonic_s
 from tests.router.client import Raw, ask, request_bytes
-from tests.router.fake_host import PATIENCE_S, Seen, answer, say_ok
+from tests.router.fake_host import PATIENCE_S, Gate, Seen, answer, say_ok
 from tests.router.harness import Setup, serving
 from tests.wait import until
 
@@ -247,6 +247,61 @@ def test_a_body_is_not_counted_as_headers_of_the_request_behind_it(plain: Setup)
 def test_headers_of_a_usual_large_size_pass(plain: Setup) -> None:
     assert ask(plain, headers={f"x-{i}": "v" * 900 for i in range(60)}).status == 200
     assert len([name for name, _ in plain.hosts[0].seen[-1].headers if name.startswith(b"x-")]) >= 60
+
+
+@pytest.mark.parametrize(
+    "begun", [b"1\r\nx\r\n0\r\nX-T: ", b"1\r\nx\r\n0\r\n", b"1;a=", b"1\r\nx\r\n1;a="],
+    ids=["trailer", "trailers", "extension", "extension of a later chunk"],
+)  # fmt: skip
+def test_framing_without_an_end_is_431(plain: Setup, begun: bytes) -> None:
+    piece = b"X-T: " + b"a" * 9000 + b"\r\n" if begun.endswith(b"0\r\n") else b"a" * 9000
+    with Raw(plain, request_bytes("/", b"Transfer-Encoding: chunked") + begun) as raw:
+        assert answer_to_endless(raw, piece).startswith(b"HTTP/1.1 431 ")
+    assert not plain.hosts[0].seen
+
+
+def answer_to_endless(raw: Raw, piece: bytes) -> bytes:
+    """Send *piece* again and again, slowly enough to read the answer before the reset that follows it."""
+    raw.socket.settimeout(0.05)
+    for _ in range(40):
+        with contextlib.suppress(TimeoutError):
+            return raw.socket.recv(1 << 16)
+        raw.send(piece)
+    msg = "not cut off"
+    raise AssertionError(msg)
+
+
+def test_headers_behind_a_request_that_is_served_have_the_same_limit(plain: Setup) -> None:
+    gate = Gate()
+    plain.hosts[0].handler = gate
+    with Raw(plain, request_bytes() + b"POST / HTTP/1.1\r\nX-A: ") as raw:
+        until(lambda: plain.hosts[0].executing, within_s=PATIENCE_S, what="executing")
+        assert answer_to_endless(raw, b"v" * 9000) == b"", "it would be read as the first request's answer"
+    gate.opened.set()
+    until(lambda: not plain.hosts[0].executing, within_s=PATIENCE_S, what="ended")
+
+
+def test_trailers_are_not_counted_as_headers_of_the_request_behind_them(plain: Setup) -> None:
+    large = b"X-T: " + b"v" * 40_000
+    with Raw(plain, request_bytes("/", b"Transfer-Encoding: chunked") + b"0\r\n") as raw:
+        for piece in (large, b"\r\n\r\n"):
+            threading.Event().wait(0.05)
+            raw.send(piece)
+        raw.read_until(b"ok")
+        for piece in (b"POST / HTTP/1.1\r\nHost: localhost\r\n" + large, b"\r\n\r\n"):
+            raw.send(piece)
+            threading.Event().wait(0.05)
+        assert raw.read_until(b"ok").startswith(b"HTTP/1.1 200 ")
+
+
+def test_trailers_are_read_and_not_passed_on(plain: Setup) -> None:
+    chunked = request_bytes("/", b"Transfer-Encoding: chunked")
+    with Raw(plain, chunked) as raw:
+        raw.send(b"1\r\nx\r\n0\r\nX-T: 1\r\nX-U: 1\r\n\r\n" + request_bytes("/", b"Connection: close"))
+        assert raw.read_all().endswith(b"ok")
+    assert [seen.body for seen in plain.hosts[0].seen] == [b"x", b""]
+    for seen in plain.hosts[0].seen:
+        assert seen.values("x-t") + seen.values("x-u") == []
 
 
 # --- slow readers ------------------------------------------------------------------------------
