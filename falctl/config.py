@@ -126,8 +126,8 @@ class RoutingConfig(Section):
     """How a request finds its runner."""
 
     policy: Literal["auto", "affinity", "fal", "least-loaded", "random"] = Field(
-        default="auto",
-        description='"auto" weighs waiting against loading, "affinity" holds, "fal" never waits, two are blind',
+        default="affinity",
+        description='"affinity" holds for a busy warm runner, "fal" never does, "auto" learns costs, two are blind',
     )
     hint_from: Text = Field(
         default="model", description='body field taken as hint when the header is absent; "" is off'

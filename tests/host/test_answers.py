@@ -65,7 +65,7 @@ def test_an_answer_of_the_host_about_the_app_carries_none_of_them_either() -> No
 
     keeper = cast("Keeper", SimpleNamespace(hints_header=lambda: b"h"))
     scope = {"type": "http", "method": "GET", "path": "/health", "raw_path": b"/health"}
-    asyncio.run(host_gate.Gate(app, keeper)(scope, nothing, keep))
+    asyncio.run(host_gate.Gate(app, app, keeper)(scope, nothing, keep))
     assert [message["headers"] for message in sent] == [[(b"x-fal-runner-hints", b"h")]]
 
 
