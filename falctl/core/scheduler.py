@@ -121,11 +121,15 @@ class Scheduler:
         exec_s = costs.mean_exec.value if wanted is None else costs.exec_s(wanted.hint)
         share_s = exec_s / max(len(self.state.fleet.runners), 1)
         due = self.fair.due(event.client, event.priority, share_s, now=now)
-        waiting = Waiting(event.request, wanted, event.client, now, self._arrivals, due=due, start_by=event.start_by)
+        waiting = Waiting(
+            event.request, wanted, event.client, now, self._arrivals, due=due, start_by=event.start_by
+        )
         self.state.queue.add(waiting)
         return []
 
-    def _hear(self, event: Released | LoadEnded | Bounced | HintsChanged | RunnerDrains, now: float) -> list[Action]:
+    def _hear(
+        self, event: Released | LoadEnded | Bounced | HintsChanged | RunnerDrains, now: float
+    ) -> list[Action]:
         view = self.state.fleet.runners.get(event.runner)
         if view is None or view.epoch != event.epoch:
             return []  # news of an incarnation that is gone
@@ -244,7 +248,7 @@ class Scheduler:
 
     def _late(self, now: float) -> list[Action]:
         """Refuse what should have started by now."""
-        late = [w.request for w in self.state.queue if w.start_by is not None and w.start_by <= now]
+        late = self.state.queue.late(now)
         for request in late:
             self.state.queue.pop(request)
         return [self._refusal(request, "start_timeout") for request in late]
