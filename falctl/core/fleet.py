@@ -89,7 +89,9 @@ class Fleet:
 
     def warming(self, hint: Hint) -> Iterator[Runner]:
         """Iterate over the runners that are warm for *hint* or execute a request for it now."""
-        return (r for r in self.runners.values() if self.warm(hint, r) or hint in r.loading or r.executes(hint))
+        return (
+            r for r in self.runners.values() if self.warm(hint, r) or hint in r.loading or r.executes(hint)
+        )
 
     def serve(self, hint: Hint, runner: RunnerId) -> None:
         """Remember that *runner* was the last to be sent a request for *hint*."""
