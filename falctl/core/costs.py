@@ -73,7 +73,11 @@ class Costs:
         self.mean_exec.add(exec_s, FLEET_WEIGHT)
         known = self._exec.get(hint)
         if known is not None and known.n > 1 and known.value > 0:
-            self._speed.setdefault(gpu, Mean(1.0, 1)).add(max(exec_s, 1e-9) / known.value, FLEET_WEIGHT)
+            speed = self._speed.setdefault(gpu, Mean(1.0, 1))
+            if (
+                len(self._speed) > 1
+            ):  # among cards of one model speed and cost could only drift against each other
+                speed.add(max(exec_s, 1e-9) / known.value, FLEET_WEIGHT)
         _entry(self._exec, hint).add(exec_s / self.speed(gpu), WEIGHT)
 
     def loaded(self, hint: Hint, tier: str, load_s: float) -> None:

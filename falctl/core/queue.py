@@ -34,6 +34,8 @@ class WaitingQueue:
 
     _all: dict[RequestId, Waiting] = field(default_factory=dict)
     _groups: dict[Hint | None, dict[RequestId, Waiting]] = field(default_factory=dict)
+    _start_by: dict[RequestId, float] = field(default_factory=dict)
+    """Only of those that have a deadline: mostly nobody has, and then nothing needs to be looked through."""
 
     def __len__(self) -> int:
         return len(self._all)
@@ -49,17 +51,24 @@ class WaitingQueue:
         """Put *waiting* in its place by ``order``: at the end, unless it comes back from a bounce."""
         assert waiting.request not in self._all
         self._all = _placed(self._all, waiting, lambda w: (0.0, w.order))
+        if waiting.start_by is not None:
+            self._start_by[waiting.request] = waiting.start_by
         self._groups[waiting.hint] = _placed(self._groups.get(waiting.hint, {}), waiting, _by_due)
 
     def pop(self, request: RequestId) -> Waiting | None:
         """Take *request* out; None if it does not wait."""
         waiting = self._all.pop(request, None)
         if waiting is not None:
+            self._start_by.pop(request, None)
             group = self._groups[waiting.hint]
             del group[request]
             if not group:
                 del self._groups[waiting.hint]
         return waiting
+
+    def late(self, now: float) -> list[RequestId]:
+        """Return what should have started by *now*."""
+        return [request for request, at in self._start_by.items() if at <= now]
 
     def oldest(self) -> Waiting | None:
         """Return the request that waits longest; None when nothing waits."""
@@ -84,6 +93,7 @@ class WaitingQueue:
     def check(self) -> None:
         """Assert that both indexes tell the same story, in order of arrival."""
         assert sum(map(len, self._groups.values())) == len(self._all)
+        assert self._start_by == {w.request: w.start_by for w in self if w.start_by is not None}
         orders = [waiting.order for waiting in self._all.values()]
         assert orders == sorted(orders)
         for hint, group in self._groups.items():

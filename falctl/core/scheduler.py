@@ -266,7 +266,7 @@ class Scheduler:
 
     def _late(self, now: float) -> list[Action]:
         """Refuse what should have started by now."""
-        late = [w.request for w in self.state.queue if w.start_by is not None and w.start_by <= now]
+        late = self.state.queue.late(now)
         for request in late:
             self.state.queue.pop(request)
         return [self._refusal(request, "start_timeout") for request in late]

@@ -57,7 +57,7 @@ class Setting:
     """Runners take load jobs; else they load and evict by themselves, as apps that only give hints do."""
     overlaps: bool = True
     overlap_slowdown: float = 0.0
-    """By how much an execution takes longer for each second that a load runs beside it."""
+    """How much longer an execution takes while a load runs beside it: 0.2 is 1.2 times as long."""
 
 
 @dataclass(slots=True)
@@ -67,6 +67,12 @@ class Card:
     resident: dict[Hint, float] = field(default_factory=dict)
     executing: RequestId | None = None
     loading: Hint | None = None
+    loads_until: float = 0.0
+    cold_s: float | None = None
+    """What the execution had to load first, in its slot; None: it was warm."""
+    ends_at: float = 0.0
+    turn: int = 0
+    """Counts the announced ends of executions: a load beside one moves its end and makes the older news void."""
 
 
 @dataclass(slots=True)
@@ -98,7 +104,7 @@ class World:
         self._tick_s: float = getattr(policy, "tick_s", 0.0)
         self._ticks = False
         self._idle_ticks = 0
-        self._events: list[tuple[float, int, int, int, Callable[[], Event]]] = []
+        self._events: list[tuple[float, int, int, int, Callable[[], Event | None]]] = []
         self._n = 0
         if (foresee := getattr(policy, "foresee", None)) is not None:
             foresee(jobs)
@@ -139,9 +145,10 @@ class World:
 
     def _next(self) -> None:
         self.now, *_, make = heapq.heappop(self._events)
-        self._feed(make())
+        if (event := make()) is not None:
+            self._feed(event)
 
-    def _at(self, when: float, rank: tuple[int, int], make: Callable[[], Event]) -> None:
+    def _at(self, when: float, rank: tuple[int, int], make: Callable[[], Event | None]) -> None:
         """Let *make* happen; at one instant in order of *rank*: what kind, which runner."""
         self._n += 1
         heapq.heappush(self._events, (when, *rank, self._n, make))
@@ -184,19 +191,36 @@ class World:
             card.resident.pop(job.hint, None)
             card.resident[job.hint] = self.now
         self.outcome.started_s[int(request)] = self.now + (load_s or 0.0)
-        ends_at = self.outcome.started_s[int(request)] + job.exec_s
-        self._at(ends_at, (_EXECUTION, runner), lambda: self._executed(request, runner, load_s))
+        card.cold_s = load_s
+        self._end_at(runner, self.now + (load_s or 0.0) + self._beside_s(job.exec_s, card))
 
-    def _executed(self, request: RequestId, runner: RunnerId, load_s: float | None) -> Event:
-        card, job = self.cards[runner], self.jobs[int(request)]
+    def _end_at(self, runner: RunnerId, when: float) -> None:
+        """Announce the end of the execution on *runner*; an earlier announcement is void."""
+        card = self.cards[runner]
+        card.ends_at, card.turn = when, card.turn + 1
+        turn = card.turn
+        self._at(when, (_EXECUTION, runner), lambda: self._executed(runner) if card.turn == turn else None)
+
+    def _beside_s(self, work_s: float, card: Card) -> float:
+        """Return how long *work_s* seconds of execution take from now on, with the load that runs beside them."""
+        slow, load_s = 1.0 + self.setting.overlap_slowdown, max(card.loads_until - self.now, 0.0)
+        return work_s * slow if work_s * slow <= load_s else load_s + work_s - load_s / slow
+
+    def _executed(self, runner: RunnerId) -> Event:
+        card = self.cards[runner]
+        request, load_s = card.executing, card.cold_s
+        assert request is not None
+        job = self.jobs[int(request)]
         card.executing = None
+        stretched = self.setting.overlap_slowdown > 0
+        exec_s = self.now - self.outcome.started_s[int(request)] if stretched else job.exec_s
         self._served += 1
         self.outcome.latency_s[int(request)] = self.now - job.t_s
         if load_s is not None:
             self._feed(HintsChanged(runner, FIRST, frozenset(card.resident)))
         if not self.setting.loads:
-            return Released(request, runner, FIRST, job.exec_s + (load_s or 0.0), None)
-        return Released(request, runner, FIRST, job.exec_s, load_s or 0.0)
+            return Released(request, runner, FIRST, exec_s + (load_s or 0.0), None)
+        return Released(request, runner, FIRST, exec_s, load_s or 0.0)
 
     def _load(self, runner: RunnerId, hint: Hint, evict: tuple[Hint, ...]) -> None:
         card, load_s = self.cards[runner], self._load_s[hint]
@@ -210,6 +234,9 @@ class World:
         assert self._used(card) + self._size(hint) <= self._limit(), "over the budget"
         card.resident[hint], card.loading = self.now, hint
         self.outcome.loads.append((self.now, hint, load_s))
+        card.loads_until = self.now + load_s
+        if card.executing is not None and self.setting.overlap_slowdown:
+            self._end_at(runner, self.now + self._beside_s(card.ends_at - self.now, card))
         self._at(self.now + load_s, (_LOAD, runner), lambda: self._loaded(runner, hint, load_s))
 
     def _loaded(self, runner: RunnerId, hint: Hint, load_s: float) -> Event:

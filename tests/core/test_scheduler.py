@@ -15,6 +15,7 @@ from falctl.core.events import (
     Drains,
     Event,
     HintsChanged,
+    Load,
     Refuse,
     Released,
     RunnerDown,
@@ -23,7 +24,7 @@ from falctl.core.events import (
     Tick,
 )
 from falctl.core.fleet import LAST_SERVED_MAX, Fleet
-from falctl.core.policies import POLICIES, make_policy
+from falctl.core.policies import POLICIES, State, make_policy
 from falctl.core.queue import Waiting, WaitingQueue
 from falctl.core.scheduler import BOUNCES_MAX, Scheduler
 from falctl.core.types import Epoch, Hint, HintSource, RequestId, RunnerId, Wanted
@@ -73,6 +74,8 @@ def told(action: Action) -> str:
             return f"{request}@{runner}"
         case Refuse(request, code):
             return f"{request}!{code}"
+        case Load(runner, _, hint, evict):
+            return f"{hint}>{runner}" + "".join(f"-{victim}" for victim in evict)
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -167,7 +170,7 @@ def test_a_runner_that_died_is_no_longer_the_last_that_served() -> None:
     assert s.come("a", "m") == ["a@0"]
     s.feed(RunnerDown(RunnerId(0), returns=True))
     s.up(0, hints=None, epoch=2)
-    assert s.scheduler.fleet.warm(Hint("m"), s.scheduler.fleet.runners[RunnerId(0)]) is False
+    assert s.scheduler.state.fleet.warm(Hint("m"), s.scheduler.state.fleet.runners[RunnerId(0)]) is False
 
 
 # --- affinity ----------------------------------------------------------------------------------------
@@ -251,7 +254,7 @@ def test_a_bounced_request_goes_back_to_its_place_and_the_runner_rests_until_it_
     s.come("a")
     s.come("b")
     assert s.feed(Bounced(RequestId("a"), RunnerId(0), E1)) == []
-    assert [w.request for w in s.scheduler.queue] == ["a", "b"]
+    assert [w.request for w in s.scheduler.state.queue] == ["a", "b"]
     assert s.feed(Released(RequestId("foreign"), RunnerId(0), E1)) == []
     assert s.up(0) == ["a@0"]
 
@@ -303,7 +306,7 @@ def test_news_of_an_old_incarnation_is_dropped() -> None:
     s.come("b")
     assert s.feed(Released(RequestId("a"), RunnerId(0), E1)) == []
     assert s.hints(0, "x") == []
-    assert s.scheduler.fleet.runners[RunnerId(0)].hints == frozenset()
+    assert s.scheduler.state.fleet.runners[RunnerId(0)].hints == frozenset()
     assert s.feed(Released(RequestId("a"), RunnerId(9), E1)) == []
 
 
@@ -434,10 +437,10 @@ def test_the_memory_of_the_last_served_is_bounded() -> None:
 def test_a_policy_asked_about_nothing_chooses_nothing() -> None:
     for name in POLICIES:
         policy = make_policy(name, hold_s=1.0, bypass_max_s=1.0)
-        assert policy.choose(WaitingQueue(), Fleet(), now=0.0) is None
-        queue = WaitingQueue()
-        queue.add(Waiting(RequestId("a"), None, "c", 0.0, 1))
-        assert policy.choose(queue, Fleet(), now=0.0) is None
+        state = State()
+        assert policy.choose(state, now=0.0) is None
+        state.queue.add(Waiting(RequestId("a"), None, "c", 0.0, 1))
+        assert policy.choose(state, now=0.0) is None
 
 
 def test_the_queue_knows_the_oldest_of_every_hint() -> None:

@@ -25,6 +25,7 @@ from falctl.core.events import (
     Dispatch,
     Event,
     HintsChanged,
+    Load,
     Refuse,
     Released,
     RunnerDown,
@@ -112,8 +113,8 @@ class World:
         for runner, host in self.hosts.items():
             assert len(host.running) <= host.slots, f"runner {runner} runs more than its slots"
         if self.policy == "affinity":
-            fleet = self.scheduler.fleet
-            for waiting in self.scheduler.queue.heads():
+            fleet = self.scheduler.state.fleet
+            for waiting in self.scheduler.state.queue.heads():
                 for free in fleet.free():
                     assert waiting.hint is not None, "a request without a hint waits beside a free slot"
                     assert not fleet.warm(waiting.hint, free), "a hit waits beside a free warm slot"
@@ -128,10 +129,13 @@ class World:
                     self.at(self.now + 0.001, self.reach, action)
                 case Refuse(request, code):
                     self.answer(request, code)
+                case Load():
+                    msg = "these hosts load by themselves"
+                    raise AssertionError(msg)
 
     def note_bypass(self, dispatch: Dispatch) -> None:
         came = self.arrived[dispatch.request]
-        for waiting in self.scheduler.queue:
+        for waiting in self.scheduler.state.queue:
             if waiting.arrived_at < came and waiting.attempts == 0:
                 self.bypass_max_s = max(self.bypass_max_s, self.now - waiting.arrived_at)
 
@@ -146,7 +150,7 @@ class World:
             self.at(self.now + self.rng.expovariate(0.1), self.leave, request)
 
     def leave(self, request: RequestId) -> None:
-        if request in self.scheduler.queue:
+        if request in self.scheduler.state.queue:
             self.answer(request, "left")
         self.feed(Cancelled(request))
 
