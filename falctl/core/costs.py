@@ -13,7 +13,6 @@ bandwidth of its tier if the size is declared, else the fleet's mean load.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -130,37 +129,6 @@ class Costs:
         """Return how much longer than on a card of speed 1 an execution takes on a card of this model."""
         known = self._speed.get(gpu)
         return 1.0 if known is None else known.value
-
-    # --- across restarts -------------------------------------------------------------------------
-
-    def dump(self) -> dict[str, Any]:
-        """Return everything as JSON values."""
-        return {
-            "exec": {h: [m.value, m.n] for h, m in self._exec.items()},
-            "load": [[h, tier, m.value, m.n] for (h, tier), m in self._load.items()],
-            "size": dict(self._size),
-            "speed": {g: [m.value, m.n] for g, m in self._speed.items()},
-            "pace": {t: [m.value, m.n] for t, m in self._s_per_byte.items()},
-            "mean": [self.mean_exec.value, self.mean_exec.n, self.mean_load.value, self.mean_load.n],
-        }
-
-    @classmethod
-    def restore(cls, table: Mapping[str, Any]) -> Costs:
-        """
-        Return what `dump` gave.
-
-        Raises:
-            (KeyError, TypeError, ValueError): the table is not one of ours.
-        """
-        costs = cls()
-        costs._exec.update((Hint(h), Mean(float(v), int(n))) for h, (v, n) in table["exec"].items())
-        costs._load.update(((Hint(h), t), Mean(float(v), int(n))) for h, t, v, n in table["load"])
-        costs._size.update((Hint(h), int(v)) for h, v in table["size"].items())
-        costs._speed.update((g, Mean(float(v), int(n))) for g, (v, n) in table["speed"].items())
-        costs._s_per_byte.update((t, Mean(float(v), int(n))) for t, (v, n) in table["pace"].items())
-        exec_s, exec_n, load_s, load_n = table["mean"]
-        costs.mean_exec, costs.mean_load = Mean(float(exec_s), int(exec_n)), Mean(float(load_s), int(load_n))
-        return costs
 
 
 def _entry(table: OrderedDict[Any, Mean], key: Any) -> Mean:

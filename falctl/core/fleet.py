@@ -69,7 +69,11 @@ class Runner:
     @property
     def can_load(self) -> bool:
         """Return whether it would begin a load job now: one at a time, and beside executions only if it can."""
-        if not (self.caps.loads and self.accepting and not self.blocked) or self.loading:
+        if (
+            not (self.caps.loads and self.accepting and not self.blocked)
+            or self.loading
+            or self.hints is None
+        ):
             return False
         return self.caps.overlaps or not self.in_use
 

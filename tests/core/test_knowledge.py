@@ -1,0 +1,159 @@
+"""What the scheduler learns, remembers and forgets."""
+
+from __future__ import annotations
+
+import pytest
+
+from falctl.core import costs as costs_module
+from falctl.core import demand as demand_module
+from falctl.core import fair as fair_module
+from falctl.core.costs import Costs
+from falctl.core.demand import Demand
+from falctl.core.events import (
+    Arrived,
+    Dispatch,
+    HintsChanged,
+    Load,
+    LoadEnded,
+    Refuse,
+    Released,
+    RunnerUp,
+    Tick,
+)
+from falctl.core.fair import LOW_S, FairShare
+from falctl.core.policies.auto import Auto
+from falctl.core.scheduler import Scheduler
+from falctl.core.types import Caps, Epoch, Hint, RequestId, RunnerId, Wanted
+
+A, B, C = Hint("a"), Hint("b"), Hint("c")
+R0, E1 = RunnerId(0), Epoch(1)
+
+
+def arrived(name: str, hint: Hint, *, start_by: float | None = None) -> Arrived:
+    return Arrived(RequestId(name), Wanted(hint, "header"), "client", start_by=start_by)
+
+
+def scheduler(*, overlaps: bool = True, hints: frozenset[Hint] | None = frozenset()) -> Scheduler:
+    made = Scheduler(Auto(), queue_max=10)
+    caps = Caps(gpu="card", loads=True, overlaps=overlaps, models_max=1)
+    made.handle(RunnerUp(R0, E1, 1, (), hints, caps), now=0.0)
+    return made
+
+
+def test_a_slower_card_is_known_from_whatever_it_runs() -> None:
+    costs = Costs()
+    for _ in range(200):
+        costs.executed(A, "fast", 1.0)
+        costs.executed(B, "fast", 4.0)
+    for _ in range(400):
+        costs.executed(A, "slow", 2.0)
+        costs.executed(A, "fast", 1.0)
+    assert costs.speed("slow") > 1.5 * costs.speed("fast")
+    assert costs.exec_s(B, "slow") > 1.5 * costs.exec_s(B, "fast")
+
+
+def test_one_stray_observation_moves_little() -> None:
+    costs = Costs()
+    for _ in range(20):
+        costs.executed(A, "card", 1.0)
+    costs.executed(A, "card", 1000.0)
+    assert costs.exec_s(A, "card") < 1.5
+
+
+def test_a_declared_size_predicts_the_first_load() -> None:
+    costs = Costs()
+    costs.declare(A, 10 * 10**9)
+    costs.loaded(A, "disk", 10.0)
+    costs.declare(B, 30 * 10**9)
+    assert costs.load_s(B) == pytest.approx(30.0)
+
+
+def test_a_first_run_is_told_apart_once_a_warm_one_is_known() -> None:
+    costs = Costs()
+    costs.remember_first(A, 9.0)
+    costs.executed(A, "card", 1.0)
+    costs.settle(A, "card")
+    costs.settle(A, "card")
+    assert costs.load_s(A) == pytest.approx(8.0)
+
+
+def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(costs_module, "HINTS_MAX", 3)
+    monkeypatch.setattr(demand_module, "HINTS_MAX", 3)
+    monkeypatch.setattr(demand_module, "CLIENTS_MAX", 3)
+    monkeypatch.setattr(fair_module, "CLIENTS_MAX", 3)
+    costs, demand, fair = Costs(), Demand(), FairShare()
+    for n in range(10):
+        hint = Hint(f"h{n}")
+        costs.executed(hint, "card", 1.0)
+        demand.arrived(hint, f"c{n}", now=float(n))
+        fair.due(f"c{n}", "normal", 1.0, now=0.0)
+    assert not costs.knows(Hint("h0"))
+    assert costs.knows(Hint("h9"))
+    assert demand.share(Hint("h0")) == 0.0
+    assert len(fair._until) == 3
+
+
+def test_a_batch_is_due_one_by_one_and_another_client_comes_before_most_of_it() -> None:
+    fair = FairShare()
+    batch = [fair.due("a", "normal", 2.0, now=0.0) for _ in range(5)]
+    assert batch == [0.0, 2.0, 4.0, 6.0, 8.0]
+    assert fair.due("b", "normal", 2.0, now=3.0) == 3.0
+    assert fair.due("b", "low", 2.0, now=3.0) == 5.0 + LOW_S
+    assert fair.due("", "normal", 2.0, now=1.0) == 1.0
+
+
+def test_those_who_wait_for_a_load_share_it_and_their_receipts_say_so() -> None:
+    s = scheduler()
+    [load] = s.handle(arrived("1", A), now=0.0)
+    assert isinstance(load, Load)
+    assert (load.runner, load.hint, load.evict) == (R0, A, ())
+    assert s.handle(arrived("2", A), now=1.0) == []
+    [first] = s.handle(LoadEnded(R0, E1, A, ok=True, load_s=5.0), now=5.0)
+    assert isinstance(first, Dispatch)
+    assert (first.cache, first.load_s) == ("disk", 5.0)
+    [second] = s.handle(Released(RequestId("1"), R0, E1, 1.0, 0.0), now=6.0)
+    assert isinstance(second, Dispatch)
+    assert (second.cache, second.load_s) == ("join", 4.0)
+    s.handle(Released(RequestId("2"), R0, E1, 1.0, 0.0), now=7.0)
+    [third] = s.handle(arrived("3", A), now=8.0)
+    assert isinstance(third, Dispatch)
+    assert third.cache is None
+    assert s.fleet.runners[R0].free_slots == 0
+    assert len(s.queue) == 0
+
+
+def test_a_victim_that_is_still_told_as_resident_does_not_count_as_that() -> None:
+    s = scheduler(hints=frozenset({B}))
+    [load] = s.handle(arrived("1", A), now=0.0)
+    assert isinstance(load, Load)
+    assert load.evict == (B,)
+    s.handle(HintsChanged(R0, E1, frozenset({B})), now=0.1)
+    assert s.fleet.runners[R0].hints == frozenset()
+
+
+def test_a_model_whose_load_fails_is_executed_so_that_its_client_hears_why() -> None:
+    s = scheduler()
+    s.handle(arrived("1", A), now=0.0)
+    [dispatch] = s.handle(LoadEnded(R0, E1, A, ok=False, load_s=0.0), now=1.0)
+    assert isinstance(dispatch, Dispatch)
+    assert s.handle(LoadEnded(R0, E1, C, ok=True, load_s=1.0), now=2.0) == []
+
+
+def test_a_runner_whose_hints_are_gone_is_asked_for_no_load() -> None:
+    s = scheduler(overlaps=False)
+    s.handle(arrived("1", A), now=0.0)
+    assert s.handle(arrived("2", B), now=0.5) == []
+    s.handle(HintsChanged(R0, E1, None), now=1.0)
+    for action in s.handle(LoadEnded(R0, E1, A, ok=True, load_s=1.0), now=1.0):
+        assert not isinstance(action, Load)
+    assert s.fleet.runners[R0].hints is None
+
+
+def test_what_should_have_started_by_now_is_refused() -> None:
+    s = scheduler()
+    s.handle(arrived("1", A, start_by=2.0), now=0.0)
+    assert s.handle(Tick(), now=1.9) == []
+    [refusal] = s.handle(Tick(), now=2.0)
+    assert isinstance(refusal, Refuse)
+    assert refusal.code == "start_timeout"
