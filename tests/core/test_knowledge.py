@@ -157,3 +157,10 @@ def test_what_should_have_started_by_now_is_refused() -> None:
     [refusal] = s.handle(Tick(), now=2.0)
     assert isinstance(refusal, Refuse)
     assert refusal.code == "start_timeout"
+
+
+def test_a_host_that_tells_its_load_apart_teaches_both() -> None:
+    s = scheduler(hints=frozenset({A}))
+    s.handle(arrived("1", A), now=0.0)
+    s.handle(Released(RequestId("1"), R0, E1, exec_s=1.0, load_s=3.0), now=4.0)
+    assert (s.state.costs.exec_s(A, "card"), s.state.costs.load_s(A)) == (1.0, 3.0)
