@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -19,6 +21,16 @@ CRASHES: Final = f"{Path(__file__).parent / 'apps' / 'small.py'}::CrashesSoon"
 LIMITS: Final = "[runners]\nbackoff_min = 0.5\nbackoff_max = 1.5\nrestarts_max = 3\n"
 
 
+@contextmanager
+def doomed(runners: str, *, count: int, tmp_path: Path) -> Iterator[Falctl]:
+    """Start a fleet; once all of it is ready, its *runners* begin to exit a moment after each start."""
+    doom = tmp_path / "doom"
+    env = {"FALCTL_TEST_DOOMED": runners, "FALCTL_TEST_DOOM": str(doom)}
+    with Falctl(CRASHES, config=LIMITS, args=("--runners", str(count)), env=env) as f:
+        doom.touch()
+        yield f
+
+
 def follow_to_its_end(f: Falctl, runner: int) -> list[LifeRow]:
     """Return every row of a runner's life on the board until it is given up."""
     rows: list[LifeRow] = []
@@ -33,8 +45,8 @@ def follow_to_its_end(f: Falctl, runner: int) -> list[LifeRow]:
     return rows
 
 
-def test_the_pauses_double_and_then_it_is_given_up_while_the_other_serves() -> None:
-    with Falctl(CRASHES, config=LIMITS, args=("--runners", "2"), env={"FALCTL_TEST_DOOMED": "0"}) as f:
+def test_the_pauses_double_and_then_it_is_given_up_while_the_other_serves(tmp_path: Path) -> None:
+    with doomed("0", count=2, tmp_path=tmp_path) as f:
         rows = follow_to_its_end(f, 0)
         pauses = [row.restart_at - row.since_at for row in rows if row.state == "backoff"]
         assert pauses == pytest.approx([0.5, 1.0, 1.5], abs=0.001), "doubled, and no longer than backoff_max"
@@ -46,8 +58,8 @@ def test_the_pauses_double_and_then_it_is_given_up_while_the_other_serves() -> N
         assert f.life(1).epoch == 1
 
 
-def test_when_all_are_given_up_a_request_is_refused_at_once_and_told_why() -> None:
-    with Falctl(CRASHES, config=LIMITS, args=("--runners", "2"), env={"FALCTL_TEST_DOOMED": "0,1"}) as f:
+def test_when_all_are_given_up_a_request_is_refused_at_once_and_told_why(tmp_path: Path) -> None:
+    with doomed("0,1", count=2, tmp_path=tmp_path) as f:
         for runner in range(2):
             until(lambda: f.life(runner).state == "failed", within_s=60.0, what="it is given up")  # noqa: B023
         asked_at = monotonic_s()
@@ -61,8 +73,8 @@ def test_when_all_are_given_up_a_request_is_refused_at_once_and_told_why() -> No
         assert f.running(), "a person looks at `falctl status` why; nothing is lost by staying"
 
 
-def test_requests_wait_while_the_only_runner_comes_back() -> None:
-    with Falctl(CRASHES, config=LIMITS, args=("--runners", "1"), env={"FALCTL_TEST_DOOMED": "0"}) as f:
+def test_requests_wait_while_the_only_runner_comes_back(tmp_path: Path) -> None:
+    with doomed("0", count=1, tmp_path=tmp_path) as f:
         f.wait_state(0, "backoff")
         assert f.post("/").status == 200, "it was sent to the next incarnation"
         assert f.life(0).epoch >= 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from pathlib import Path
 
 from PIL import Image as Pil
 from pydantic import BaseModel
@@ -31,13 +32,22 @@ class Painter(App):
 
 
 class CrashesSoon(App):
-    """The runners that the environment lists exit a moment after they are ready."""
+    """The runners that the environment lists exit a moment after the file is there that it names."""
 
     def setup(self) -> None:
         doomed = os.environ["FALCTL_TEST_DOOMED"].split(",")
         if str(self.runner.runner) in doomed:
-            threading.Timer(0.3, os._exit, (9,)).start()
+            threading.Thread(target=_exit_when_told, daemon=True).start()
 
     @endpoint("/")
     def run(self) -> int:
         return self.runner.runner
+
+
+def _exit_when_told() -> None:
+    # Not before the whole fleet is up: a runner that ends before is a failed start.
+    doom, pause = Path(os.environ["FALCTL_TEST_DOOM"]), threading.Event()
+    while not doom.exists():
+        pause.wait(0.02)
+    pause.wait(0.3)
+    os._exit(9)
