@@ -26,6 +26,9 @@ CLIENTS_MAX: Final = 1000
 HINTS_MAX: Final = 8192
 _LN2: Final = 0.6931471805599453
 _GAP_WEIGHT: Final = 0.01
+_TABLED: Final = 512
+_DECAYS: Final = tuple(tuple(0.5 ** (age / half) for age in range(_TABLED)) for half in HALF_LIVES)
+"""What a count of each half-life has decayed to after so many requests; powers take most of a decision's time."""
 
 
 @dataclass(slots=True)
@@ -74,8 +77,11 @@ class Demand:
         counted = 0.0
         if (count := self._counts.get(hint)) is not None:
             age = self.n - count.at
-            for half, value in zip(HALF_LIVES, count.sums, strict=True):
-                counted += value * 0.5 ** (age / half) * _LN2 / min(half, _LN2 * self.n + 1)
+            grown = _LN2 * self.n + 1
+            for half, value, decays in zip(HALF_LIVES, count.sums, _DECAYS, strict=True):
+                decay = decays[age] if age < _TABLED else 0.5 ** (age / half)
+                counted += value * decay / min(half, grown)
+            counted *= _LN2
         votes = self._votes.get(hint, {})
         voted = sum(1.0 / (self.n - at + CLIENT_AGE) for at in votes.values())
         return (1 - CLIENT_WEIGHT) * counted / len(HALF_LIVES) + CLIENT_WEIGHT / 2 * voted

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -91,6 +91,8 @@ class Fleet:
     unloadable: set[Hint] = field(default_factory=set)
     """Models whose last load failed: their requests are executed, so that the client hears why."""
     _last_served: OrderedDict[Hint, RunnerId] = field(default_factory=OrderedDict)
+    _served: dict[RunnerId, set[Hint]] = field(default_factory=dict)
+    """The same by runner."""
 
     def free(self) -> list[Runner]:
         """Return the runners with a free slot, the one whose turn it is first (round robin)."""
@@ -104,6 +106,10 @@ class Fleet:
             return self._last_served.get(hint) == runner.runner
         return hint in runner.hints
 
+    def held(self, runner: Runner) -> Collection[Hint]:
+        """Return all that *runner* is `warm` for."""
+        return self._served.get(runner.runner, ()) if runner.hints is None else runner.hints
+
     def warming(self, hint: Hint) -> Iterator[Runner]:
         """Iterate over the runners that are warm for *hint* or execute a request for it now."""
         return (
@@ -112,12 +118,17 @@ class Fleet:
 
     def serve(self, hint: Hint, runner: RunnerId) -> None:
         """Remember that *runner* was the last to be sent a request for *hint*."""
+        self._drop(hint)
         self._last_served[hint] = runner
-        self._last_served.move_to_end(hint)
+        self._served.setdefault(runner, set()).add(hint)
         if len(self._last_served) > LAST_SERVED_MAX:
-            self._last_served.popitem(last=False)
+            self._drop(next(iter(self._last_served)))
 
     def forget(self, runner: RunnerId) -> None:
         """Drop what *runner* served: its process is gone, and what it was warm for with it."""
-        for hint in [h for h, r in self._last_served.items() if r == runner]:
+        for hint in self._served.pop(runner, ()):
             del self._last_served[hint]
+
+    def _drop(self, hint: Hint) -> None:
+        if (runner := self._last_served.pop(hint, None)) is not None:
+            self._served[runner].discard(hint)

@@ -97,6 +97,8 @@ class Scheduler:
     # --- events ----------------------------------------------------------------------------------
 
     def _apply(self, event: Event, now: float) -> list[Action]:
+        if not isinstance(event, Arrived | Released | LoadEnded | HintsChanged):
+            self.state.changes.all = True
         match event:
             case Arrived():
                 return self._arrive(event, now)
@@ -135,6 +137,7 @@ class Scheduler:
             event.request, wanted, event.client, now, self._arrivals, due=due, start_by=event.start_by
         )
         self.state.queue.add(waiting)
+        self.state.changes.note(waiting.hint, wanted=True)
         return []
 
     def _hear(
@@ -154,6 +157,7 @@ class Scheduler:
                 return self._return_to_queue(request)
             case HintsChanged():
                 view.hints = None if event.hints is None else event.hints - view.leaving
+                self.state.changes.note(None, view.runner)
             case RunnerDrains():
                 view.accepting = False
             case _:
@@ -165,12 +169,14 @@ class Scheduler:
         running = view.in_use.pop(event.request, None)
         if running is not None:
             view.blocked = False
+            self.state.changes.note(running.hint, view.runner)
             learn_release(self.state.costs, view, running, event, now=now)
 
     def _loaded(self, event: LoadEnded, view: Runner, now: float) -> None:
         if view.loading.pop(event.hint, None) is None:
             return
         view.leaving = frozenset()
+        self.state.changes.note(event.hint, view.runner, wanted=True)
         if event.ok:
             self.state.costs.loaded(event.hint, event.tier, event.load_s)
             self.state.fleet.unloadable.discard(event.hint)
@@ -180,6 +186,7 @@ class Scheduler:
             view.loaded[event.hint] = Loaded(now, event.load_s)
         else:
             self.state.fleet.unloadable.add(event.hint)
+            self.state.changes.all = True
 
     def _return_to_queue(self, request: RequestId) -> list[Action]:
         entry = self._in_flight.pop(request, None)
@@ -247,6 +254,9 @@ class Scheduler:
         if hint is not None:
             view.used[hint] = self._dispatches
             fleet.serve(hint, move.runner)
+        self.state.changes.note(hint, move.runner)
+        if view.hints is None:
+            self.state.changes.all = True  # it is warm for something new
         self._learn_gap(now)
         dispatch = Dispatch(
             move.request, move.runner, view.epoch, warm, now - waiting.arrived_at, move.reason
@@ -259,6 +269,7 @@ class Scheduler:
         assert view.hints is not None
         assert move.hint not in view.hints
         assert not any(view.executes(victim) for victim in move.evict), "a victim executes"
+        self.state.changes.note(move.hint, move.runner)
         view.leaving = frozenset(move.evict)
         view.hints -= view.leaving
         view.loading[move.hint] = now
@@ -269,6 +280,7 @@ class Scheduler:
         late = self.state.queue.late(now)
         for request in late:
             self.state.queue.pop(request)
+            self.state.changes.all = True
         return [self._refusal(request, "start_timeout") for request in late]
 
     def _learn_gap(self, now: float) -> None:
