@@ -55,7 +55,10 @@ class Router:
         self._fleet = FleetLinks(board, home, self._driver, self._ledger)
         self._limits = _limits(config)
         self._intake = Intake(
-            ByteBudget(config.queue.max_bytes), config.server.max_body, config.server.body_timeout
+            ByteBudget(config.queue.max_bytes),
+            config.server.max_body,
+            config.server.body_timeout,
+            self._driver.place_s,
         )
         self._files = FileStore(home.files, keep_s=config.files.keep)
         self._publisher = Publisher(
