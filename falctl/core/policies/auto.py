@@ -77,11 +77,11 @@ class Auto:
             return None
         runner = holders[0] if len(holders) == 1 else min(holders, key=lambda r: _regret(look, r, chosen))
         reason = "wants no hint" if chosen is None else "warm"
-        return _Choice(look.execute_key(chosen, runner.caps.gpu), runner, chosen, reason)
+        return _Choice(look.execute_key(chosen, runner.card), runner, chosen, reason)
 
     def _turn(self, look: Look, hint: Hint | None, runner: Runner) -> float:
         """Return when *hint* is due on *runner*: later if others could run it, so that scarce models go first."""
-        key = look.execute_key(hint, runner.caps.gpu)
+        key = look.execute_key(hint, runner.card)
         if hint is None:
             return key
         return key + self.knobs.scarce * (len(look.copies[hint]) - 1) * look.exec_s(hint)

@@ -45,7 +45,7 @@ class Look:
 
     # --- queues ----------------------------------------------------------------------------------
 
-    def exec_s(self, hint: Hint | None, gpu: str = "") -> float:
+    def exec_s(self, hint: Hint | None, card: str = "") -> float:
         """Return what an execution should take."""
         costs = self.state.costs
         if hint is None:
@@ -53,16 +53,16 @@ class Look:
         known = self._exec.get(hint)
         if known is None:
             known = self._exec[hint] = max(costs.exec_s(hint), LEAST_S)
-        return known * costs.speed(gpu)
+        return known * costs.speed(card)
 
-    def execute_key(self, hint: Hint | None, gpu: str = "") -> float:
+    def execute_key(self, hint: Hint | None, card: str = "") -> float:
         """Return when *hint*, which somebody waits for, is due: short work has a head start."""
-        if hint is not None and not gpu and (known := self._keys.get(hint)) is not None:
+        if hint is not None and not card and (known := self._keys.get(hint)) is not None:
             return known
         head = self.state.queue.head(hint)
         assert head is not None
-        key = head.due + self.knobs.head_start * self.exec_s(hint, gpu)
-        if hint is not None and not gpu:
+        key = head.due + self.knobs.head_start * self.exec_s(hint, card)
+        if hint is not None and not card:
             self._keys[hint] = key
         return key
 
@@ -99,7 +99,7 @@ class Look:
     def _rest_s(self, runner: Runner) -> float:
         costs, rest = self.state.costs, 0.0
         for running in runner.in_use.values():
-            expected = self.exec_s(running.hint, runner.caps.gpu)
+            expected = self.exec_s(running.hint, runner.card)
             if running.hint is not None and not running.warm and not runner.caps.loads:
                 expected += costs.load_s(running.hint)
             rest = max(rest, _remaining(expected, self.now - running.started_at))
