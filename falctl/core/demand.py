@@ -13,8 +13,9 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Self
 
+from falctl.core.checks import amount, part, rows, text, whole
 from falctl.core.types import Hint
 
 HALF_LIVES: Final = (8, 72, 648, 5832)
@@ -73,6 +74,20 @@ class Demand:
         """Return the requests per second for *hint*."""
         return self.share(hint) / max(self.gap_s, 1e-9) if self.gap_s else 0.0
 
+    def dump(self) -> dict[str, object]:
+        """Return counts and pace, as JSON can hold it; clients are not kept."""
+        counts = [[hint, self.n - count.at, *count.sums] for hint, count in self._counts.items()]
+        return {"n": self.n, "gap_s": self.gap_s, "counts": counts}
+
+    @classmethod
+    def restored(cls, table: object) -> Self:
+        """Return what was dumped; the time until the next arrival is no gap. Raises ValueError: it cannot have been."""
+        new = cls(n=whole(part(table, "n")), gap_s=amount(part(table, "gap_s")))
+        for hint, age, *sums in rows(part(table, "counts"), text, whole, *[amount] * len(HALF_LIVES)):
+            new._counts[Hint(hint)] = _Count(new.n - age, sums)
+            new._trim()
+        return new
+
     def _share(self, hint: Hint) -> float:
         counted = 0.0
         if (count := self._counts.get(hint)) is not None:
@@ -90,13 +105,16 @@ class Demand:
         count = self._counts.get(hint)
         if count is None:
             self._counts[hint] = _Count(self.n, [1.0] * len(HALF_LIVES))
-            if len(self._counts) > HINTS_MAX:
-                self._counts.popitem(last=False)
+            self._trim()
             return
         age = self.n - count.at
         count.sums = [v * 0.5 ** (age / half) + 1 for v, half in zip(count.sums, HALF_LIVES, strict=True)]
         count.at = self.n
         self._counts.move_to_end(hint)
+
+    def _trim(self) -> None:
+        if len(self._counts) > HINTS_MAX:
+            self._counts.popitem(last=False)
 
     def _vote(self, hint: Hint, client: str) -> None:
         self._forget(client)

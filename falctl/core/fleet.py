@@ -60,6 +60,11 @@ class Runner:
     """Order number of the last dispatch to it, -1 for none: the least is the one whose turn it is."""
 
     @property
+    def card(self) -> str:
+        """Return what its executions teach about: this runner of a card of that model, as both outlive a restart."""
+        return f"{self.caps.gpu}#{self.runner}"
+
+    @property
     def free_slots(self) -> int:
         """Return how many requests it would take now."""
         if not self.accepting or self.blocked or (self.loading and not self.caps.overlaps):

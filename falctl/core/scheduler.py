@@ -34,6 +34,7 @@ from falctl.core.events import (
 from falctl.core.fair import FairShare
 from falctl.core.fleet import Fleet, Loaded, Runner, Running
 from falctl.core.learning import learn_release
+from falctl.core.pace import Pace
 from falctl.core.policies.base import Execute, LoadModel, Move, Policy, State
 from falctl.core.queue import Waiting, WaitingQueue
 from falctl.core.types import Epoch, RequestId, RunnerId
@@ -41,33 +42,33 @@ from falctl.core.types import Epoch, RequestId, RunnerId
 BOUNCES_MAX: Final = 10
 """A request bounced this often is refused: fal's own bound on attempts (fal-client 1.0.3, MAX_ATTEMPTS)."""
 
-_GAP_WEIGHT: Final = 0.2
-"""Weight of the newest gap between dispatches in its moving average, which Retry-After is made from."""
-
 
 @dataclass(slots=True)
 class Scheduler:
     """
     Decides where every request goes. It holds the only copy of what waits and what is in flight.
 
-    *queue_max*: how many requests may wait. *policy* may be exchanged at any time between two events.
+    *queue_max*: how many requests may wait; *client_max*: how many of one client, 0 for as many. *policy* may be
+    exchanged at any time between two events.
     """
 
     policy: Policy
     queue_max: int
+    client_max: int = 0
     state: State = field(default_factory=State)
     fair: FairShare = field(default_factory=FairShare)
+    pace: Pace = field(default_factory=Pace)
     _in_flight: dict[RequestId, tuple[RunnerId, Epoch, Waiting]] = field(default_factory=dict)
     _arrivals: int = 0
     _dispatches: int = 0
     _draining: bool = False
-    _gap_s: float = 1.0
-    _dispatched_at: float | None = None
 
     def handle(self, event: Event, *, now: float) -> list[Action]:
         """Apply *event* at monotonic instant *now*; return what to do, in order."""
         refused = self._apply(event, now)
-        return [*refused, *self._late(now), *self._decide(now), *self._give_up()]
+        actions = [*refused, *self._late(now), *self._decide(now), *self._give_up()]
+        self.pace.watch(waiting=bool(self.state.queue), now=now)
+        return actions
 
     def check(self) -> None:
         """Assert every invariant; called after each event in simulation."""
@@ -103,7 +104,8 @@ class Scheduler:
             case Arrived():
                 return self._arrive(event, now)
             case Cancelled(request):
-                self.state.queue.pop(request)
+                if (gone := self.state.queue.pop(request)) is not None:
+                    self.pace.leave(gone.client, now=now)
             case Released() | LoadEnded() | Bounced() | HintsChanged() | RunnerDrains():
                 return self._hear(event, now)
             case RunnerUp():
@@ -121,9 +123,9 @@ class Scheduler:
 
     def _arrive(self, event: Arrived, now: float) -> list[Action]:
         if self._draining:
-            return [self._refusal(event.request, "draining")]
-        if len(self.state.queue) >= self.queue_max:
-            return [self._refusal(event.request, "queue_full")]
+            return [Refuse(event.request, "draining")]
+        if (refusal := self._over_a_bound(event, now)) is not None:
+            return [refusal]
         self._arrivals += 1
         costs, wanted = self.state.costs, event.wanted
         if wanted is not None:
@@ -140,6 +142,20 @@ class Scheduler:
         self.state.changes.note(waiting.hint, wanted=True)
         return []
 
+    def _over_a_bound(self, event: Arrived, now: float) -> Refuse | None:
+        queue, client = self.state.queue, event.client
+        if len(queue) >= self.queue_max:
+            return Refuse(event.request, "queue_full", self.place_s(now=now), len(queue))
+        if client and self.client_max and queue.count_of(client) >= self.client_max:
+            after_s = self.place_s(now=now) / self.pace.share(client, clients=queue.clients)
+            return Refuse(event.request, "client_queue_full", after_s, queue.count_of(client))
+        return None
+
+    def place_s(self, *, now: float) -> float:
+        """Return in how many seconds the next place in the queue should turn free."""
+        slots = sum(runner.slots for runner in self.state.fleet.runners.values())
+        return self.pace.gap_s(prior_s=self.state.costs.mean_exec.value / max(slots, 1), now=now)
+
     def _hear(
         self, event: Released | LoadEnded | Bounced | HintsChanged | RunnerDrains, now: float
     ) -> list[Action]:
@@ -154,7 +170,7 @@ class Scheduler:
             case Bounced(request):
                 view.blocked = True
                 view.in_use.pop(request, None)
-                return self._return_to_queue(request)
+                return self._return_to_queue(request, now)
             case HintsChanged():
                 view.hints = None if event.hints is None else event.hints - view.leaving
                 self.state.changes.note(None, view.runner)
@@ -188,15 +204,15 @@ class Scheduler:
             self.state.fleet.unloadable.add(event.hint)
             self.state.changes.all = True
 
-    def _return_to_queue(self, request: RequestId) -> list[Action]:
+    def _return_to_queue(self, request: RequestId, now: float) -> list[Action]:
         entry = self._in_flight.pop(request, None)
         if entry is None:
             return []
         waiting = replace(entry[2], attempts=entry[2].attempts + 1)
         if waiting.attempts >= BOUNCES_MAX:
-            return [self._refusal(request, "bounced_too_often")]
+            return [Refuse(request, "bounced_too_often", self.place_s(now=now))]
         if self._draining:
-            return [self._refusal(request, "draining")]
+            return [Refuse(request, "draining")]
         self.state.queue.add(waiting)
         return []
 
@@ -257,7 +273,8 @@ class Scheduler:
         self.state.changes.note(hint, move.runner)
         if view.hints is None:
             self.state.changes.all = True  # it is warm for something new
-        self._learn_gap(now)
+        if now > waiting.arrived_at:  # else it has had no place
+            self.pace.leave(waiting.client, now=now)
         dispatch = Dispatch(
             move.request, move.runner, view.epoch, warm, now - waiting.arrived_at, move.reason
         )
@@ -279,14 +296,11 @@ class Scheduler:
         """Refuse what should have started by now."""
         late = self.state.queue.late(now)
         for request in late:
-            self.state.queue.pop(request)
+            gone = self.state.queue.pop(request)
+            assert gone is not None
+            self.pace.leave(gone.client, now=now)
             self.state.changes.all = True
-        return [self._refusal(request, "start_timeout") for request in late]
-
-    def _learn_gap(self, now: float) -> None:
-        if self._dispatched_at is not None and self.state.queue:
-            self._gap_s += _GAP_WEIGHT * (now - self._dispatched_at - self._gap_s)
-        self._dispatched_at = now
+        return [Refuse(request, "start_timeout") for request in late]
 
     def _give_up(self) -> list[Action]:
         """Refuse what waits when no runner is up and none will be."""
@@ -299,10 +313,7 @@ class Scheduler:
         requests = [waiting.request for waiting in self.state.queue]
         for request in requests:
             self.state.queue.pop(request)
-        return [self._refusal(request, code) for request in requests]
-
-    def _refusal(self, request: RequestId, code: RefuseCode) -> Refuse:
-        return Refuse(request, code, retry_after_s=max(self._gap_s, 1.0))
+        return [Refuse(request, code) for request in requests]
 
 
 def _with_load(dispatch: Dispatch, waiting: Waiting, view: Runner) -> Dispatch:

@@ -56,7 +56,7 @@ class Queues:
         known = self._exec.get(hint)
         if known is None:
             known = self._exec[hint] = max(costs.exec_s(hint), LEAST_S)
-        return known if runner is None else known * costs.speed(runner.caps.gpu)
+        return known if runner is None else known * costs.speed(runner.card)
 
     def execute_key(self, hint: Hint | None, runner: Runner | None = None) -> float:
         """Return when *hint*, which somebody waits for, is due: short work has a head start."""
