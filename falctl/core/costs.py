@@ -4,7 +4,7 @@ What a load and an execution cost, learnt from those that have happened.
 Every figure is the product of two that are learnt apart: seconds of a hint on a card of speed 1, and the speed of
 the card's model. So a hint seen on one card says what it will cost on another, and a slow or throttled card is
 known from whatever it does. One observation moves an estimate by its weight at most, and one that is off by more
-than `CLIP` counts as off by `CLIP`, so that a single stall does not spoil it.
+than `CLIP` counts as off by `CLIP`, so that a single stall does not spoil it; the third in a row is no stray.
 
 Priors for what has not happened yet: an execution takes the fleet's mean; a load takes its bytes over the measured
 bandwidth of its tier if the size is declared, else the fleet's mean load.
@@ -23,6 +23,8 @@ WEIGHT: Final = 0.1
 FLEET_WEIGHT: Final = 0.01
 """The same for means over the whole fleet and for the speed of a card's model."""
 CLIP: Final = 4.0
+STRAYS: Final = 3
+"""So many observations in a row that are off by more than `CLIP` to one side are how things are now."""
 HINTS_MAX: Final = 4096
 """Hints whose costs are remembered; the one not seen for longest is forgotten first."""
 
@@ -34,10 +36,12 @@ SIZE_PRIOR_BYTES: Final = 7e9
 
 @dataclass(slots=True)
 class Mean:
-    """A robust running mean of positive numbers. ``n`` is 0 before the first."""
+    """A robust running mean of numbers from 0 up. ``n`` is 0 before the first."""
 
     value: float = 0.0
     n: int = 0
+    strays: int = 0
+    """Observations in a row that were too large, or, negative, too small."""
 
     def add(self, x: float, weight: float) -> None:
         """Take in *x*, clipped to `CLIP` times the mean so far either way."""
@@ -46,8 +50,15 @@ class Mean:
             self.value = x
             return
         if self.n > 2:  # the first two may both be odd; from then on a stray is seen as one
-            x = min(max(x, self.value / CLIP), self.value * CLIP)
+            x = self._believed(x)
         self.value += max(weight, 1.0 / self.n) * (x - self.value)
+
+    def _believed(self, x: float) -> float:
+        side = (x > self.value * CLIP) - (x < self.value / CLIP)
+        self.strays = side + self.strays if side * self.strays >= 0 and side else side
+        if abs(self.strays) >= STRAYS:
+            return x
+        return min(max(x, self.value / CLIP), self.value * CLIP)
 
 
 @dataclass(slots=True)
