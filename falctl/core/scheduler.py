@@ -12,6 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Final, assert_never
 
+from falctl.core.decisions import Decisions
+from falctl.core.ended import EndedRing
 from falctl.core.events import (
     Action,
     Arrived,
@@ -35,6 +37,7 @@ from falctl.core.fair import FairShare
 from falctl.core.fleet import Fleet, Loaded, Runner, Running
 from falctl.core.learning import learn_release
 from falctl.core.policies.base import Execute, LoadModel, Move, Policy, State
+from falctl.core.policies.explain import plain
 from falctl.core.queue import Waiting, WaitingQueue
 from falctl.core.types import Epoch, RequestId, RunnerId
 
@@ -57,6 +60,8 @@ class Scheduler:
     queue_max: int
     state: State = field(default_factory=State)
     fair: FairShare = field(default_factory=FairShare)
+    decisions: Decisions = field(default_factory=Decisions)
+    ended: EndedRing = field(default_factory=EndedRing)
     _in_flight: dict[RequestId, tuple[RunnerId, Epoch, Waiting]] = field(default_factory=dict)
     _arrivals: int = 0
     _dispatches: int = 0
@@ -67,11 +72,16 @@ class Scheduler:
     def handle(self, event: Event, *, now: float) -> list[Action]:
         """Apply *event* at monotonic instant *now*; return what to do, in order."""
         refused = self._apply(event, now)
-        return [*refused, *self._late(now), *self._decide(now), *self._give_up()]
+        actions = [*refused, *self._late(now), *self._decide(now), *self._give_up()]
+        for action in actions:
+            if isinstance(action, Refuse):
+                self.decisions.refused(action, now=now)
+        return actions
 
     def check(self) -> None:
         """Assert every invariant; called after each event in simulation."""
         self.state.queue.check()
+        self.decisions.check()
         for request, (runner, epoch, _) in self._in_flight.items():
             assert request not in self.state.queue
             view = self.state.fleet.runners[runner]
@@ -94,6 +104,11 @@ class Scheduler:
         """Return the runners as they are known."""
         return self.state.fleet
 
+    @property
+    def in_flight(self) -> int:
+        """Return how many requests are dispatched and not released."""
+        return len(self._in_flight)
+
     # --- events ----------------------------------------------------------------------------------
 
     def _apply(self, event: Event, now: float) -> list[Action]:
@@ -101,13 +116,14 @@ class Scheduler:
             case Arrived():
                 return self._arrive(event, now)
             case Cancelled(request):
-                self.state.queue.pop(request)
+                if self.state.queue.pop(request) is not None:
+                    self.decisions.happened(request, "cancelled", now=now)
             case Released() | LoadEnded() | Bounced() | HintsChanged() | RunnerDrains():
                 return self._hear(event, now)
             case RunnerUp():
                 self._up(event, now)
             case RunnerDown(runner, returns):
-                self._down(runner, returns=returns)
+                self._down(runner, now, returns=returns)
             case Drains():
                 self._draining = True
                 return self._refuse_all("draining")
@@ -118,10 +134,9 @@ class Scheduler:
         return []
 
     def _arrive(self, event: Arrived, now: float) -> list[Action]:
-        if self._draining:
-            return [self._refusal(event.request, "draining")]
-        if len(self.state.queue) >= self.queue_max:
-            return [self._refusal(event.request, "queue_full")]
+        if self._draining or len(self.state.queue) >= self.queue_max:
+            self.decisions.arrived(event, due=now, now=now)
+            return [self._refusal(event.request, "draining" if self._draining else "queue_full")]
         self._arrivals += 1
         costs, wanted = self.state.costs, event.wanted
         if wanted is not None:
@@ -135,6 +150,7 @@ class Scheduler:
             event.request, wanted, event.client, now, self._arrivals, due=due, start_by=event.start_by
         )
         self.state.queue.add(waiting)
+        self.decisions.arrived(event, due=due, now=now)
         return []
 
     def _hear(
@@ -151,6 +167,7 @@ class Scheduler:
             case Bounced(request):
                 view.blocked = True
                 view.in_use.pop(request, None)
+                self.decisions.happened(request, "bounced", now=now, runner=event.runner)
                 return self._return_to_queue(request)
             case HintsChanged():
                 view.hints = None if event.hints is None else event.hints - view.leaving
@@ -161,17 +178,22 @@ class Scheduler:
         return []
 
     def _release(self, event: Released, view: Runner, now: float) -> None:
-        self._in_flight.pop(event.request, None)
+        entry = self._in_flight.pop(event.request, None)
         running = view.in_use.pop(event.request, None)
         if running is not None:
             view.blocked = False
+            if entry is not None:
+                self.decisions.ended(event, now=now)
+                self.ended.ended(event, entry[2], view, running, self.state.costs)
             learn_release(self.state.costs, view, running, event, now=now)
 
     def _loaded(self, event: LoadEnded, view: Runner, now: float) -> None:
         if view.loading.pop(event.hint, None) is None:
             return
         view.leaving = frozenset()
+        self.decisions.load_ended(event, now=now)
         if event.ok:
+            self.ended.loaded(event.hint, event.load_s)
             self.state.costs.loaded(event.hint, event.tier, event.load_s)
             self.state.fleet.unloadable.discard(event.hint)
             if view.hints is not None:
@@ -196,24 +218,27 @@ class Scheduler:
     def _up(self, event: RunnerUp, now: float) -> None:
         known = self.state.fleet.runners.get(event.runner)
         if known is None or known.epoch != event.epoch:
-            self._down(event.runner, returns=False)
+            self._down(event.runner, now, returns=False)
             known = Runner(event.runner, event.epoch, event.slots, event.hints, event.caps)
             self.state.fleet.runners[event.runner] = known
         self.state.fleet.returning.discard(event.runner)
         known.hints, known.caps, known.accepting, known.blocked = event.hints, event.caps, True, False
         known.loading = {hint: known.loading.get(hint, now) for hint in event.loading}
         known.leaving = frozenset()
+        self.decisions.loads_known(event.runner, event.loading, now=now)
         ours = {q for q, (r, _, _) in self._in_flight.items() if r == event.runner}
         unknown = Running(None, now)
         known.in_use = {q: known.in_use.get(q, unknown) for q in (*event.executing, *ours)}
 
-    def _down(self, runner: RunnerId, *, returns: bool) -> None:
+    def _down(self, runner: RunnerId, now: float, *, returns: bool) -> None:
         fleet = self.state.fleet
         fleet.runners.pop(runner, None)
         fleet.forget(runner)
         (fleet.returning.add if returns else fleet.returning.discard)(runner)
         for request in [q for q, (r, _, _) in self._in_flight.items() if r == runner]:
             del self._in_flight[request]
+            self.decisions.happened(request, "lost", now=now, runner=runner)
+        self.decisions.loads_known(runner, (), now=now)
 
     # --- actions ---------------------------------------------------------------------------------
 
@@ -234,6 +259,7 @@ class Scheduler:
 
     def _send(self, move: Execute, now: float) -> Dispatch:
         fleet = self.state.fleet
+        candidates = move.candidates or plain(self.state, move)
         waiting = self.state.queue.pop(move.request)
         view = fleet.runners[move.runner]
         assert waiting is not None, "a policy chose a request that does not wait"
@@ -251,10 +277,13 @@ class Scheduler:
         dispatch = Dispatch(
             move.request, move.runner, view.epoch, warm, now - waiting.arrived_at, move.reason
         )
-        return _with_load(dispatch, waiting, view)
+        dispatch = _with_load(dispatch, waiting, view)
+        self.decisions.dispatched(dispatch, candidates, now=now)
+        return dispatch
 
     def _load(self, move: LoadModel, now: float) -> Load:
         view = self.state.fleet.runners[move.runner]
+        candidates = move.candidates or plain(self.state, move)
         assert view.can_load, "a policy chose a runner that cannot load now"
         assert view.hints is not None
         assert move.hint not in view.hints
@@ -262,7 +291,12 @@ class Scheduler:
         view.leaving = frozenset(move.evict)
         view.hints -= view.leaving
         view.loading[move.hint] = now
-        return Load(move.runner, view.epoch, move.hint, move.evict, move.reason)
+        load = Load(move.runner, view.epoch, move.hint, move.evict, move.reason)
+        head, count = self.state.queue.head(move.hint), self.state.queue.count(move.hint)
+        self.decisions.load_began(
+            load, candidates, now=now, request=None if head is None else head.request, waiting=count
+        )
+        return load
 
     def _late(self, now: float) -> list[Action]:
         """Refuse what should have started by now."""

@@ -22,7 +22,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from falctl.core.fleet import Runner
-from falctl.core.policies.base import Execute, LoadModel, Move, State
+from falctl.core.policies.base import Candidate, Execute, LoadModel, Move, State
+from falctl.core.policies.explain import weigh, weighed
 from falctl.core.policies.knobs import Knobs
 from falctl.core.policies.look import Look, look_at
 from falctl.core.types import Hint
@@ -52,11 +53,23 @@ class Auto:
         # A load can wait for the next round if it runs beside the execution, unless it needs the slot that this would pin.
         overlaps = all(r.caps.overlaps for r in look.runners)
         if execute is not None and overlaps and not self._blocked(look, execute):
-            return _execution(state, execute)
+            return self._told(look, _execution(state, execute))
         load = self._load(look)
         if load is not None and (execute is None or load.key < execute.key):
-            return _loading(state, load)
-        return None if execute is None else _execution(state, execute)
+            return self._told(look, _loading(state, load))
+        return None if execute is None else self._told(look, _execution(state, execute))
+
+    def weigh(self, state: State, hint: Hint, *, now: float) -> tuple[Candidate, ...]:
+        """Return every runner as it stands to *hint*, which somebody waits for; nothing is decided."""
+        return weigh(look_at(state, self.knobs, now=now), hint, self)
+
+    def saves(self, look: Look, hint: Hint, runner: Runner) -> float:
+        """Return the request-seconds that a further copy on *runner* saves, now and over its horizon."""
+        copies = len(look.copies[hint])
+        return self._saves(look, hint, runner) + look.horizon_s * look.copy_value(hint, copies + 1)
+
+    def _told(self, look: Look, move: Move) -> Move:
+        return weighed(look, move, self, lambda look, runner, hint: _regret(look, runner, hint)[0])
 
     # --- executions ------------------------------------------------------------------------------
 
