@@ -92,6 +92,7 @@ class Scheduler:
             assert mine <= len(view.in_use)
             assert view.runner not in self.state.fleet.returning
             assert len(view.loading) <= 1, "one load of a runner at a time"
+            assert view.hints is None or not view.hints & view.loading.keys(), "warm for what is on its way"
         assert not (self._draining and self.state.queue), "a draining fleet must have refused what waited"
 
     @property
@@ -170,7 +171,9 @@ class Scheduler:
                 self.decisions.happened(request, "bounced", now=now, runner=event.runner)
                 return self._return_to_queue(request)
             case HintsChanged():
-                view.hints = None if event.hints is None else event.hints - view.leaving
+                # What a load job brings counts once that has ended: the board tells of it a moment before.
+                coming = view.loading.keys() | view.leaving
+                view.hints = None if event.hints is None else event.hints - coming
             case RunnerDrains():
                 view.accepting = False
             case _:
@@ -224,6 +227,8 @@ class Scheduler:
         self.state.fleet.returning.discard(event.runner)
         known.hints, known.caps, known.accepting, known.blocked = event.hints, event.caps, True, False
         known.loading = {hint: known.loading.get(hint, now) for hint in event.loading}
+        if known.hints is not None:
+            known.hints -= known.loading.keys()
         known.leaving = frozenset()
         self.decisions.loads_known(event.runner, event.loading, now=now)
         ours = {q for q, (r, _, _) in self._in_flight.items() if r == event.runner}

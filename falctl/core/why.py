@@ -12,10 +12,13 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from falctl.core.fleet import Runner
-from falctl.core.policies.base import Candidate, Execute, LoadModel, Move, Policy, State, Weighs
+from falctl.core.policies.base import Candidate, LoadModel, Move, Policy, State, Weighs
 from falctl.core.policies.explain import free_in_s, hint_of, load_rests, standing
 from falctl.core.queue import Waiting, WaitingQueue
 from falctl.core.types import Hint, RequestId, RunnerId, Wanted
+
+SOON_S: Final = 0.05
+"""What should take less than this is said to end any moment."""
 
 PROBE: Final = RequestId("falctl-why")
 
@@ -135,12 +138,10 @@ def _conclusion(
 
 
 def _goes(move: Move) -> str:
-    match move:
-        case Execute():
-            return f"sent to runner {move.runner} ({move.reason})"
-        case LoadModel():
-            evicting = f", evicting {', '.join(move.evict)}" if move.evict else ""
-            return f"served after a load on runner {move.runner}{evicting} ({move.reason})"
+    if isinstance(move, LoadModel):
+        evicting = f", evicting {', '.join(move.evict)}" if move.evict else ""
+        return f"served after a load on runner {move.runner}{evicting} ({move.reason})"
+    return f"sent to runner {move.runner} ({move.reason})"
 
 
 def _waits(state: State, hint: Hint, rows: Sequence[RunnerWhy]) -> str:
@@ -170,7 +171,7 @@ def _load_left(row: RunnerWhy, hint: Hint, load_s: float) -> float:
 
 def _holds(holders: Sequence[RunnerWhy], rows: Sequence[RunnerWhy]) -> str:
     first = min(holders, key=lambda row: (row.free_in_s, row.candidate.runner))
-    text = f"holds for runner {first.candidate.runner}, free in about {_seconds(first.free_in_s)}"
+    text = f"holds for runner {first.candidate.runner}, free {_soon(first.free_in_s)}"
     weighed = [row.candidate for row in rows if row.candidate.saves is not None]
     options = [c for c in weighed if c.cost is not None]
     if options:
@@ -201,8 +202,12 @@ def _names(runners: Sequence[RunnerId]) -> str:
     return ("runner " if len(runners) == 1 else "runners ") + ", ".join(map(str, runners))
 
 
+def _soon(seconds: float) -> str:
+    return "any moment" if seconds < SOON_S else f"in about {_seconds(seconds)}"
+
+
 def _left(seconds: float) -> str:
-    return f"{_seconds(seconds)} left" if seconds > 0 else "any moment"
+    return "any moment" if seconds < SOON_S else f"{_seconds(seconds)} left"
 
 
 def _seconds(seconds: float) -> str:

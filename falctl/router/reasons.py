@@ -85,7 +85,8 @@ class Reasons:
         since_s = monotonic_s() - self._started_at
         return (
             f"nothing is remembered of request {request[:64]}: this router knows the last "
-            f"{len(decisions):,} requests since it started {since_s:.0f} s ago"
+            f"{len(decisions):,} requests since it started {since_s:.0f} s ago, and "
+            "forgets earlier ones"
         )
 
     def _story(self, found: Explanation) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import Protocol
+from typing import Final, Protocol
 
 from falctl.core.fleet import Runner
 from falctl.core.policies.base import Candidate, Execute, LoadModel, Move, Standing, State
@@ -41,7 +41,9 @@ def standing(state: State, hint: Hint | None, runner: Runner) -> Standing:
         return "warm" if runner.free_slots else "warm, busy"
     if not runner.caps.loads and runner.executes(hint):
         return "loading it"
-    return "open" if may_begin(runner) else "busy"
+    # What could not be loaded is executed, so that its client hears why: that takes a slot.
+    executes = runner.free_slots or hint not in state.fleet.unloadable
+    return "open" if executes and may_begin(runner) else "busy"
 
 
 def may_begin(runner: Runner) -> bool:
@@ -87,6 +89,8 @@ def _rests(state: State, runner: Runner, now: float) -> Iterable[float]:
         yield max(expected - (now - running.started_at), 0.0)
 
 
+_ABLE: Final = frozenset({"warm", "open"})
+
 # --- auto ----------------------------------------------------------------------------------------
 
 
@@ -129,14 +133,11 @@ def _holders(
 ) -> tuple[Candidate, ...]:
     """Return who could run it: of several with a free slot, the one that is least wanted for other work runs it."""
     runners = look.runners if hint is None else look.copies[hint]
-    free = sum(1 for r in runners if r.free_slots)
+    stands = [(r, standing(look.state, hint, r)) for r in runners]
+    able = sum(1 for _, stand in stands if stand in _ABLE)
     return tuple(
-        Candidate(
-            r.runner,
-            standing(look.state, hint, r),
-            regret(look, r, hint) if free > 1 and r.free_slots else None,
-        )
-        for r in runners
+        Candidate(r.runner, stand, regret(look, r, hint) if able > 1 and stand in _ABLE else None)
+        for r, stand in stands
     )
 
 
