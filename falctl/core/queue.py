@@ -76,6 +76,10 @@ class WaitingQueue:
                 del self._clients[waiting.client]
         return waiting
 
+    def get(self, request: RequestId) -> Waiting | None:
+        """Return *request* as it waits; None: it does not."""
+        return self._all.get(request)
+
     def late(self, now: float) -> list[RequestId]:
         """Return what should have started by *now*."""
         return [request for request, at in self._start_by.items() if at <= now]
@@ -87,6 +91,10 @@ class WaitingQueue:
     def head(self, hint: Hint | None) -> Waiting | None:
         """Return the request for *hint* whose turn is first; None: nobody waits for it."""
         return next(iter(self._groups.get(hint, {}).values()), None)
+
+    def group(self, hint: Hint | None) -> Iterator[Waiting]:
+        """Iterate over those who wait for *hint*, the one whose turn is first at first."""
+        return iter(self._groups.get(hint, {}).values())
 
     def count(self, hint: Hint | None) -> int:
         """Return how many wait for *hint*."""

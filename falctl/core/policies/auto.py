@@ -23,7 +23,8 @@ from dataclasses import dataclass
 from operator import itemgetter
 
 from falctl.core.fleet import Runner
-from falctl.core.policies.base import Execute, LoadModel, Move, State
+from falctl.core.policies.base import Candidate, Execute, LoadModel, Move, State
+from falctl.core.policies.explain import weigh, weighed
 from falctl.core.policies.knobs import Knobs
 from falctl.core.policies.look import FRESH_S, Look, look_at
 from falctl.core.types import Hint
@@ -54,13 +55,24 @@ class Auto:
         open_runners = [r for r in look.runners if _may_load(r)]
         # A load can wait for the next round if it runs beside the execution, unless it needs the slot that this would pin.
         if execute is not None and look.overlaps and not self._blocked(look, execute, open_runners):
-            return _execution(state, execute)
+            return self._told(look, _execution(state, execute))
         load = self._load(look, open_runners)
         if load is not None and (execute is None or load.key < execute.key):
-            return _loading(state, load)
+            return self._told(look, _loading(state, load))
         if execute is None:
             look.settle()
-        return None if execute is None else _execution(state, execute)
+        return None if execute is None else self._told(look, _execution(state, execute))
+
+    def weigh(self, state: State, hint: Hint, *, now: float) -> tuple[Candidate, ...]:
+        """Return every runner as it stands to *hint*, which somebody waits for; nothing is decided."""
+        return weigh(look_at(state, self.knobs, now=now), hint, self)
+
+    def saves(self, look: Look, hint: Hint, runner: Runner) -> float:
+        """Return the request-seconds that a further copy on *runner* saves, now and over its horizon."""
+        return self._saves(look, hint, runner) + look.worth.further_copy(hint)
+
+    def _told(self, look: Look, move: Move) -> Move:
+        return weighed(look, move, self, lambda look, runner, hint: _regret(look, runner, hint)[1])
 
     def _look(self, state: State, now: float) -> Look:
         """Return the look of the last event with what has changed since, or a new one."""
