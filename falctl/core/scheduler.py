@@ -216,6 +216,8 @@ class Scheduler:
                 self.decisions.ended(event, now=now)
                 self.ended.ended(event, entry[2], view, running, self.state.costs)
             learn_release(self.state.costs, view, running, event, now=now)
+            if event.exec_s is not None and running.hint is not None and view.lacks(running):
+                self.state.fleet.missed(running.hint)
 
     def _loaded(self, event: LoadEnded, view: Runner, now: float) -> None:
         if view.loading.pop(event.hint, None) is None:

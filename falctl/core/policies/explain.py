@@ -8,23 +8,16 @@ for the chosen model only, and for moves that are made, so that a decision stays
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
-from typing import Final, Protocol
+from typing import Final
 
 from falctl.core.fleet import Runner
 from falctl.core.policies.base import Candidate, Execute, LoadModel, Move, Standing, State
+from falctl.core.policies.copies import saves
+from falctl.core.policies.executions import regret
 from falctl.core.policies.look import Look
 from falctl.core.types import Hint, RunnerId
-
-
-class Weigher(Protocol):
-    """The part of `auto` that says what a further copy saves."""
-
-    def saves(self, look: Look, hint: Hint, runner: Runner) -> float:
-        """Return the request-seconds that a copy of *hint* on *runner* saves, its later use included."""
-        ...
-
 
 # --- any policy ----------------------------------------------------------------------------------
 
@@ -39,7 +32,7 @@ def standing(state: State, hint: Hint | None, runner: Runner) -> Standing:
         return "loading it"
     if state.fleet.warm(hint, runner):
         return "warm" if runner.free_slots else "warm, busy"
-    if not runner.caps.loads and runner.executes(hint):
+    if not runner.takes_jobs and runner.executes(hint):
         return "loading it"
     # What could not be loaded is executed, so that its client hears why: that takes a slot.
     executes = runner.free_slots or hint not in state.fleet.unloadable
@@ -48,7 +41,7 @@ def standing(state: State, hint: Hint | None, runner: Runner) -> Standing:
 
 def may_begin(runner: Runner) -> bool:
     """Return whether a load could begin there now: as a job of its own, or as part of a cold execution."""
-    return runner.can_load if runner.caps.loads else bool(runner.free_slots)
+    return runner.can_load if runner.takes_jobs else bool(runner.free_slots)
 
 
 def plain(state: State, move: Move) -> tuple[Candidate, ...]:
@@ -84,7 +77,7 @@ def _rests(state: State, runner: Runner, now: float) -> Iterable[float]:
     for running in runner.in_use.values():
         hint = running.hint
         expected = costs.mean_exec.value if hint is None else costs.exec_s(hint, runner.card)
-        if hint is not None and not running.warm and not runner.caps.loads:
+        if hint is not None and not running.warm and not runner.takes_jobs:
             expected += costs.load_s(hint)
         yield max(expected - (now - running.started_at), 0.0)
 
@@ -94,43 +87,39 @@ _ABLE: Final = frozenset({"warm", "open"})
 # --- auto ----------------------------------------------------------------------------------------
 
 
-def weighed(
-    look: Look, move: Move, weigher: Weigher, regret: Callable[[Look, Runner, Hint | None], float]
-) -> Move:
+def weighed(look: Look, move: Move) -> Move:
     """Return *move* with the runners that were compared for it."""
     hint = hint_of(look.state, move)
     if isinstance(move, Execute) and (hint is None or _is_warm(look, hint, move.runner)):
-        return replace(move, candidates=_holders(look, hint, regret))
+        return replace(move, candidates=_holders(look, hint))
     assert hint is not None
-    return replace(move, candidates=weigh(look, hint, weigher))
+    return replace(move, candidates=weigh(look, hint))
 
 
-def weigh(look: Look, hint: Hint, weigher: Weigher) -> tuple[Candidate, ...]:
+def weigh(look: Look, hint: Hint) -> tuple[Candidate, ...]:
     """Return every runner as it stands to *hint*, which somebody waits for, with what a load on it would cost."""
     price = look.worth.price if look.copies.get(hint) else None
-    return tuple(_weighed(look, hint, r, weigher, price) for r in look.state.fleet.runners.values())
+    return tuple(_weighed(look, hint, r, price) for r in look.state.fleet.runners.values())
 
 
-def _weighed(look: Look, hint: Hint, runner: Runner, weigher: Weigher, price: float | None) -> Candidate:
+def _weighed(look: Look, hint: Hint, runner: Runner, price: float | None) -> Candidate:
     stands = standing(look.state, hint, runner)
     if stands == "takes nothing":
         return Candidate(runner.runner, stands)
     backlog_s = look.queues.backlog_s(runner)
     if stands in ("warm", "warm, busy", "loading it"):
         return Candidate(runner.runner, stands, backlog_s=backlog_s)
-    saves = None if price is None else weigher.saves(look, hint, runner)
+    saved = None if price is None else saves(look, hint, runner)
     found = look.room.victims(runner, hint, look.queues.load_key(hint))
     if found is None:
         lacks: Standing = "no room" if stands == "open" else stands
-        return Candidate(runner.runner, lacks, backlog_s=backlog_s, saves=saves, price=price)
+        return Candidate(runner.runner, lacks, backlog_s=backlog_s, saves=saved, price=price)
     loss = look.worth.horizon_s * found[1]
-    cost = loss + look.queues.knobs.balance * backlog_s if stands == "open" else None
-    return Candidate(runner.runner, stands, cost, backlog_s, found[0], loss, saves, price)
+    cost = loss + look.knobs.balance * backlog_s if stands == "open" else None
+    return Candidate(runner.runner, stands, cost, backlog_s, found[0], loss, saved, price)
 
 
-def _holders(
-    look: Look, hint: Hint | None, regret: Callable[[Look, Runner, Hint | None], float]
-) -> tuple[Candidate, ...]:
+def _holders(look: Look, hint: Hint | None) -> tuple[Candidate, ...]:
     """Return who could run it: of several with a free slot, the one that is least wanted for other work runs it."""
     runners = look.runners if hint is None else look.copies[hint]
     stands = [(r, standing(look.state, hint, r)) for r in runners]
