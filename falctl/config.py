@@ -132,7 +132,7 @@ class RoutingConfig(Section):
     """How a request finds its runner."""
 
     policy: Literal["auto", "affinity", "fal", "least-loaded", "random"] = Field(
-        default="affinity",
+        default="auto",
         description='"affinity" holds for a busy warm runner, "fal" never does, "auto" learns costs, two are blind',
     )
     hint_from: Text = Field(
