@@ -4,7 +4,8 @@ What a load and an execution cost, learnt from those that have happened.
 An execution is the product of two figures that are learnt apart: seconds of a hint on the fleet's mean card, and how
 much longer than that one the card takes (`falctl.core.speeds`). So a hint seen on one card says what it will cost on
 another, and a slow or throttled card is known from whatever it does. One observation moves an estimate by its weight
-at most, and one that is off by more than `CLIP` counts as off by `CLIP`, so that a single stall does not spoil it.
+at most, and one that is off by more than `CLIP` counts as off by `CLIP`, so that a single stall does not spoil it; the
+third in a row is no stray.
 
 Priors for what has not happened yet: an execution takes the fleet's mean; a load takes its bytes over the measured
 bandwidth of its tier if the size is declared, else the fleet's mean load.
@@ -25,6 +26,8 @@ WEIGHT: Final = 0.1
 FLEET_WEIGHT: Final = 0.01
 """The same for means over the whole fleet."""
 CLIP: Final = 4.0
+STRAYS: Final = 3
+"""So many observations in a row that are off by more than `CLIP` to one side are how things are now."""
 HINTS_MAX: Final = 4096
 """Hints whose costs are remembered; the one not seen for longest is forgotten first."""
 
@@ -36,10 +39,12 @@ SIZE_PRIOR_BYTES: Final = 7e9
 
 @dataclass(slots=True)
 class Mean:
-    """A robust running mean of positive numbers. ``n`` is 0 before the first, which replaces any prior ``value``."""
+    """A robust running mean of numbers from 0 up. ``n`` is 0 before the first, which replaces any prior ``value``."""
 
     value: float = 0.0
     n: int = 0
+    strays: int = 0
+    """Observations in a row that were too large, or, negative, too small."""
 
     def set(self, value: float, n: int) -> None:
         """Take over what another learnt."""
@@ -52,8 +57,15 @@ class Mean:
             self.value = x
             return
         if self.n > 2:  # the first two may both be odd; from then on a stray is seen as one
-            x = min(max(x, self.value / CLIP), self.value * CLIP)
+            x = self._believed(x)
         self.value += max(weight, 1.0 / self.n) * (x - self.value)
+
+    def _believed(self, x: float) -> float:
+        side = (x > self.value * CLIP) - (x < self.value / CLIP)
+        self.strays = side + self.strays if side * self.strays >= 0 and side else side
+        if abs(self.strays) >= STRAYS:
+            return x
+        return min(max(x, self.value / CLIP), self.value * CLIP)
 
 
 Row: TypeAlias = list[str | float | int]

@@ -27,6 +27,11 @@ CLIENTS_MAX: Final = 1000
 HINTS_MAX: Final = 8192
 _LN2: Final = 0.6931471805599453
 _GAP_WEIGHT: Final = 0.01
+"""Of the newest gap between two arrivals, once there are enough. A pause counts until it doubles the mean, no more:
+after a night it is the rate of the day before that tells what is coming, not the night."""
+_TABLED: Final = 512
+_DECAYS: Final = tuple(tuple(0.5 ** (age / half) for age in range(_TABLED)) for half in HALF_LIVES)
+"""What a count of each half-life has decayed to after so many requests; powers take most of a decision's time."""
 
 
 @dataclass(slots=True)
@@ -54,8 +59,7 @@ class Demand:
         self._memo.clear()
         self._count(hint)
         if self._at is not None:
-            gap = now - self._at
-            self.gap_s = gap if not self.gap_s else self.gap_s + _GAP_WEIGHT * (gap - self.gap_s)
+            self._pass(now - self._at)
         self._at = now
         if client:
             self._vote(hint, client)
@@ -85,12 +89,22 @@ class Demand:
             new._trim()
         return new
 
+    def _pass(self, gap_s: float) -> None:
+        if not self.gap_s:
+            self.gap_s = gap_s
+            return
+        weight = max(_GAP_WEIGHT, 1.0 / (self.n - 1))
+        self.gap_s += weight * (min(gap_s, self.gap_s * (1.0 + 1.0 / weight)) - self.gap_s)
+
     def _share(self, hint: Hint) -> float:
         counted = 0.0
         if (count := self._counts.get(hint)) is not None:
             age = self.n - count.at
-            for half, value in zip(HALF_LIVES, count.sums, strict=True):
-                counted += value * 0.5 ** (age / half) * _LN2 / min(half, _LN2 * self.n + 1)
+            grown = _LN2 * self.n + 1
+            for half, value, decays in zip(HALF_LIVES, count.sums, _DECAYS, strict=True):
+                decay = decays[age] if age < _TABLED else 0.5 ** (age / half)
+                counted += value * decay / min(half, grown)
+            counted *= _LN2
         votes = self._votes.get(hint, {})
         voted = sum(1.0 / (self.n - at + CLIENT_AGE) for at in votes.values())
         return (1 - CLIENT_WEIGHT) * counted / len(HALF_LIVES) + CLIENT_WEIGHT / 2 * voted

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from falctl.core.types import Hint, RequestId, Wanted
+from falctl.core.types import Hint, Priority, RequestId, Wanted
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +22,9 @@ class Waiting:
     due: float = 0.0
     """Its arrival as far as turns go: later for what comes behind a client's own backlog, or has low priority."""
     start_by: float | None = None
+    priority: Priority = "normal"
+    share_s: float = 0.0
+    """What its client was charged for it; see `falctl.core.fair`."""
 
     @property
     def hint(self) -> Hint | None:

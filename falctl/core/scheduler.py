@@ -98,12 +98,13 @@ class Scheduler:
     # --- events ----------------------------------------------------------------------------------
 
     def _apply(self, event: Event, now: float) -> list[Action]:
+        if not isinstance(event, Arrived | Released | LoadEnded | HintsChanged):
+            self.state.changes.all = True
         match event:
             case Arrived():
                 return self._arrive(event, now)
             case Cancelled(request):
-                if (gone := self.state.queue.pop(request)) is not None:
-                    self.pace.leave(gone.client, now=now)
+                self._drop(request, now)
             case Released() | LoadEnded() | Bounced() | HintsChanged() | RunnerDrains():
                 return self._hear(event, now)
             case RunnerUp():
@@ -134,9 +135,18 @@ class Scheduler:
         share_s = exec_s / max(len(self.state.fleet.runners), 1)
         due = self.fair.due(event.client, event.priority, share_s, now=now)
         waiting = Waiting(
-            event.request, wanted, event.client, now, self._arrivals, due=due, start_by=event.start_by
+            event.request,
+            wanted,
+            event.client,
+            now,
+            self._arrivals,
+            due=due,
+            start_by=event.start_by,
+            priority=event.priority,
+            share_s=share_s,
         )
         self.state.queue.add(waiting)
+        self.state.changes.note(waiting.hint, wanted=True)
         return []
 
     def _over_a_bound(self, event: Arrived, now: float) -> Refuse | None:
@@ -169,7 +179,9 @@ class Scheduler:
                 view.in_use.pop(request, None)
                 return self._return_to_queue(request, now)
             case HintsChanged():
-                view.hints = None if event.hints is None else event.hints - view.leaving
+                view.hints = view.counted(event.hints)
+                self.state.fleet.found(view.hints or ())
+                self.state.changes.note(None, view.runner)
             case RunnerDrains():
                 view.accepting = False
             case _:
@@ -181,21 +193,24 @@ class Scheduler:
         running = view.in_use.pop(event.request, None)
         if running is not None:
             view.blocked = False
+            self.state.changes.note(running.hint, view.runner)
             learn_release(self.state.costs, view, running, event, now=now)
 
     def _loaded(self, event: LoadEnded, view: Runner, now: float) -> None:
         if view.loading.pop(event.hint, None) is None:
             return
         view.leaving = frozenset()
+        self.state.changes.note(event.hint, view.runner, wanted=True)
         if event.ok:
             self.state.costs.loaded(event.hint, event.tier, event.load_s)
-            self.state.fleet.unloadable.discard(event.hint)
+            self.state.fleet.found([event.hint])
             if view.hints is not None:
                 view.hints |= {event.hint}
             view.loaded = {h: v for h, v in view.loaded.items() if view.hints and h in view.hints}
             view.loaded[event.hint] = Loaded(now, event.load_s)
         else:
-            self.state.fleet.unloadable.add(event.hint)
+            self.state.fleet.give_up(event.hint)
+            self.state.changes.all = True
 
     def _return_to_queue(self, request: RequestId, now: float) -> list[Action]:
         entry = self._in_flight.pop(request, None)
@@ -216,9 +231,11 @@ class Scheduler:
             known = Runner(event.runner, event.epoch, event.slots, event.hints, event.caps)
             self.state.fleet.runners[event.runner] = known
         self.state.fleet.returning.discard(event.runner)
-        known.hints, known.caps, known.accepting, known.blocked = event.hints, event.caps, True, False
+        known.caps, known.accepting, known.blocked = event.caps, True, False
         known.loading = {hint: known.loading.get(hint, now) for hint in event.loading}
         known.leaving = frozenset()
+        known.hints = known.counted(event.hints)
+        self.state.fleet.found(known.hints or ())
         ours = {q for q, (r, _, _) in self._in_flight.items() if r == event.runner}
         unknown = Running(None, now)
         known.in_use = {q: known.in_use.get(q, unknown) for q in (*event.executing, *ours)}
@@ -261,8 +278,11 @@ class Scheduler:
         view.in_use[move.request] = Running(hint, now, warm)
         self._in_flight[move.request] = (move.runner, view.epoch, waiting)
         if hint is not None:
-            view.used[hint] = self._dispatches
+            view.use(hint, self._dispatches)
             fleet.serve(hint, move.runner)
+        self.state.changes.note(hint, move.runner)
+        if view.hints is None:
+            self.state.changes.all = True  # it is warm for something new
         if now > waiting.arrived_at:  # else it has had no place
             self.pace.leave(waiting.client, now=now)
         dispatch = Dispatch(
@@ -276,6 +296,7 @@ class Scheduler:
         assert view.hints is not None
         assert move.hint not in view.hints
         assert not any(view.executes(victim) for victim in move.evict), "a victim executes"
+        self.state.changes.note(move.hint, move.runner)
         view.leaving = frozenset(move.evict)
         view.hints -= view.leaving
         view.loading[move.hint] = now
@@ -285,10 +306,15 @@ class Scheduler:
         """Refuse what should have started by now."""
         late = self.state.queue.late(now)
         for request in late:
-            gone = self.state.queue.pop(request)
-            assert gone is not None
-            self.pace.leave(gone.client, now=now)
+            self._drop(request, now)
+            self.state.changes.all = True
         return [Refuse(request, "start_timeout") for request in late]
+
+    def _drop(self, request: RequestId, now: float) -> None:
+        """Forget *request* if it waits; its client is not charged for it."""
+        if (gone := self.state.queue.pop(request)) is not None:
+            self.pace.leave(gone.client, now=now)
+            self.fair.refund(gone.client, gone.priority, gone.share_s)
 
     def _give_up(self) -> list[Action]:
         """Refuse what waits when no runner is up and none will be."""

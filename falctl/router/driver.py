@@ -95,8 +95,7 @@ class Driver:
     def tell_hints(self, runner: RunnerId, epoch: Epoch, hints: frozenset[Hint] | None) -> None:
         """Tell what stands on the board for a runner; nothing happens if that is known."""
         view = self.scheduler.fleet.runners.get(runner)
-        known = None if view is None or view.hints is None else view.hints | view.leaving
-        if view is not None and view.epoch == epoch and known != hints:
+        if view is not None and view.epoch == epoch and view.counted(hints) != view.hints:
             self.handle(HintsChanged(runner, epoch, hints))
 
     def place_s(self) -> float:
