@@ -15,6 +15,7 @@ from falctl.config_values import (
     KeyHash,
     Number,
     Origin,
+    PolicyName,
     Seconds,
     Text,
     Whole,
@@ -131,9 +132,15 @@ class QueueConfig(Section):
 class RoutingConfig(Section):
     """How a request finds its runner."""
 
-    policy: Literal["auto", "affinity", "fal", "least-loaded", "random"] = Field(
+    policy: PolicyName = Field(
         default="auto",
-        description='"affinity" holds for a busy warm runner, "fal" never does, "auto" learns costs, two are blind',
+        description='"auto" learns costs and loads what pays, "affinity" only holds for a busy warm runner, "fal" never does, two are blind',
+    )
+    locality: Number = Field(
+        default=1.0,
+        ge=0.1,
+        le=10.0,
+        description="auto: the price of a further copy of a model; higher is fewer loads and longer waits",
     )
     hint_from: Text = Field(
         default="model", description='body field taken as hint when the header is absent; "" is off'

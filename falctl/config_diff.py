@@ -19,6 +19,7 @@ LIVE: Final = frozenset(
         "queue.max_per_client",
         "queue.max_bytes",
         "routing.policy",
+        "routing.locality",
         "routing.hint_from",
         "routing.hold",
         "routing.bypass_max",

@@ -91,6 +91,8 @@ class RouterSpec:
     url: str
     admin_token: str
     config: dict[str, Any]
+    cwd: str = "."
+    """Where `falctl up` was called: a policy of the user's is looked for there, too."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,12 +8,14 @@ import gc
 import logging
 import resource
 import socket
+from pathlib import Path
 from typing import Any, Final
 
 from falctl import wire
 from falctl.board.board import Board
 from falctl.config import Config
 from falctl.core.admission import ByteBudget
+from falctl.errors import ConfigError
 from falctl.home import Home
 from falctl.lifeline import Control
 from falctl.router.body import Intake
@@ -53,7 +55,9 @@ class Router:
         config = Config.model_validate(spec.config)
         self._admin_token = spec.admin_token
         self._ledger = Ledger()
-        self._driver = Driver(routing=config.routing, queue=config.queue, ledger=self._ledger)
+        self._driver = Driver(
+            routing=config.routing, queue=config.queue, ledger=self._ledger, cwd=Path(spec.cwd)
+        )
         self._fleet = FleetLinks(board, home, self._driver, self._ledger)
         self._limits = _limits(config)
         self._intake = Intake(
@@ -129,7 +133,10 @@ class Router:
 
     def _reload(self, config: Config) -> None:
         """Apply every key that needs no restart."""
-        self._driver.configure(routing=config.routing, queue=config.queue)
+        try:
+            self._driver.configure(routing=config.routing, queue=config.queue)
+        except ConfigError as error:  # it could be made when it was checked
+            log.error("config.refused %s; the old policy stays", error)  # noqa: TRY400 - the user's mistake, not ours
         limits = _limits(config)
         self._limits.header_s = limits.header_s
         self._limits.send_s = limits.send_s
@@ -165,8 +172,12 @@ def serve(spec: wire.RouterSpec, control: Control, home: Home) -> None:
     async def main() -> None:
         await Router(spec, board, home).run(control)
 
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(main())
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(main())
+    except ConfigError as error:
+        control.send(wire.Failed(str(error), error.exit_code))
+        raise SystemExit(error.exit_code) from None
 
 
 def _limits(config: Config) -> Limits:

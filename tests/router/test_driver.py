@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -32,7 +33,7 @@ FIRST = RunnerId(0)
 
 def driver() -> Driver:
     config = Config()
-    return Driver(routing=config.routing, queue=config.queue, ledger=Ledger())
+    return Driver(routing=config.routing, queue=config.queue, ledger=Ledger(), cwd=Path())
 
 
 def test_a_decision_is_made_before_submit_returns() -> None:
