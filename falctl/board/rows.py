@@ -155,3 +155,5 @@ class RouterRow:
     """The first 256."""
     events: tuple[EventRow, ...] = ()
     """The last 64."""
+    loading: tuple[int, ...] = ()
+    """Load jobs asked for and not heard of again, per runner, by runner id."""

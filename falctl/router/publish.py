@@ -69,6 +69,7 @@ class Publisher:
             queued=len(queue),
             queued_bytes=self._intake.budget.used_bytes,
             in_flight=tuple(self._in_flight(RunnerId(runner)) for runner in range(self._board.runners)),
+            loading=tuple(self._loading(RunnerId(runner)) for runner in range(self._board.runners)),
             rate_rps=ledger.rate_rps,
             p50_s=p50_s,
             p95_s=p95_s,
@@ -112,3 +113,7 @@ class Publisher:
     def _in_flight(self, runner: RunnerId) -> int:
         view = self._scheduler.fleet.runners.get(runner)
         return len(view.in_use) if view else 0
+
+    def _loading(self, runner: RunnerId) -> int:
+        view = self._scheduler.fleet.runners.get(runner)
+        return len(view.loading) if view else 0

@@ -174,3 +174,13 @@ def test_a_large_model_gets_room_although_small_ones_come_and_go() -> None:
     play.come(200.0, "lone", "big")
     play.until(6000.0)
     assert waited_s(play, "lone", 200.0) < 600
+
+
+def test_who_waits_long_for_a_holder_that_loads_another_model_gets_a_copy() -> None:
+    play = Play([Host(SERIAL, 1, {Hint("z")}), Host(SERIAL, 1, {Hint("w")})])
+    play.come(0.0, "w", "w", 5.0)
+    play.come(0.1, "x", "x")
+    for n in range(40):
+        play.come(0.2, f"z{n}", "z", 4.0)
+    play.until(5.0)
+    assert play.loads == ["x", "z"], "runner 0 loads x beside z, and takes nothing meanwhile"
