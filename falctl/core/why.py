@@ -130,7 +130,8 @@ def _conclusion(
 ) -> str:
     waiting = state.queue.count(hint)
     if waiting:
-        begin = f"{waiting} wait, the oldest for {_seconds(oldest_s)}: "
+        who = "1 waits, for" if waiting == 1 else f"{waiting} wait, the oldest for"
+        begin = f"{who} {_seconds(oldest_s)}: "
         return begin + (_goes(move) if move else _waits(state, hint, rows))
     holders = [row.candidate.runner for row in rows if row.candidate.standing in ("warm", "warm, busy")]
     begin = f"nobody waits; {'warm on ' + _names(holders) if holders else 'nobody holds it'}; a request now "

@@ -77,7 +77,7 @@ def test_a_model_that_waits_for_its_busy_holder_names_it_and_weighs_a_copy() -> 
     s.now = 102.5
     found = s.why("x")
     assert (found.waiting, found.oldest_s, found.exec_s, found.load_s) == (1, 1.5, 4.0, 10.0)
-    begin = "1 wait, the oldest for 1.5 s: holds for runner 0, free in about 1.5 s; a copy on runner 1 would save "
+    begin = "1 waits, for 1.5 s: holds for runner 0, free in about 1.5 s; a copy on runner 1 would save "
     assert found.conclusion.startswith(begin)
     holder, other = found.runners
     assert (holder.candidate.standing, holder.free_in_s) == ("warm, busy", 1.5)
@@ -97,7 +97,7 @@ def test_a_holder_that_takes_longer_than_expected_is_free_any_moment() -> None:
     s.now = 130.0
     assert (
         s.told("x")
-        == "1 wait, the oldest for 30 s: holds for runner 0, free any moment; no other runner has a free slot"
+        == "1 waits, for 30 s: holds for runner 0, free any moment; no other runner has a free slot"
     )
     assert s.brief("x") == "runner 0 busy, any moment"
 
@@ -115,7 +115,7 @@ def test_a_model_that_is_being_loaded_says_where_and_for_how_long() -> None:
     s.up("", "")
     s.come("x")
     s.now = 103.0
-    assert s.told("x") == "1 wait, the oldest for 3.0 s: runner 0 loads it, 7.0 s left"
+    assert s.told("x") == "1 waits, for 3.0 s: runner 0 loads it, 7.0 s left"
     assert s.brief("x") == "runner 0 loads it, 7.0 s left"
     [task] = s.why("x").runners[0].loading
     assert (task.hint, task.since_s) == ("x", 3.0)
@@ -128,7 +128,7 @@ def test_a_model_that_a_cold_execution_loads_waits_for_its_end() -> None:
     s.up("", caps=PLAIN)
     s.come("x", "x")
     s.now = 104.0
-    assert s.told("x") == "1 wait, the oldest for 4.0 s: runner 0 loads it, 10 s left"
+    assert s.told("x") == "1 waits, for 4.0 s: runner 0 loads it, 10 s left"
     assert s.brief("x") == "runner 0 loads it, 10 s left"
 
 
@@ -139,7 +139,7 @@ def test_a_model_that_nobody_holds_says_of_each_runner_why_it_cannot_load_it() -
     s.feed(RunnerDrains(RunnerId(2), E1))
     s.come("z")
     assert s.told("z") == (
-        "1 wait, the oldest for 0.0 s: nobody holds it, and runner 0 is busy, 4.0 s left, "
+        "1 waits, for 0.0 s: nobody holds it, and runner 0 is busy, 4.0 s left, "
         "runner 1 is busy, 10 s left, runner 2 takes nothing now"
     )
     assert s.brief("z") == "all runners busy, 4.0 s left"
@@ -191,7 +191,7 @@ def test_a_fleet_without_runners_says_whether_one_is_coming() -> None:
     assert s.brief("x") == "no runner is up"
     s.feed(RunnerDown(RunnerId(0), returns=True))
     s.come("x")
-    assert s.told("x") == "1 wait, the oldest for 0.0 s: no runner is up, one is on its way"
+    assert s.told("x") == "1 waits, for 0.0 s: no runner is up, one is on its way"
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -201,7 +201,7 @@ def test_every_policy_says_why(policy: str) -> None:
     assert "a request now would be sent to runner " in s.told("x")
     s.come("x", "y")
     s.come("x", "")
-    assert s.told("x").startswith("1 wait, the oldest for 0.0 s: ")
+    assert s.told("x").startswith("1 waits, for 0.0 s: ")
     assert s.brief(None).startswith("all runners busy, ")
     assert len(s.why("x").runners) == 2
 
@@ -241,6 +241,16 @@ def test_of_two_slots_the_one_that_ends_first_counts() -> None:
     assert s.why("x").runners[0].free_in_s == 2.0
     s.feed(Released(RequestId("x1"), RunnerId(0), E1, 2.0, 0.0))
     assert s.why("x").runners[0].free_in_s > 2.0, "the next one took that slot"
+
+
+def test_several_are_counted_and_the_oldest_told() -> None:
+    s = Scene()
+    s.up("x")
+    s.come("x", "x")
+    s.now = 101.0
+    s.come("x")
+    s.now = 102.0
+    assert s.told("x").startswith("2 wait, the oldest for 2.0 s: ")
 
 
 def test_others_that_are_due_first_are_said_to_be() -> None:

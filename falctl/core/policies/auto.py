@@ -61,7 +61,7 @@ class Auto:
 
     def weigh(self, state: State, hint: Hint, *, now: float) -> tuple[Candidate, ...]:
         """Return every runner as it stands to *hint*, which somebody waits for; nothing is decided."""
-        return weigh(look_at(state, self.knobs, now=now), hint, self)
+        return weigh(look_at(state, self.knobs, now=now), hint, self, busy_too=True)
 
     def saves(self, look: Look, hint: Hint, runner: Runner) -> float:
         """Return the request-seconds that a further copy on *runner* saves, now and over its horizon."""
