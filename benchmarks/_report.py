@@ -101,7 +101,7 @@ def _cells(table: Table, name: str) -> list[str]:
 
 
 def _number(value: float) -> str:
-    if value == int(value) or abs(value) >= 1000:
+    if value == int(value) or abs(value) >= 999.5:  # what .3g would write as 1e+03
         return f"{value:,.0f}"
     return f"{value:.3g}"
 

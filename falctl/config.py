@@ -114,6 +114,12 @@ class QueueConfig(Section):
     max: Whole = Field(
         default=1000, ge=1, le=1_000_000, description="waiting requests; one more is answered 429"
     )
+    max_per_client: Whole = Field(
+        default=500,
+        ge=0,
+        le=1_000_000,
+        description="of these, of one API key or address, so that others find a place, too; 0 is as many as max",
+    )
     max_bytes: Bytes = Field(
         default=1 << 30,
         ge=1 << 20,

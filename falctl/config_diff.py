@@ -16,6 +16,7 @@ LIVE: Final = frozenset(
         "server.body_timeout",
         "server.send_timeout",
         "queue.max",
+        "queue.max_per_client",
         "queue.max_bytes",
         "routing.policy",
         "routing.hint_from",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -11,6 +11,9 @@ from falctl.core.types import NO_CAPS, Caps, Epoch, Hint, RequestId, RunnerId
 
 LAST_SERVED_MAX: Final = 4096
 """Hints remembered for apps without provide_hints; the least recently served is forgotten first."""
+USED_MAX: Final = 4096
+UNLOADABLE_MAX: Final = 4096
+"""The same, by runner, and for models that cannot be loaded: anybody's request may name a model that is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +63,11 @@ class Runner:
     """Order number of the last dispatch to it, -1 for none: the least is the one whose turn it is."""
 
     @property
+    def card(self) -> str:
+        """Return what its executions teach about: this runner of a card of that model, as both outlive a restart."""
+        return f"{self.caps.gpu}#{self.runner}"
+
+    @property
     def free_slots(self) -> int:
         """Return how many requests it would take now."""
         if not self.accepting or self.blocked or (self.loading and not self.caps.overlaps):
@@ -77,6 +85,22 @@ class Runner:
             return False
         return self.caps.overlaps or not self.in_use
 
+    def counted(self, told: frozenset[Hint] | None) -> frozenset[Hint] | None:
+        """
+        Return what of the hints *told* counts as resident: not what is leaving, nor what is still being loaded.
+
+        Its host may list a model a moment before it says that the load has ended, and who is sent there in between
+        would not be known to have waited for that load.
+        """
+        return None if told is None else told - self.leaving - self.loading.keys()
+
+    def use(self, hint: Hint, order: int) -> None:
+        """Note that dispatch number *order* is for *hint*."""
+        self.used.pop(hint, None)
+        self.used[hint] = order
+        if len(self.used) > USED_MAX:
+            del self.used[next(iter(self.used))]
+
     def executes(self, hint: Hint) -> bool:
         """Return whether a request for *hint* is in one of its slots."""
         return any(running.hint == hint for running in self.in_use.values())
@@ -88,9 +112,11 @@ class Fleet:
 
     runners: dict[RunnerId, Runner] = field(default_factory=dict)
     returning: set[RunnerId] = field(default_factory=set)
-    unloadable: set[Hint] = field(default_factory=set)
-    """Models whose last load failed: their requests are executed, so that the client hears why."""
+    unloadable: OrderedDict[Hint, None] = field(default_factory=OrderedDict)
+    """Models whose last load failed, until a runner holds one: their requests are executed, so that the client hears why."""
     _last_served: OrderedDict[Hint, RunnerId] = field(default_factory=OrderedDict)
+    _served: dict[RunnerId, set[Hint]] = field(default_factory=dict)
+    """The same by runner."""
 
     def free(self) -> list[Runner]:
         """Return the runners with a free slot, the one whose turn it is first (round robin)."""
@@ -104,6 +130,10 @@ class Fleet:
             return self._last_served.get(hint) == runner.runner
         return hint in runner.hints
 
+    def held(self, runner: Runner) -> Collection[Hint]:
+        """Return all that *runner* is `warm` for."""
+        return self._served.get(runner.runner, ()) if runner.hints is None else runner.hints
+
     def warming(self, hint: Hint) -> Iterator[Runner]:
         """Iterate over the runners that are warm for *hint* or execute a request for it now."""
         return (
@@ -112,12 +142,28 @@ class Fleet:
 
     def serve(self, hint: Hint, runner: RunnerId) -> None:
         """Remember that *runner* was the last to be sent a request for *hint*."""
+        self._drop(hint)
         self._last_served[hint] = runner
-        self._last_served.move_to_end(hint)
+        self._served.setdefault(runner, set()).add(hint)
         if len(self._last_served) > LAST_SERVED_MAX:
-            self._last_served.popitem(last=False)
+            self._drop(next(iter(self._last_served)))
+
+    def give_up(self, hint: Hint) -> None:
+        """Ask for no more load jobs for *hint*: the last has failed."""
+        self.unloadable[hint] = None
+        if len(self.unloadable) > UNLOADABLE_MAX:
+            self.unloadable.popitem(last=False)
+
+    def found(self, hints: Iterable[Hint]) -> None:
+        """Note that a runner holds *hints*, so that they can be loaded after all."""
+        for hint in hints if self.unloadable else ():
+            self.unloadable.pop(hint, None)
 
     def forget(self, runner: RunnerId) -> None:
         """Drop what *runner* served: its process is gone, and what it was warm for with it."""
-        for hint in [h for h, r in self._last_served.items() if r == runner]:
+        for hint in self._served.pop(runner, ()):
             del self._last_served[hint]
+
+    def _drop(self, hint: Hint) -> None:
+        if (runner := self._last_served.pop(hint, None)) is not None:
+            self._served[runner].discard(hint)

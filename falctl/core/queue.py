@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from falctl.core.types import Hint, RequestId, Wanted
+from falctl.core.types import Hint, Priority, RequestId, Wanted
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +22,9 @@ class Waiting:
     due: float = 0.0
     """Its arrival as far as turns go: later for what comes behind a client's own backlog, or has low priority."""
     start_by: float | None = None
+    priority: Priority = "normal"
+    share_s: float = 0.0
+    """What its client was charged for it; see `falctl.core.fair`."""
 
     @property
     def hint(self) -> Hint | None:
@@ -36,6 +40,8 @@ class WaitingQueue:
     _groups: dict[Hint | None, dict[RequestId, Waiting]] = field(default_factory=dict)
     _start_by: dict[RequestId, float] = field(default_factory=dict)
     """Only of those that have a deadline: mostly nobody has, and then nothing needs to be looked through."""
+    _clients: dict[str, int] = field(default_factory=dict)
+    """How many of each client wait; nobody is in it with none."""
 
     def __len__(self) -> int:
         return len(self._all)
@@ -54,6 +60,7 @@ class WaitingQueue:
         if waiting.start_by is not None:
             self._start_by[waiting.request] = waiting.start_by
         self._groups[waiting.hint] = _placed(self._groups.get(waiting.hint, {}), waiting, _by_due)
+        self._clients[waiting.client] = self._clients.get(waiting.client, 0) + 1
 
     def pop(self, request: RequestId) -> Waiting | None:
         """Take *request* out; None if it does not wait."""
@@ -64,6 +71,9 @@ class WaitingQueue:
             del group[request]
             if not group:
                 del self._groups[waiting.hint]
+            self._clients[waiting.client] -= 1
+            if not self._clients[waiting.client]:
+                del self._clients[waiting.client]
         return waiting
 
     def get(self, request: RequestId) -> Waiting | None:
@@ -90,6 +100,15 @@ class WaitingQueue:
         """Return how many wait for *hint*."""
         return len(self._groups.get(hint, ()))
 
+    def count_of(self, client: str) -> int:
+        """Return how many of *client* wait."""
+        return self._clients.get(client, 0)
+
+    @property
+    def clients(self) -> int:
+        """Return how many clients have something waiting."""
+        return len(self._clients)
+
     def hints(self) -> Iterator[Hint | None]:
         """Iterate over the hints that somebody waits for; None stands for no hint."""
         return iter(self._groups)
@@ -102,6 +121,7 @@ class WaitingQueue:
         """Assert that both indexes tell the same story, in order of arrival."""
         assert sum(map(len, self._groups.values())) == len(self._all)
         assert self._start_by == {w.request: w.start_by for w in self if w.start_by is not None}
+        assert self._clients == Counter(w.client for w in self)
         orders = [waiting.order for waiting in self._all.values()]
         assert orders == sorted(orders)
         for hint, group in self._groups.items():

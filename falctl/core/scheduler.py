@@ -36,6 +36,7 @@ from falctl.core.events import (
 from falctl.core.fair import FairShare
 from falctl.core.fleet import Fleet, Loaded, Runner, Running
 from falctl.core.learning import learn_release
+from falctl.core.pace import Pace
 from falctl.core.policies.base import Execute, LoadModel, Move, Policy, State
 from falctl.core.policies.explain import plain
 from falctl.core.queue import Waiting, WaitingQueue
@@ -44,35 +45,34 @@ from falctl.core.types import Epoch, RequestId, RunnerId
 BOUNCES_MAX: Final = 10
 """A request bounced this often is refused: fal's own bound on attempts (fal-client 1.0.3, MAX_ATTEMPTS)."""
 
-_GAP_WEIGHT: Final = 0.2
-"""Weight of the newest gap between dispatches in its moving average, which Retry-After is made from."""
-
 
 @dataclass(slots=True)
 class Scheduler:
     """
     Decides where every request goes. It holds the only copy of what waits and what is in flight.
 
-    *queue_max*: how many requests may wait. *policy* may be exchanged at any time between two events.
+    *queue_max*: how many requests may wait; *client_max*: how many of one client, 0 for as many. *policy* may be
+    exchanged at any time between two events.
     """
 
     policy: Policy
     queue_max: int
+    client_max: int = 0
     state: State = field(default_factory=State)
     fair: FairShare = field(default_factory=FairShare)
+    pace: Pace = field(default_factory=Pace)
     decisions: Decisions = field(default_factory=Decisions)
     ended: EndedRing = field(default_factory=EndedRing)
     _in_flight: dict[RequestId, tuple[RunnerId, Epoch, Waiting]] = field(default_factory=dict)
     _arrivals: int = 0
     _dispatches: int = 0
     _draining: bool = False
-    _gap_s: float = 1.0
-    _dispatched_at: float | None = None
 
     def handle(self, event: Event, *, now: float) -> list[Action]:
         """Apply *event* at monotonic instant *now*; return what to do, in order."""
         refused = self._apply(event, now)
         actions = [*refused, *self._late(now), *self._decide(now), *self._give_up()]
+        self.pace.watch(waiting=bool(self.state.queue), now=now)
         for action in actions:
             if isinstance(action, Refuse):
                 self.decisions.refused(action, now=now)
@@ -113,11 +113,13 @@ class Scheduler:
     # --- events ----------------------------------------------------------------------------------
 
     def _apply(self, event: Event, now: float) -> list[Action]:
+        if not isinstance(event, Arrived | Released | LoadEnded | HintsChanged):
+            self.state.changes.all = True
         match event:
             case Arrived():
                 return self._arrive(event, now)
             case Cancelled(request):
-                if self.state.queue.pop(request) is not None:
+                if self._drop(request, now):
                     self.decisions.happened(request, "cancelled", now=now)
             case Released() | LoadEnded() | Bounced() | HintsChanged() | RunnerDrains():
                 return self._hear(event, now)
@@ -135,9 +137,10 @@ class Scheduler:
         return []
 
     def _arrive(self, event: Arrived, now: float) -> list[Action]:
-        if self._draining or len(self.state.queue) >= self.queue_max:
+        refusal = Refuse(event.request, "draining") if self._draining else self._over_a_bound(event, now)
+        if refusal is not None:
             self.decisions.arrived(event, due=now, now=now)
-            return [self._refusal(event.request, "draining" if self._draining else "queue_full")]
+            return [refusal]
         self._arrivals += 1
         costs, wanted = self.state.costs, event.wanted
         if wanted is not None:
@@ -148,11 +151,34 @@ class Scheduler:
         share_s = exec_s / max(len(self.state.fleet.runners), 1)
         due = self.fair.due(event.client, event.priority, share_s, now=now)
         waiting = Waiting(
-            event.request, wanted, event.client, now, self._arrivals, due=due, start_by=event.start_by
+            event.request,
+            wanted,
+            event.client,
+            now,
+            self._arrivals,
+            due=due,
+            start_by=event.start_by,
+            priority=event.priority,
+            share_s=share_s,
         )
         self.state.queue.add(waiting)
+        self.state.changes.note(waiting.hint, wanted=True)
         self.decisions.arrived(event, due=due, now=now)
         return []
+
+    def _over_a_bound(self, event: Arrived, now: float) -> Refuse | None:
+        queue, client = self.state.queue, event.client
+        if len(queue) >= self.queue_max:
+            return Refuse(event.request, "queue_full", self.place_s(now=now), len(queue))
+        if client and self.client_max and queue.count_of(client) >= self.client_max:
+            after_s = self.place_s(now=now) / self.pace.share(client, clients=queue.clients)
+            return Refuse(event.request, "client_queue_full", after_s, queue.count_of(client))
+        return None
+
+    def place_s(self, *, now: float) -> float:
+        """Return in how many seconds the next place in the queue should turn free."""
+        slots = sum(runner.slots for runner in self.state.fleet.runners.values())
+        return self.pace.gap_s(prior_s=self.state.costs.mean_exec.value / max(slots, 1), now=now)
 
     def _hear(
         self, event: Released | LoadEnded | Bounced | HintsChanged | RunnerDrains, now: float
@@ -169,11 +195,11 @@ class Scheduler:
                 view.blocked = True
                 view.in_use.pop(request, None)
                 self.decisions.happened(request, "bounced", now=now, runner=event.runner)
-                return self._return_to_queue(request)
+                return self._return_to_queue(request, now)
             case HintsChanged():
-                # What a load job brings counts once that has ended: the board tells of it a moment before.
-                coming = view.loading.keys() | view.leaving
-                view.hints = None if event.hints is None else event.hints - coming
+                view.hints = view.counted(event.hints)
+                self.state.fleet.found(view.hints or ())
+                self.state.changes.note(None, view.runner)
             case RunnerDrains():
                 view.accepting = False
             case _:
@@ -185,6 +211,7 @@ class Scheduler:
         running = view.in_use.pop(event.request, None)
         if running is not None:
             view.blocked = False
+            self.state.changes.note(running.hint, view.runner)
             if entry is not None:
                 self.decisions.ended(event, now=now)
                 self.ended.ended(event, entry[2], view, running, self.state.costs)
@@ -194,27 +221,29 @@ class Scheduler:
         if view.loading.pop(event.hint, None) is None:
             return
         view.leaving = frozenset()
+        self.state.changes.note(event.hint, view.runner, wanted=True)
         self.decisions.load_ended(event, now=now)
         if event.ok:
             self.ended.loaded(event.hint, event.load_s)
             self.state.costs.loaded(event.hint, event.tier, event.load_s)
-            self.state.fleet.unloadable.discard(event.hint)
+            self.state.fleet.found([event.hint])
             if view.hints is not None:
                 view.hints |= {event.hint}
             view.loaded = {h: v for h, v in view.loaded.items() if view.hints and h in view.hints}
             view.loaded[event.hint] = Loaded(now, event.load_s)
         else:
-            self.state.fleet.unloadable.add(event.hint)
+            self.state.fleet.give_up(event.hint)
+            self.state.changes.all = True
 
-    def _return_to_queue(self, request: RequestId) -> list[Action]:
+    def _return_to_queue(self, request: RequestId, now: float) -> list[Action]:
         entry = self._in_flight.pop(request, None)
         if entry is None:
             return []
         waiting = replace(entry[2], attempts=entry[2].attempts + 1)
         if waiting.attempts >= BOUNCES_MAX:
-            return [self._refusal(request, "bounced_too_often")]
+            return [Refuse(request, "bounced_too_often", self.place_s(now=now))]
         if self._draining:
-            return [self._refusal(request, "draining")]
+            return [Refuse(request, "draining")]
         self.state.queue.add(waiting)
         return []
 
@@ -225,11 +254,11 @@ class Scheduler:
             known = Runner(event.runner, event.epoch, event.slots, event.hints, event.caps)
             self.state.fleet.runners[event.runner] = known
         self.state.fleet.returning.discard(event.runner)
-        known.hints, known.caps, known.accepting, known.blocked = event.hints, event.caps, True, False
+        known.caps, known.accepting, known.blocked = event.caps, True, False
         known.loading = {hint: known.loading.get(hint, now) for hint in event.loading}
-        if known.hints is not None:
-            known.hints -= known.loading.keys()
         known.leaving = frozenset()
+        known.hints = known.counted(event.hints)
+        self.state.fleet.found(known.hints or ())
         self.decisions.loads_known(event.runner, event.loading, now=now)
         ours = {q for q, (r, _, _) in self._in_flight.items() if r == event.runner}
         unknown = Running(None, now)
@@ -276,9 +305,13 @@ class Scheduler:
         view.in_use[move.request] = Running(hint, now, warm)
         self._in_flight[move.request] = (move.runner, view.epoch, waiting)
         if hint is not None:
-            view.used[hint] = self._dispatches
+            view.use(hint, self._dispatches)
             fleet.serve(hint, move.runner)
-        self._learn_gap(now)
+        self.state.changes.note(hint, move.runner)
+        if view.hints is None:
+            self.state.changes.all = True  # it is warm for something new
+        if now > waiting.arrived_at:  # else it has had no place
+            self.pace.leave(waiting.client, now=now)
         dispatch = Dispatch(
             move.request, move.runner, view.epoch, warm, now - waiting.arrived_at, move.reason
         )
@@ -293,6 +326,7 @@ class Scheduler:
         assert view.hints is not None
         assert move.hint not in view.hints
         assert not any(view.executes(victim) for victim in move.evict), "a victim executes"
+        self.state.changes.note(move.hint, move.runner)
         view.leaving = frozenset(move.evict)
         view.hints -= view.leaving
         view.loading[move.hint] = now
@@ -307,13 +341,17 @@ class Scheduler:
         """Refuse what should have started by now."""
         late = self.state.queue.late(now)
         for request in late:
-            self.state.queue.pop(request)
-        return [self._refusal(request, "start_timeout") for request in late]
+            self._drop(request, now)
+            self.state.changes.all = True
+        return [Refuse(request, "start_timeout") for request in late]
 
-    def _learn_gap(self, now: float) -> None:
-        if self._dispatched_at is not None and self.state.queue:
-            self._gap_s += _GAP_WEIGHT * (now - self._dispatched_at - self._gap_s)
-        self._dispatched_at = now
+    def _drop(self, request: RequestId, now: float) -> bool:
+        """Forget *request*; its client is not charged for it. Return whether it waited."""
+        if (gone := self.state.queue.pop(request)) is None:
+            return False
+        self.pace.leave(gone.client, now=now)
+        self.fair.refund(gone.client, gone.priority, gone.share_s)
+        return True
 
     def _give_up(self) -> list[Action]:
         """Refuse what waits when no runner is up and none will be."""
@@ -326,10 +364,7 @@ class Scheduler:
         requests = [waiting.request for waiting in self.state.queue]
         for request in requests:
             self.state.queue.pop(request)
-        return [self._refusal(request, code) for request in requests]
-
-    def _refusal(self, request: RequestId, code: RefuseCode) -> Refuse:
-        return Refuse(request, code, retry_after_s=max(self._gap_s, 1.0))
+        return [Refuse(request, code) for request in requests]
 
 
 def _with_load(dispatch: Dispatch, waiting: Waiting, view: Runner) -> Dispatch:

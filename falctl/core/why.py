@@ -7,12 +7,13 @@ with it. Seconds are estimates from learnt costs.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
 from falctl.core.fleet import Runner
-from falctl.core.policies.base import Candidate, LoadModel, Move, Policy, State, Weighs
+from falctl.core.policies.base import Candidate, Changes, LoadModel, Move, Policy, State, Weighs
 from falctl.core.policies.explain import free_in_s, hint_of, load_rests, standing
 from falctl.core.queue import Waiting, WaitingQueue
 from falctl.core.types import Hint, RequestId, RunnerId, Wanted
@@ -58,8 +59,10 @@ class Why:
 
 def why(state: State, policy: Policy, hint: Hint, *, now: float) -> Why:
     """Return why requests for *hint* wait, or where one would go now."""
+    # One of its own: what a policy carries over from event to event must not change by being asked.
+    policy = copy.copy(policy)
     waiting = state.queue.count(hint)
-    asked = state if waiting else _with_probe(state, hint, now)
+    asked = replace(state, changes=Changes()) if waiting else _with_probe(state, hint, now)
     move = policy.choose(asked, now=now) if state.fleet.runners else None
     if move is not None and hint_of(asked, move) != hint:
         move = None  # somebody else's turn is first
@@ -100,7 +103,7 @@ def _with_probe(state: State, hint: Hint, now: float) -> State:
         queue.add(waiting)
         order = waiting.order
     queue.add(Waiting(PROBE, Wanted(hint, "header"), "", now, order + 1, due=now))
-    return replace(state, queue=queue)
+    return replace(state, queue=queue, changes=Changes())
 
 
 def _rows(state: State, policy: Policy, hint: Hint, now: float) -> tuple[RunnerWhy, ...]:

@@ -41,7 +41,7 @@ class Driver:
     """
 
     def __init__(self, *, routing: RoutingConfig, queue: QueueConfig, ledger: Ledger) -> None:
-        self.scheduler = Scheduler(_policy(routing), queue_max=queue.max)
+        self.scheduler = Scheduler(_policy(routing), queue_max=queue.max, client_max=queue.max_per_client)
         self._ledger = ledger
         self._waiting: dict[RequestId, Decision] = {}
         self._loop = asyncio.get_running_loop()
@@ -53,6 +53,7 @@ class Driver:
         """Decide by these rules from now on."""
         self.scheduler.policy = _policy(routing)
         self.scheduler.queue_max = queue.max
+        self.scheduler.client_max = queue.max_per_client
 
     def submit(self, arrived: Arrived) -> Decision:
         """Let a request whose body has been read wait for a runner."""
@@ -83,9 +84,12 @@ class Driver:
     def tell_hints(self, runner: RunnerId, epoch: Epoch, hints: frozenset[Hint] | None) -> None:
         """Tell what stands on the board for a runner; nothing happens if that is known."""
         view = self.scheduler.fleet.runners.get(runner)
-        known = None if view is None or view.hints is None else view.hints | view.leaving
-        if view is not None and view.epoch == epoch and known != hints:
+        if view is not None and view.epoch == epoch and view.counted(hints) != view.hints:
             self.handle(HintsChanged(runner, epoch, hints))
+
+    def place_s(self) -> float:
+        """Return in how many seconds the next place in the queue should turn free."""
+        return self.scheduler.place_s(now=monotonic_s())
 
     def drain(self) -> None:
         """Refuse what waits and whatever comes."""

@@ -25,6 +25,7 @@ from falctl.router.fleet import FleetLinks
 from falctl.router.guard import Guard
 from falctl.router.ledger import Ledger
 from falctl.router.listener import Listener
+from falctl.router.memory import Memory
 from falctl.router.proxy import Proxy, ProxyRules
 from falctl.router.publish import Publisher
 from falctl.router.reasons import Reasons
@@ -56,7 +57,10 @@ class Router:
         self._fleet = FleetLinks(board, home, self._driver, self._ledger)
         self._limits = _limits(config)
         self._intake = Intake(
-            ByteBudget(config.queue.max_bytes), config.server.max_body, config.server.body_timeout
+            ByteBudget(config.queue.max_bytes),
+            config.server.max_body,
+            config.server.body_timeout,
+            self._driver.place_s,
         )
         self._files = FileStore(home.files, keep_s=config.files.keep)
         self._publisher = Publisher(
@@ -66,6 +70,7 @@ class Router:
         self._proxy = Proxy(
             self._driver, self._fleet, intake=self._intake, ledger=self._ledger, rules=_rules(config, guard)
         )
+        self._memory = Memory(home.learnt, self._driver.scheduler.state)
         routes = make_routes(
             status=self._report,
             runners_ready=self._runners_ready,
@@ -79,11 +84,13 @@ class Router:
         """Serve until the supervisor says `wire.Stop`."""
         assert control.listen_fd is not None, "the supervisor hands the listening socket down"
         messages = control.messages(asyncio.get_running_loop())
+        self._memory.recall()
         self._fleet.discover()
         self._publisher.publish()
         helpers = [
             spawn(self._publisher.publish_for_ever(), name="publish"),
             spawn(self._files.sweep_for_ever(), name="sweep"),
+            spawn(self._memory.keep_for_ever(), name="memory"),
         ]
         await self._fleet.greeted(within_s=_GREETINGS_WITHIN_S)
         await self._listener.open(socket.socket(fileno=control.listen_fd))
@@ -97,6 +104,9 @@ class Router:
         await self._listener.close(within_s=_CLOSE_WITHIN_S)
         for helper in helpers:
             helper.cancel()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_CLOSE_WITHIN_S):
+                await self._memory.keep()
         await self._fleet.close()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_CLOSE_WITHIN_S):

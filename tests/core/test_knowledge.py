@@ -7,10 +7,12 @@ import pytest
 from falctl.core import costs as costs_module
 from falctl.core import demand as demand_module
 from falctl.core import fair as fair_module
+from falctl.core import fleet as fleet_module
 from falctl.core.costs import Costs
 from falctl.core.demand import Demand
 from falctl.core.events import (
     Arrived,
+    Cancelled,
     Dispatch,
     HintsChanged,
     Load,
@@ -21,6 +23,7 @@ from falctl.core.events import (
     Tick,
 )
 from falctl.core.fair import LOW_S, FairShare
+from falctl.core.fleet import Fleet, Runner
 from falctl.core.policies.auto import Auto
 from falctl.core.scheduler import Scheduler
 from falctl.core.types import Caps, Epoch, Hint, RequestId, RunnerId, Wanted
@@ -94,13 +97,99 @@ def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(fair._until) == 3
 
 
+def test_what_any_request_may_name_is_remembered_in_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fleet_module, "USED_MAX", 3)
+    monkeypatch.setattr(fleet_module, "UNLOADABLE_MAX", 3)
+    fleet, runner = Fleet(), Runner(R0, E1, 1, None)
+    for n in (0, 1, 2, 0, 3):
+        fleet.give_up(Hint(f"h{n}"))
+        runner.use(Hint(f"h{n}"), n)
+    assert set(fleet.unloadable) == {Hint("h1"), Hint("h2"), Hint("h3")}
+    assert set(runner.used) == {Hint("h2"), Hint("h0"), Hint("h3")}, (
+        "the one not used for longest is forgotten"
+    )
+
+
+def test_a_cost_that_was_nothing_for_long_is_learnt_anew() -> None:
+    for before, now in ((0.0, 30.0), (1e-6, 30.0), (30.0, 1e-3)):
+        costs = Costs()
+        for _ in range(50):
+            costs.loaded(A, "disk", before)
+        for _ in range(40):
+            costs.loaded(A, "disk", now)
+        assert costs.load_s(A) == pytest.approx(now, rel=0.2, abs=0.8)
+
+
+def test_strays_to_either_side_do_not_add_up() -> None:
+    costs = Costs()
+    for _ in range(20):
+        costs.executed(A, "card", 1.0)
+    for stray in (100.0, 0.001, 100.0, 0.001, 100.0):
+        costs.executed(A, "card", stray)
+    assert 0.5 < costs.exec_s(A, "card") < 2.0
+    for usual in (1.0, 1.0, 100.0, 1.0, 100.0, 1.0, 100.0):
+        costs.executed(A, "card", usual)
+    assert costs.exec_s(A, "card") < 5.0, "unclipped it were 30"
+
+
+def test_a_pause_does_not_hide_the_rate_of_what_comes_after_it() -> None:
+    demand = Demand()
+    for n in range(200):
+        demand.arrived(A, "", now=float(n))
+    assert demand.gap_s == pytest.approx(1.0)
+    demand.arrived(A, "", now=199.0 + 8 * 3600.0)
+    assert demand.gap_s == pytest.approx(2.0)
+
+
+def test_the_first_gaps_count_alike_whatever_the_very_first_was() -> None:
+    for first_s in (0.001, 1.0, 600.0):
+        demand = Demand()
+        demand.arrived(A, "", now=0.0)
+        for n in range(200):
+            demand.arrived(A, "", now=first_s + n)
+        assert 0.5 < demand.gap_s < 4.0
+
+
+def test_arrivals_in_bursts_have_the_rate_of_all_of_them() -> None:
+    demand = Demand()
+    for n in range(3000):
+        demand.arrived(A, "", now=float(n // 20 * 20))
+    assert 0.7 < demand.gap_s < 1.4
+
+
 def test_a_batch_is_due_one_by_one_and_another_client_comes_before_most_of_it() -> None:
     fair = FairShare()
     batch = [fair.due("a", "normal", 2.0, now=0.0) for _ in range(5)]
     assert batch == [0.0, 2.0, 4.0, 6.0, 8.0]
     assert fair.due("b", "normal", 2.0, now=3.0) == 3.0
-    assert fair.due("b", "low", 2.0, now=3.0) == 5.0 + LOW_S
     assert fair.due("", "normal", 2.0, now=1.0) == 1.0
+
+
+def test_a_batch_of_low_priority_holds_up_no_normal_request_of_its_own_client() -> None:
+    fair = FairShare()
+    batch = [fair.due("a", "low", 2.0, now=0.0) for _ in range(3)]
+    assert batch == [LOW_S, LOW_S + 2.0, LOW_S + 4.0]
+    assert fair.due("a", "normal", 2.0, now=1.0) == 1.0
+
+
+def test_who_leaves_the_queue_unserved_is_not_charged_for_it() -> None:
+    s = scheduler(overlaps=False)
+    for n in range(10):
+        s.handle(arrived(f"q{n}", A, start_by=2.0 if n > 5 else None), now=0.0)
+    for n in range(6):
+        s.handle(Cancelled(RequestId(f"q{n}")), now=1.0)
+    s.handle(Cancelled(RequestId("q0")), now=1.0)
+    assert [type(action) for action in s.handle(Tick(), now=2.0)] == [Refuse] * 4
+    s.handle(arrived("next", A), now=3.0)
+    waiting = s.queue.oldest()
+    assert waiting is not None
+    assert waiting.due == pytest.approx(3.0)
+
+
+def test_a_refund_for_a_client_that_is_forgotten_changes_nothing() -> None:
+    fair = FairShare()
+    fair.refund("a", "normal", 5.0)
+    assert fair.due("a", "normal", 2.0, now=1.0) == 1.0
 
 
 def test_those_who_wait_for_a_load_share_it_and_their_receipts_say_so() -> None:
@@ -130,6 +219,42 @@ def test_a_victim_that_is_still_told_as_resident_does_not_count_as_that() -> Non
     assert load.evict == (B,)
     s.handle(HintsChanged(R0, E1, frozenset({B})), now=0.1)
     assert s.fleet.runners[R0].hints == frozenset()
+
+
+def test_a_model_that_is_told_as_resident_before_its_load_has_ended_counts_from_then_on() -> None:
+    s = scheduler()
+    s.handle(arrived("1", A), now=0.0)
+    assert s.handle(HintsChanged(R0, E1, frozenset({A})), now=5.0) == []
+    [first] = s.handle(LoadEnded(R0, E1, A, ok=True, load_s=5.0), now=5.0)
+    assert isinstance(first, Dispatch)
+    assert (first.cache, first.load_s) == ("disk", 5.0), "its receipt says that it waited for the load"
+
+
+def test_what_a_runner_was_loading_when_its_stream_broke_counts_once_it_has_ended() -> None:
+    s = scheduler()
+    s.handle(arrived("1", A), now=0.0)
+    caps = Caps(gpu="card", loads=True, overlaps=True, models_max=1)
+    assert s.handle(RunnerUp(R0, E1, 1, (), frozenset({A}), caps, loading=(A,)), now=1.0) == []
+    [dispatch] = s.handle(RunnerUp(R0, E1, 1, (), frozenset({A}), caps), now=2.0)
+    assert isinstance(dispatch, Dispatch)
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        HintsChanged(R0, E1, frozenset({A})),
+        RunnerUp(R0, E1, 1, (), frozenset({A}), Caps(gpu="card", loads=True, overlaps=True, models_max=1)),
+    ],
+)
+def test_a_model_that_a_runner_holds_is_loaded_by_jobs_again(found: HintsChanged | RunnerUp) -> None:
+    s = scheduler()
+    s.handle(arrived("1", A), now=0.0)
+    s.handle(LoadEnded(R0, E1, A, ok=False, load_s=0.0), now=1.0)
+    assert list(s.fleet.unloadable) == [A]
+    s.handle(HintsChanged(R0, E1, frozenset({B})), now=2.0)
+    assert list(s.fleet.unloadable) == [A]
+    s.handle(found, now=3.0)
+    assert not s.fleet.unloadable
 
 
 def test_a_model_whose_load_fails_is_executed_so_that_its_client_hears_why() -> None:
@@ -164,3 +289,14 @@ def test_a_host_that_tells_its_load_apart_teaches_both() -> None:
     s.handle(arrived("1", A), now=0.0)
     s.handle(Released(RequestId("1"), R0, E1, exec_s=1.0, load_s=3.0), now=4.0)
     assert (s.state.costs.exec_s(A, "card"), s.state.costs.load_s(A)) == (1.0, 3.0)
+
+
+def test_what_a_cold_run_took_beyond_the_known_execution_was_its_load() -> None:
+    s = Scheduler(Auto(), queue_max=10)
+    s.handle(RunnerUp(R0, E1, 1, (), frozenset({A})), now=0.0)
+    s.handle(arrived("1", A), now=0.0)
+    s.handle(Released(RequestId("1"), R0, E1, exec_s=1.0), now=1.0)
+    s.handle(HintsChanged(R0, E1, frozenset()), now=2.0)
+    s.handle(arrived("2", A), now=2.0)
+    s.handle(Released(RequestId("2"), R0, E1, exec_s=4.0), now=6.0)
+    assert (s.state.costs.exec_s(A), s.state.costs.load_s(A)) == (1.0, 3.0)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field
+from random import Random
 
 import pytest
 
 from falctl.core.events import Arrived, Event, LoadEnded, Released, RunnerDown, RunnerDrains, RunnerUp
-from falctl.core.policies import POLICIES, Auto, Policy, make_policy
+from falctl.core.policies import POLICIES, Auto, Move, Policy, State, make_policy
 from falctl.core.scheduler import Scheduler
 from falctl.core.types import Caps, Epoch, Hint, RequestId, RunnerId, Wanted
 from falctl.core.why import Why, brief, why
+from falctl.replay.trace import Job
+from falctl.replay.world import Setting, World
 
 E1 = Epoch(1)
 LOADS = Caps("card", loads=True, overlaps=True, models_max=2)
@@ -284,3 +287,38 @@ def test_a_load_that_has_ended_makes_its_runner_warm() -> None:
     assert s.told("x").startswith(
         "nobody waits; warm on runner 0; a request now would wait: holds for runner 0"
     )
+
+
+class Nosy:
+    """`auto`, asked why before every decision."""
+
+    def __init__(self, *, asks: bool) -> None:
+        self.auto = Auto()
+        self.asks = asks
+        self.moves: list[Move | None] = []
+
+    def choose(self, state: State, *, now: float) -> Move | None:
+        if self.asks:
+            for model in ("m1", "m2", "m7"):
+                why(state, self.auto, Hint(model), now=now)
+                brief(state, Hint(model), now=now)
+        self.moves.append(self.auto.choose(state, now=now))
+        return self.moves[-1]
+
+
+@pytest.mark.parametrize("loads", [True, False])
+@pytest.mark.parametrize("overlaps", [True, False])
+def test_who_asks_why_changes_no_decision(loads: bool, overlaps: bool) -> None:
+    rng = Random(5)
+    jobs, at = [], 0.0
+    for n in range(300):
+        at += rng.expovariate(1.0)
+        model = min(int(rng.paretovariate(0.8)), 8)
+        jobs.append(Job(at, Hint(f"m{model}"), 1.0 + model / 3, 4.0, 10**9, f"c{n % 4}"))
+    setting = Setting(3, models_max=2, loads=loads, overlaps=overlaps)
+    moves = []
+    for asks in (False, True):
+        policy = Nosy(asks=asks)
+        World(jobs, policy, setting, check=True).run()
+        moves.append(policy.moves)
+    assert moves[0] == moves[1]

@@ -38,6 +38,13 @@ def test_a_load_job_makes_the_runner_warm_before_any_request(simulated: Host) ->
     assert simulated.post("/", {"model": "m0"}).json["loaded"] is False
 
 
+def test_a_load_job_costs_what_the_name_of_its_model_says(simulated: Host) -> None:
+    with simulated.events() as events:
+        events.next()
+        order(simulated, "slow@0.4")
+        assert events.until(LoadEnded).load_s >= 0.4
+
+
 def test_the_router_says_what_leaves(simulated: Host) -> None:
     for model in ("a", "b"):
         simulated.post("/", {"model": model})

@@ -62,3 +62,10 @@ def test_a_simulated_model_costs_its_load_once(simulated: Host) -> None:
 def test_a_request_may_name_its_own_costs(simulated: Host) -> None:
     done = simulated.post("/", {"model": "b", "load_s": 0.0, "exec_s": 0.01, "steps": 4}).json
     assert (done["load_s"], done["exec_s"], done["loaded"]) == (0.0, 0.01, True)
+
+
+def test_a_model_may_name_its_own_load(simulated: Host) -> None:
+    done = simulated.post("/", {"model": "big@0.35", "exec_s": 0.01})
+    assert (done.json["load_s"], done.json["loaded"]) == (0.35, True)
+    assert float(done.timings["load_s"]) >= 0.35
+    assert simulated.post("/", {"model": "me@home", "exec_s": 0.01}).json["load_s"] == 0.2

@@ -111,3 +111,12 @@ def test_the_runner_evicts_and_forgets_the_hint_of_what_it_evicted() -> None:
         assert f.post("/", {"model": "a"}).headers["x-falctl-cache"] == "disk"
         [runner] = f.status()["runners"]
         assert sorted(runner["hints"]) == ["a", "b"]
+
+
+def test_a_load_job_is_shared_by_those_who_waited_for_it_and_their_receipts_say_so() -> None:
+    config = COSTS + '[routing]\npolicy = "auto"\n'
+    with Falctl(SIMULATED, config=config, args=("--runners", "1")) as f, ThreadPoolExecutor(4) as pool:
+        replies = list(pool.map(lambda _: f.post("/", {"model": "slow@1.0"}), range(4)))
+        assert Counter(r.headers["x-falctl-cache"] for r in replies) == {"disk": 1, "join": 3}
+        assert f.post("/", {"model": "slow@1.0"}).headers["x-falctl-cache"] == "hit"
+        assert [r["loads"] for r in f.status()["runners"]] == [1]

@@ -20,12 +20,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from operator import itemgetter
 
 from falctl.core.fleet import Runner
 from falctl.core.policies.base import Candidate, Execute, LoadModel, Move, State
 from falctl.core.policies.explain import weigh, weighed
 from falctl.core.policies.knobs import Knobs
-from falctl.core.policies.look import Look, look_at
+from falctl.core.policies.look import FRESH_S, Look, look_at
 from falctl.core.types import Hint
 
 
@@ -41,22 +42,25 @@ class _Choice:
 
 
 class Auto:
-    """See the module."""
+    """See the module. What it carries over is derived from the state alone."""
 
     def __init__(self, knobs: Knobs | None = None) -> None:
         self.knobs = knobs or Knobs()
+        self._carried: Look | None = None
 
     def choose(self, state: State, *, now: float) -> Move | None:
         """Return the next move."""
-        look = look_at(state, self.knobs, now=now)
+        look = self._look(state, now)
         execute = self._execute(look)
+        open_runners = [r for r in look.runners if _may_load(r)]
         # A load can wait for the next round if it runs beside the execution, unless it needs the slot that this would pin.
-        overlaps = all(r.caps.overlaps for r in look.runners)
-        if execute is not None and overlaps and not self._blocked(look, execute):
+        if execute is not None and look.overlaps and not self._blocked(look, execute, open_runners):
             return self._told(look, _execution(state, execute))
-        load = self._load(look)
+        load = self._load(look, open_runners)
         if load is not None and (execute is None or load.key < execute.key):
             return self._told(look, _loading(state, load))
+        if execute is None:
+            look.settle()
         return None if execute is None else self._told(look, _execution(state, execute))
 
     def weigh(self, state: State, hint: Hint, *, now: float) -> tuple[Candidate, ...]:
@@ -65,11 +69,20 @@ class Auto:
 
     def saves(self, look: Look, hint: Hint, runner: Runner) -> float:
         """Return the request-seconds that a further copy on *runner* saves, now and over its horizon."""
-        copies = len(look.copies[hint])
-        return self._saves(look, hint, runner) + look.horizon_s * look.copy_value(hint, copies + 1)
+        return self._saves(look, hint, runner) + look.worth.further_copy(hint)
 
     def _told(self, look: Look, move: Move) -> Move:
-        return weighed(look, move, self, lambda look, runner, hint: _regret(look, runner, hint)[0])
+        return weighed(look, move, self, lambda look, runner, hint: _regret(look, runner, hint)[1])
+
+    def _look(self, state: State, now: float) -> Look:
+        """Return the look of the last event with what has changed since, or a new one."""
+        look = self._carried
+        if look is None or look.state is not state or state.changes.all or now - look.made_at >= FRESH_S:
+            look = self._carried = look_at(state, self.knobs, now=now)
+        else:
+            look.refresh(state.changes, now=now)
+        state.changes.clear()
+        return look
 
     # --- executions ------------------------------------------------------------------------------
 
@@ -80,7 +93,7 @@ class Auto:
         for runner in look.runners:
             if not runner.free_slots:
                 continue
-            for hint in _servable(look, runner):
+            for hint in _servable(look.state, runner):
                 key = (self._turn(look, hint, runner), hint or "")
                 if least is None or key < least:
                     least, holders, chosen = key, [runner], hint
@@ -90,113 +103,115 @@ class Auto:
             return None
         runner = holders[0] if len(holders) == 1 else min(holders, key=lambda r: _regret(look, r, chosen))
         reason = "wants no hint" if chosen is None else "warm"
-        return _Choice(look.execute_key(chosen, runner.caps.gpu), runner, chosen, reason)
+        return _Choice(look.queues.execute_key(chosen, runner), runner, chosen, reason)
 
     def _turn(self, look: Look, hint: Hint | None, runner: Runner) -> float:
         """Return when *hint* is due on *runner*: later if others could run it, so that scarce models go first."""
-        key = look.execute_key(hint, runner.caps.gpu)
+        key = look.queues.execute_key(hint, runner)
         if hint is None:
             return key
-        return key + self.knobs.scarce * (len(look.copies[hint]) - 1) * look.exec_s(hint)
+        return key + self.knobs.scarce * (len(look.copies[hint]) - 1) * look.queues.exec_s(hint)
 
     # --- loads -----------------------------------------------------------------------------------
 
-    def _blocked(self, look: Look, execute: _Choice) -> bool:
+    def _blocked(self, look: Look, execute: _Choice, open_runners: list[Runner]) -> bool:
         """Return whether a model that nobody holds is due before, and would find no room beside *execute*."""
-        open_runners = [r for r in look.runners if _may_load(r)]
         for hint in look.state.queue.hints() if open_runners else ():
             if hint is None or hint in look.copies:
                 continue
-            key = look.load_key(hint)
-            if key < execute.key and not any(self._fits(look, r, hint, execute) for r in open_runners):
+            key = look.queues.load_key(hint)
+            if key < execute.key and not any(_fits(look, r, hint, execute) for r in open_runners):
                 return True
         return False
 
-    def _fits(self, look: Look, runner: Runner, hint: Hint, execute: _Choice) -> bool:
-        keep = execute.hint if runner is execute.runner else None
-        return look.victims(runner, hint, look.load_key(hint), keep=keep) is not None
-
-    def _load(self, look: Look) -> _Choice | None:
-        open_runners = [r for r in look.runners if _may_load(r)]
+    def _load(self, look: Look, open_runners: list[Runner]) -> _Choice | None:
         if not open_runners:
             return None
-        coming = {h for r in look.runners for h in _coming(r)}
-        least_s = min(map(look.backlog_s, open_runners))
-        price = look.price()
-        hints = [h for h in look.state.queue.hints() if h is not None and h not in coming]
-        hints = [h for h in hints if h not in look.copies or self._may_pay(look, h, least_s) > price]
-        for key, hint in sorted((look.load_key(h), h) for h in hints):
+        unloadable = look.state.fleet.unloadable
+        last_turn = look.room.last_turn(open_runners)
+        for key, hint, runners in sorted(self._worth_a_try(look, open_runners), key=itemgetter(0, 1)):
+            if key >= last_turn:
+                break
             holders = look.copies.get(hint, [])
-            options = [r for r in open_runners if r not in holders] if holders else open_runners
-            if hint in look.state.fleet.unloadable:  # it is to be executed cold, so that its client hears why
+            options = [r for r in runners if r not in holders] if holders else runners
+            if hint in unloadable:  # it is to be executed cold, so that its client hears why
                 options = [r for r in options if r.free_slots]
-            if options and (found := self._place(look, hint, key, options)) is not None:
-                return found
+            if (choice := self._place(look, hint, key, options)) is not None:
+                return choice
         return None
+
+    def _worth_a_try(
+        self, look: Look, open_runners: list[Runner]
+    ) -> Iterator[tuple[float, Hint, list[Runner]]]:
+        """Iterate over models that wait, by when they are due and on which runners, but for hopeless copies."""
+        coming = {h for r in look.runners for h in _coming(r)}
+        for hints, runners in look.to_load(open_runners):
+            least_s = min(map(look.queues.backlog_s, runners))
+            for hint in hints:
+                if hint is None or hint in coming:
+                    continue
+                if hint not in look.copies or self._most(look, hint, least_s) > look.worth.price:
+                    yield look.queues.load_key(hint), hint, runners
 
     def _place(self, look: Look, hint: Hint, key: float, options: list[Runner]) -> _Choice | None:
         """Return where to load *hint* for the least cost; None: nowhere now, or holding is cheaper."""
-        holders = look.copies.get(hint, [])
-        gain = look.horizon_s * look.copy_value(hint, len(holders) + 1) - look.price() if holders else 0.0
-        if holders and max(self._saves(look, hint, r) for r in options) + gain < 0:
-            return None
-        best: tuple[float, int, int] | None = None
+        best: tuple[float, int, int, int] | None = None
         chosen: tuple[Runner, tuple[Hint, ...], float] | None = None
         for runner in options:
-            if (found := look.victims(runner, hint, key)) is None:
+            if (found := look.room.victims(runner, hint, key)) is None:
                 continue
-            loss = look.horizon_s * found[1]
-            cost = (loss + self.knobs.balance * look.backlog_s(runner), len(found[0]), runner.runner)
-            if best is None or cost < best:
-                best, chosen = cost, (runner, found[0], loss)
+            loss = look.worth.horizon_s * found[1]
+            crowd = len(look.state.fleet.held(runner)) + len(runner.loading)
+            cost = loss + self.knobs.balance * look.queues.backlog_s(runner)
+            if best is None or (cost, len(found[0]), crowd, runner.runner) < best:
+                best = (cost, len(found[0]), crowd, runner.runner)
+                chosen = (runner, found[0], loss)
         if chosen is None:
             return None
         runner, victims, loss = chosen
-        if holders and self._saves(look, hint, runner) + gain < loss:
-            return None
-        return _Choice(
-            key, runner, hint, "a further copy pays" if holders else "nobody is warm for it", victims
-        )
+        if hint not in look.copies:
+            return _Choice(key, runner, hint, "nobody is warm for it", victims)
+        earns = self._saves(look, hint, runner) + look.worth.further_copy(hint) - look.worth.price
+        return None if earns < loss else _Choice(key, runner, hint, "a further copy pays", victims)
 
-    def _may_pay(self, look: Look, hint: Hint, least_s: float) -> float:
+    def _most(self, look: Look, hint: Hint, least_s: float) -> float:
         """Return a bound on what a copy could earn on any runner; *least_s* is the least backlog of them."""
-        holders = look.copies[hint]
-        n = len(holders)
-        keeps = look.horizon_s * look.copy_value(hint, n + 1)
-        drained_s = sum(map(look.backlog_s, holders)) / n
-        earlier_s = drained_s - max(look.state.costs.load_s(hint), least_s)
-        if earlier_s <= 0:
-            return keeps
-        exec_s = look.exec_s(hint)
-        moved_s = min(look.state.queue.count(hint) * exec_s, earlier_s * n / (n + 1))
-        spared = sum(look.others(r, hint) for r in holders) / n
-        return keeps + moved_s * (earlier_s / exec_s + self.knobs.relief * spared)
+        return look.worth.further_copy(hint) + self._moves(look, hint, least_s, elsewhere=0.0)
 
     def _saves(self, look: Look, hint: Hint, runner: Runner) -> float:
         """Return the request-seconds saved by a copy on *runner*: part of the work moves there and ends earlier."""
-        holders = look.copies[hint]
-        exec_s = look.exec_s(hint)
-        drained_s = sum(map(look.backlog_s, holders)) / len(holders)
-        earlier_s = drained_s - max(look.state.costs.load_s(hint), look.backlog_s(runner))
-        moved_s = min(look.state.queue.count(hint) * exec_s, earlier_s * len(holders) / (len(holders) + 1))
-        if moved_s <= 0:
+        backlog_s = look.queues.backlog_s(runner)
+        return self._moves(look, hint, backlog_s, elsewhere=look.queues.others(runner, hint))
+
+    def _moves(self, look: Look, hint: Hint, backlog_s: float, *, elsewhere: float) -> float:
+        """Return the same for a runner that is free in *backlog_s* and wanted by *elsewhere* requests for its models."""
+        queues, copies = look.queues, len(look.copies[hint])
+        earlier_s = queues.drained_s(hint) - max(look.state.costs.load_s(hint), backlog_s)
+        if earlier_s <= 0:
             return 0.0
-        spared = sum(look.others(r, hint) for r in holders) / len(holders) - look.others(runner, hint)
-        return moved_s * (earlier_s / exec_s + self.knobs.relief * spared)
+        exec_s = queues.exec_s(hint)
+        moved_s = min(look.state.queue.count(hint) * exec_s, earlier_s * copies / (copies + 1))
+        return moved_s * (earlier_s / exec_s + self.knobs.relief * (queues.spared(hint) - elsewhere))
 
 
-def _regret(look: Look, runner: Runner, hint: Hint | None) -> tuple[float, float, int]:
-    """Return what else *runner* is wanted for: of several that are warm, take the least wanted."""
-    others = sorted(h for h in runner.hints or () if h != hint)
-    return sum(map(look.work_s, others)), sum(map(look.state.demand.share, others)), runner.runner
+def _fits(look: Look, runner: Runner, hint: Hint, execute: _Choice) -> bool:
+    keep = execute.hint if runner is execute.runner else None
+    return look.room.victims(runner, hint, look.queues.load_key(hint), keep=keep) is not None
 
 
-def _servable(look: Look, runner: Runner) -> Iterator[Hint | None]:
+def _regret(look: Look, runner: Runner, hint: Hint | None) -> tuple[int, float, float, int, int]:
+    """Return what else *runner* is wanted for: of several that are warm, take the least wanted, then the next in turn."""
+    others = sorted(h for h in look.state.fleet.held(runner) if h != hint)
+    work_s, share = sum(map(look.queues.work_s, others)), sum(map(look.state.demand.share, others))
+    return len(runner.in_use), work_s, share, runner.dispatched_order, runner.runner
+
+
+def _servable(state: State, runner: Runner) -> Iterator[Hint | None]:
     """Iterate over what waits and could run on *runner* at once."""
-    queue = look.state.queue
+    queue = state.queue
     if queue.count(None):
         yield None
-    for hint in runner.hints or ():
+    for hint in state.fleet.held(runner):
         if queue.count(hint):
             yield hint
 

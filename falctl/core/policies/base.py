@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, TypeAlias, runtime_checkable
+from typing import Final, Literal, Protocol, TypeAlias, runtime_checkable
 
 from falctl.core.costs import Costs
 from falctl.core.demand import Demand
 from falctl.core.fleet import Fleet
 from falctl.core.queue import WaitingQueue
 from falctl.core.types import Hint, RequestId, RunnerId
+
+CHANGES_MAX: Final = 1024
+"""Models noted one by one; beyond it everything has changed."""
 
 Standing: TypeAlias = Literal["warm", "warm, busy", "loading it", "open", "no room", "busy", "takes nothing"]
 """
@@ -67,6 +70,41 @@ Move: TypeAlias = Execute | LoadModel
 
 
 @dataclass(slots=True)
+class Changes:
+    """
+    What has happened to a `State` since its policy last cleared this, for a policy that carries figures over.
+
+    Arrivals, dispatches, releases, loads and hints change little and are noted one by one; anything else changes
+    ``all``, and so does more than anybody reads.
+    """
+
+    all: bool = True
+    models: set[Hint] = field(default_factory=set)
+    """Models whose queue, copies or costs are not what they were."""
+    wanted: set[Hint] = field(default_factory=set)
+    """Those of them for which a load may have become worth more."""
+    runners: set[RunnerId] = field(default_factory=set)
+    """Runners whose slots, loads or models are not what they were."""
+
+    def note(self, model: Hint | None, runner: RunnerId | None = None, *, wanted: bool = False) -> None:
+        """Note that something about *model*, on *runner*, has changed."""
+        if runner is not None:
+            self.runners.add(runner)
+        if model is not None:
+            self.models.add(model)
+            if wanted:
+                self.wanted.add(model)
+            self.all = self.all or len(self.models) > CHANGES_MAX
+
+    def clear(self) -> None:
+        """Begin anew."""
+        self.all = False
+        self.models.clear()
+        self.wanted.clear()
+        self.runners.clear()
+
+
+@dataclass(slots=True)
 class State:
     """Everything that is known, owned by the scheduler. Nothing in it tells the future."""
 
@@ -74,6 +112,7 @@ class State:
     fleet: Fleet = field(default_factory=Fleet)
     costs: Costs = field(default_factory=Costs)
     demand: Demand = field(default_factory=Demand)
+    changes: Changes = field(default_factory=Changes)
 
 
 class Policy(Protocol):

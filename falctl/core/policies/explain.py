@@ -82,7 +82,7 @@ def _rests(state: State, runner: Runner, now: float) -> Iterable[float]:
     costs = state.costs
     for running in runner.in_use.values():
         hint = running.hint
-        expected = costs.mean_exec.value if hint is None else costs.exec_s(hint, runner.caps.gpu)
+        expected = costs.mean_exec.value if hint is None else costs.exec_s(hint, runner.card)
         if hint is not None and not running.warm and not runner.caps.loads:
             expected += costs.load_s(hint)
         yield max(expected - (now - running.started_at), 0.0)
@@ -114,7 +114,7 @@ def weigh(look: Look, hint: Hint, weigher: Weigher, *, busy_too: bool = False) -
     Figures are those of the runners that could begin a load now, which `auto` has compared and so are at hand;
     *busy_too*: of all, which takes longer.
     """
-    price = look.price() if look.copies.get(hint) else None
+    price = look.worth.price if look.copies.get(hint) else None
     found = []
     for runner in look.state.fleet.runners.values():
         stands = standing(look.state, hint, runner)
@@ -127,16 +127,16 @@ def weigh(look: Look, hint: Hint, weigher: Weigher, *, busy_too: bool = False) -
 
 def _weighed(look: Look, hint: Hint, runner: Runner, weigher: Weigher, price: float | None) -> Candidate:
     stands = standing(look.state, hint, runner)
-    backlog_s = look.backlog_s(runner)
+    backlog_s = look.queues.backlog_s(runner)
     if stands in ("warm", "warm, busy", "loading it"):
         return Candidate(runner.runner, stands, backlog_s=backlog_s)
     saves = None if price is None else weigher.saves(look, hint, runner)
-    found = look.victims(runner, hint, look.load_key(hint))
+    found = look.room.victims(runner, hint, look.queues.load_key(hint))
     if found is None:
         lacks: Standing = "no room" if stands == "open" else stands
         return Candidate(runner.runner, lacks, backlog_s=backlog_s, saves=saves, price=price)
-    loss = look.horizon_s * found[1]
-    cost = loss + look.knobs.balance * backlog_s if stands == "open" else None
+    loss = look.worth.horizon_s * found[1]
+    cost = loss + look.queues.knobs.balance * backlog_s if stands == "open" else None
     return Candidate(runner.runner, stands, cost, backlog_s, found[0], loss, saves, price)
 
 
