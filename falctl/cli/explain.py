@@ -66,7 +66,6 @@ def story(told: Facts) -> list[RenderableType]:
             (told["state"], "bold"),
         ),
         Text(),
-        _at(0.0, "arrived" + _turn(told)),
     ]
     for _, lines in sorted(_happened(told), key=lambda entry: entry[0]):
         parts += lines
@@ -76,11 +75,13 @@ def story(told: Facts) -> list[RenderableType]:
 
 
 def _happened(told: Facts) -> list[tuple[float, list[RenderableType]]]:
-    found = [(step["t_s"], _step(step)) for step in told["steps"]]
+    """Return what happened, and when; of two things at one instant the cause comes first."""
+    found = [(0.0, [_at(0.0, "arrived" + _turn(told))])]
     for load in told["loads"]:
         found.append((load["t_s"], _load(load)))
         if load["ended_t_s"] is not None:
             found.append((load["ended_t_s"], [_at(load["ended_t_s"], _load_end(load))]))
+    found += [(step["t_s"], _step(step)) for step in told["steps"]]
     return found
 
 
@@ -173,7 +174,7 @@ def _busy(row: Facts) -> list[RenderableType]:
 
 def _task(task: Facts) -> str:
     name = "a request without a hint" if task["hint"] is None else _safe(task["hint"])
-    return f"{name} since {_seconds(task['since_s'])}"
+    return f"{name} for {_seconds(task['since_s'])}"
 
 
 # --- candidates ----------------------------------------------------------------------------------

@@ -53,7 +53,7 @@ def record_command(options: Options) -> int:
 
 def summary(recorder: Recorder, path: Path) -> str:
     """Return what was recorded and what was not, in a few lines."""
-    lines = [f"{path}: {recorder.recorded:,} requests"]
+    lines = [f"{path}: {recorder.recorded:,} request{'' if recorder.recorded == 1 else 's'}"]
     if recorder.failed:
         lines.append(f"  {recorder.failed:,} that failed or were cancelled are left out: they have no cost")
     if recorder.unfinished:

@@ -7,6 +7,7 @@ with it. Seconds are estimates from learnt costs.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
@@ -58,6 +59,8 @@ class Why:
 
 def why(state: State, policy: Policy, hint: Hint, *, now: float) -> Why:
     """Return why requests for *hint* wait, or where one would go now."""
+    # One of its own: what a policy carries over from event to event must not change by being asked.
+    policy = copy.copy(policy)
     waiting = state.queue.count(hint)
     asked = replace(state, changes=Changes()) if waiting else _with_probe(state, hint, now)
     move = policy.choose(asked, now=now) if state.fleet.runners else None
@@ -130,7 +133,8 @@ def _conclusion(
 ) -> str:
     waiting = state.queue.count(hint)
     if waiting:
-        begin = f"{waiting} wait, the oldest for {_seconds(oldest_s)}: "
+        who = "1 waits, for" if waiting == 1 else f"{waiting} wait, the oldest for"
+        begin = f"{who} {_seconds(oldest_s)}: "
         return begin + (_goes(move) if move else _waits(state, hint, rows))
     holders = [row.candidate.runner for row in rows if row.candidate.standing in ("warm", "warm, busy")]
     begin = f"nobody waits; {'warm on ' + _names(holders) if holders else 'nobody holds it'}; a request now "

@@ -303,6 +303,7 @@ class Checked:
         assert len(by_runner) == len(move.candidates), "each runner once"
         chosen = by_runner[move.runner]
         self.seen.add(f"{type(move).__name__} {chosen.standing} {chosen.saves is not None}")
+        assert all(c.cost is None or c.standing in ("warm", "open") for c in move.candidates)
         if chosen.cost is not None:
             assert chosen.cost == min(c.cost for c in move.candidates if c.cost is not None)
         if isinstance(move, LoadModel):
@@ -341,6 +342,20 @@ def test_of_all_candidates_the_chosen_one_costs_least(seed: int, setting: Settin
     World(jobs_from(Random(seed), 60), Checked(), setting, check=True).run()
 
 
+def test_a_model_that_could_not_be_loaded_is_executed_where_a_slot_is_free() -> None:
+    s = Scene()
+    s.up(0, "x"), s.up(1, "y")
+    s.come("bad", "bad")
+    [load] = s.explain("bad").loads
+    other = 1 - load.runner
+    s.come("holder", "xy"[load.runner])
+    s.loaded(load.runner, "bad", ok=False)
+    [step] = s.story("bad").steps
+    assert step.runner == other, "the runner that tried has its slot taken"
+    stands = {c.runner: (c.standing, c.cost is None) for c in step.candidates}
+    assert stands == {load.runner: ("busy", True), other: ("open", False)}
+
+
 def test_moves_of_every_sort_are_told() -> None:
     checked = Checked()
     for loads in (True, False):
@@ -360,6 +375,21 @@ def test_a_request_without_a_hint_is_weighed_by_what_else_its_runner_is_wanted_f
     s.come("q")
     [step] = s.story("q").steps
     assert [(c.runner, c.standing, c.cost) for c in step.candidates] == [(0, "open", 0.0), (1, "open", 0.0)]
+
+
+def test_only_holders_with_a_free_slot_are_compared() -> None:
+    s = Scene()
+    s.up(0, "x"), s.up(1, "x"), s.up(2, "x")
+    s.come("first", "x"), s.come("second", "x"), s.come("third", "x")
+    compared = [
+        [(c.standing, c.cost) for c in s.story(request).steps[0].candidates]
+        for request in ("first", "second", "third")
+    ]
+    assert compared == [
+        [("warm", 0.0), ("warm", 0.0), ("warm", 0.0)],
+        [("warm, busy", None), ("warm", 0.0), ("warm", 0.0)],
+        [("warm, busy", None), ("warm, busy", None), ("warm", None)],
+    ]
 
 
 # --- bounds ------------------------------------------------------------------------------------------

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field
+from random import Random
 
 import pytest
 
 from falctl.core.events import Arrived, Event, LoadEnded, Released, RunnerDown, RunnerDrains, RunnerUp
-from falctl.core.policies import POLICIES, Auto, Policy, make_policy
+from falctl.core.policies import POLICIES, Auto, Move, Policy, State, make_policy
 from falctl.core.scheduler import Scheduler
 from falctl.core.types import Caps, Epoch, Hint, RequestId, RunnerId, Wanted
 from falctl.core.why import Why, brief, why
+from falctl.replay.trace import Job
+from falctl.replay.world import Setting, World
 
 E1 = Epoch(1)
 LOADS = Caps("card", loads=True, overlaps=True, models_max=2)
@@ -77,7 +80,7 @@ def test_a_model_that_waits_for_its_busy_holder_names_it_and_weighs_a_copy() -> 
     s.now = 102.5
     found = s.why("x")
     assert (found.waiting, found.oldest_s, found.exec_s, found.load_s) == (1, 1.5, 4.0, 10.0)
-    begin = "1 wait, the oldest for 1.5 s: holds for runner 0, free in about 1.5 s; a copy on runner 1 would save "
+    begin = "1 waits, for 1.5 s: holds for runner 0, free in about 1.5 s; a copy on runner 1 would save "
     assert found.conclusion.startswith(begin)
     holder, other = found.runners
     assert (holder.candidate.standing, holder.free_in_s) == ("warm, busy", 1.5)
@@ -97,7 +100,7 @@ def test_a_holder_that_takes_longer_than_expected_is_free_any_moment() -> None:
     s.now = 130.0
     assert (
         s.told("x")
-        == "1 wait, the oldest for 30 s: holds for runner 0, free any moment; no other runner has a free slot"
+        == "1 waits, for 30 s: holds for runner 0, free any moment; no other runner has a free slot"
     )
     assert s.brief("x") == "runner 0 busy, any moment"
 
@@ -115,7 +118,7 @@ def test_a_model_that_is_being_loaded_says_where_and_for_how_long() -> None:
     s.up("", "")
     s.come("x")
     s.now = 103.0
-    assert s.told("x") == "1 wait, the oldest for 3.0 s: runner 0 loads it, 7.0 s left"
+    assert s.told("x") == "1 waits, for 3.0 s: runner 0 loads it, 7.0 s left"
     assert s.brief("x") == "runner 0 loads it, 7.0 s left"
     [task] = s.why("x").runners[0].loading
     assert (task.hint, task.since_s) == ("x", 3.0)
@@ -128,7 +131,7 @@ def test_a_model_that_a_cold_execution_loads_waits_for_its_end() -> None:
     s.up("", caps=PLAIN)
     s.come("x", "x")
     s.now = 104.0
-    assert s.told("x") == "1 wait, the oldest for 4.0 s: runner 0 loads it, 10 s left"
+    assert s.told("x") == "1 waits, for 4.0 s: runner 0 loads it, 10 s left"
     assert s.brief("x") == "runner 0 loads it, 10 s left"
 
 
@@ -139,7 +142,7 @@ def test_a_model_that_nobody_holds_says_of_each_runner_why_it_cannot_load_it() -
     s.feed(RunnerDrains(RunnerId(2), E1))
     s.come("z")
     assert s.told("z") == (
-        "1 wait, the oldest for 0.0 s: nobody holds it, and runner 0 is busy, 4.0 s left, "
+        "1 waits, for 0.0 s: nobody holds it, and runner 0 is busy, 4.0 s left, "
         "runner 1 is busy, 10 s left, runner 2 takes nothing now"
     )
     assert s.brief("z") == "all runners busy, 4.0 s left"
@@ -191,7 +194,7 @@ def test_a_fleet_without_runners_says_whether_one_is_coming() -> None:
     assert s.brief("x") == "no runner is up"
     s.feed(RunnerDown(RunnerId(0), returns=True))
     s.come("x")
-    assert s.told("x") == "1 wait, the oldest for 0.0 s: no runner is up, one is on its way"
+    assert s.told("x") == "1 waits, for 0.0 s: no runner is up, one is on its way"
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -201,7 +204,7 @@ def test_every_policy_says_why(policy: str) -> None:
     assert "a request now would be sent to runner " in s.told("x")
     s.come("x", "y")
     s.come("x", "")
-    assert s.told("x").startswith("1 wait, the oldest for 0.0 s: ")
+    assert s.told("x").startswith("1 waits, for 0.0 s: ")
     assert s.brief(None).startswith("all runners busy, ")
     assert len(s.why("x").runners) == 2
 
@@ -243,6 +246,16 @@ def test_of_two_slots_the_one_that_ends_first_counts() -> None:
     assert s.why("x").runners[0].free_in_s > 2.0, "the next one took that slot"
 
 
+def test_several_are_counted_and_the_oldest_told() -> None:
+    s = Scene()
+    s.up("x")
+    s.come("x", "x")
+    s.now = 101.0
+    s.come("x")
+    s.now = 102.0
+    assert s.told("x").startswith("2 wait, the oldest for 2.0 s: ")
+
+
 def test_others_that_are_due_first_are_said_to_be() -> None:
     s = Scene(make_policy("fal", hold_s=1.0, bypass_max_s=1.0))
     s.up("x", caps=PLAIN)
@@ -274,3 +287,38 @@ def test_a_load_that_has_ended_makes_its_runner_warm() -> None:
     assert s.told("x").startswith(
         "nobody waits; warm on runner 0; a request now would wait: holds for runner 0"
     )
+
+
+class Nosy:
+    """`auto`, asked why before every decision."""
+
+    def __init__(self, *, asks: bool) -> None:
+        self.auto = Auto()
+        self.asks = asks
+        self.moves: list[Move | None] = []
+
+    def choose(self, state: State, *, now: float) -> Move | None:
+        if self.asks:
+            for model in ("m1", "m2", "m7"):
+                why(state, self.auto, Hint(model), now=now)
+                brief(state, Hint(model), now=now)
+        self.moves.append(self.auto.choose(state, now=now))
+        return self.moves[-1]
+
+
+@pytest.mark.parametrize("loads", [True, False])
+@pytest.mark.parametrize("overlaps", [True, False])
+def test_who_asks_why_changes_no_decision(loads: bool, overlaps: bool) -> None:
+    rng = Random(5)
+    jobs, at = [], 0.0
+    for n in range(300):
+        at += rng.expovariate(1.0)
+        model = min(int(rng.paretovariate(0.8)), 8)
+        jobs.append(Job(at, Hint(f"m{model}"), 1.0 + model / 3, 4.0, 10**9, f"c{n % 4}"))
+    setting = Setting(3, models_max=2, loads=loads, overlaps=overlaps)
+    moves = []
+    for asks in (False, True):
+        policy = Nosy(asks=asks)
+        World(jobs, policy, setting, check=True).run()
+        moves.append(policy.moves)
+    assert moves[0] == moves[1]

@@ -45,7 +45,7 @@ class Auto:
 
     def weigh(self, state: State, hint: Hint, *, now: float) -> tuple[Candidate, ...]:
         """Return every runner as it stands to *hint*, which somebody waits for; nothing is decided."""
-        return weigh(look_at(state, self.knobs, now=now), hint)
+        return weigh(look_at(state, self.knobs, now=now), hint, busy_too=True)
 
     def _look(self, state: State, now: float) -> Look:
         """Return the look of the last event with what has changed since, or a new one."""

@@ -9,7 +9,6 @@ for the chosen model only, and for moves that are made, so that a decision stays
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import Final
 
 from falctl.core.fleet import Runner
@@ -90,22 +89,35 @@ _ABLE: Final = frozenset({"warm", "open"})
 def weighed(look: Look, move: Move) -> Move:
     """Return *move* with the runners that were compared for it."""
     hint = hint_of(look.state, move)
-    if isinstance(move, Execute) and (hint is None or _is_warm(look, hint, move.runner)):
-        return replace(move, candidates=_holders(look, hint))
-    assert hint is not None
-    return replace(move, candidates=weigh(look, hint))
+    if isinstance(move, LoadModel):
+        return LoadModel(move.hint, move.runner, move.evict, move.reason, weigh(look, move.hint))
+    if hint is None or _is_warm(look, hint, move.runner):
+        candidates = _holders(look, hint)
+    else:
+        candidates = weigh(look, hint)
+    return Execute(move.request, move.runner, move.reason, candidates)
 
 
-def weigh(look: Look, hint: Hint) -> tuple[Candidate, ...]:
-    """Return every runner as it stands to *hint*, which somebody waits for, with what a load on it would cost."""
+def weigh(look: Look, hint: Hint, *, busy_too: bool = False) -> tuple[Candidate, ...]:
+    """
+    Return every runner as it stands to *hint*, which somebody waits for, with what a load on it would cost.
+
+    Figures are those of the runners that could begin a load now, which `auto` has compared and so are at hand;
+    *busy_too*: of all, which takes longer.
+    """
     price = look.worth.price if look.copies.get(hint) else None
-    return tuple(_weighed(look, hint, r, price) for r in look.state.fleet.runners.values())
+    found = []
+    for runner in look.state.fleet.runners.values():
+        stands = standing(look.state, hint, runner)
+        if stands == "open" or (busy_too and stands != "takes nothing"):
+            found.append(_weighed(look, hint, runner, price))
+        else:
+            found.append(Candidate(runner.runner, stands))
+    return tuple(found)
 
 
 def _weighed(look: Look, hint: Hint, runner: Runner, price: float | None) -> Candidate:
     stands = standing(look.state, hint, runner)
-    if stands == "takes nothing":
-        return Candidate(runner.runner, stands)
     backlog_s = look.queues.backlog_s(runner)
     if stands in ("warm", "warm, busy", "loading it"):
         return Candidate(runner.runner, stands, backlog_s=backlog_s)
