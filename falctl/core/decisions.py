@@ -31,9 +31,13 @@ _CANDIDATE_BYTES: Final = 230
 StepKind = Literal["dispatched", "bounced", "refused", "cancelled", "ended", "lost"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Step:
-    """Something that happened to a request; None where a figure does not belong to that kind, or nobody knows it."""
+    """
+    Something that happened to a request; None where a figure does not belong to that kind, or nobody knows it.
+
+    Nobody changes one; see `falctl.core.policies.base.Candidate` for why it is not frozen.
+    """
 
     at: float
     kind: StepKind

@@ -21,11 +21,12 @@ a cold execution, now; no room: it could if there were something to evict; takes
 """
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Candidate:
     """
     A runner as it was weighed for one move; None stands for a figure that was not asked for.
 
+    Nobody changes one. It is not frozen because every decision makes some, and freezing takes several times as long.
     ``cost``, ``loss``, ``saves`` and ``price`` are in request-seconds.
     """
 
