@@ -133,8 +133,8 @@ class RoutingConfig(Section):
     """How a request finds its runner."""
 
     policy: PolicyName = Field(
-        default="affinity",
-        description='"affinity" holds for a busy warm runner, "fal" never does, "auto" learns costs, two are blind',
+        default="auto",
+        description='"auto" learns costs and loads what pays, "affinity" only holds for a busy warm runner, "fal" never does, two are blind',
     )
     locality: Number = Field(
         default=1.0,
@@ -184,7 +184,7 @@ class RunnersConfig(Section):
         default=3600.0,
         gt=0,
         le=7 * 86400,
-        description="longest a request may execute; then its runner is killed",
+        description="longest a request or a load may run; then its runner is killed",
     )
     stall_timeout: Seconds = Field(
         default=120.0, gt=0, le=86400, description="executing without a sign of life for this long: killed"

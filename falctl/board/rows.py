@@ -116,6 +116,8 @@ class QueuedRow:
     hint: Hint | None
     client: str
     arrived_at: float
+    why: str = ""
+    """Why it waits, in a few words; only of the oldest models. Empty: not told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,3 +155,5 @@ class RouterRow:
     """The first 256."""
     events: tuple[EventRow, ...] = ()
     """The last 64."""
+    loading: tuple[int, ...] = ()
+    """Load jobs asked for and not heard of again, per runner, by runner id."""

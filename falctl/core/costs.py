@@ -177,6 +177,11 @@ class Costs:
         size, pace = self._size.get(hint), self._s_per_byte.get(tier)
         return size * pace.value if size and pace is not None else self.mean_load.value
 
+    def learnt_load_s(self, hint: Hint, tier: str = "disk") -> float | None:
+        """Return the same if a load of *hint* itself has been seen, else None."""
+        known = self._load.get((hint, tier))
+        return None if known is None else known.value
+
     def size_bytes(self, hint: Hint) -> int | None:
         """Return the size of a model; None: nobody has told."""
         return self._size.get(hint)

@@ -13,10 +13,10 @@ The life of one child process, as a machine: what its supervisor is told, and wh
     any        End                            draining   (its owner stops it)
     draining   Exited                         stopped
 
-An exit is a fact that ``wait()`` tells; silence is not. A runner is *hung* when it executes a request and gives
-no sign of life: its event loop has not run for ``stall_timeout_s``, or the app has reported steps of this request
-before and now none for as long, or the request has run for ``request_timeout_s``. A long job of an app that
-reports nothing is left alone until the last of these.
+An exit is a fact that ``wait()`` tells; silence is not. A runner is *hung* when it executes a request, or performs a
+load job, and gives no sign of life: its event loop has not run for ``stall_timeout_s``, or the app has reported steps
+of this request before and now none for as long, or either has run for ``request_timeout_s``. A long job of an app
+that reports nothing is left alone until the last of these.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Vitals:
     """What the board says of a runner's liveness; instants are monotonic seconds."""
 
     executing_since: float | None
-    """When the oldest request in its slots began, or was sent; None: it has none."""
+    """When the oldest request in its slots or load job began, or was sent; None: it has none."""
     beat_at: float
     progress_at: float
     progress_known: bool
@@ -268,7 +268,9 @@ def hung(vitals: Vitals, limits: LifeLimits, *, now: float) -> str:
     if vitals.progress_known and now - max(vitals.progress_at, since) > stall_s:
         return f"hung: executing, and no step for {stall_s:g} s (runners.stall_timeout)"
     if now - since > limits.request_timeout_s:
-        return f"a request ran for more than {limits.request_timeout_s:g} s (runners.request_timeout)"
+        return (
+            f"a request or a load ran for more than {limits.request_timeout_s:g} s (runners.request_timeout)"
+        )
     return ""
 
 

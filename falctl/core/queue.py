@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from falctl.core.types import Hint, Priority, RequestId, Wanted
@@ -33,11 +34,30 @@ class Waiting:
 
 
 @dataclass(slots=True)
+class _Group:
+    """Those who wait for one hint, by due; a client's turn may come before those of many who came before it."""
+
+    keys: list[tuple[float, int]] = field(default_factory=list)
+    waiting: list[Waiting] = field(default_factory=list)
+
+    def add(self, waiting: Waiting) -> None:
+        key = _by_due(waiting)
+        at = len(self.keys) if not self.keys or self.keys[-1] < key else bisect_left(self.keys, key)
+        self.keys.insert(at, key)
+        self.waiting.insert(at, waiting)
+
+    def remove(self, waiting: Waiting) -> None:
+        at = bisect_left(self.keys, _by_due(waiting))
+        assert self.waiting[at] is waiting
+        del self.keys[at], self.waiting[at]
+
+
+@dataclass(slots=True)
 class WaitingQueue:
     """The one central queue: every request is in ``_all`` by order of arrival, and in the group of its hint by due."""
 
     _all: dict[RequestId, Waiting] = field(default_factory=dict)
-    _groups: dict[Hint | None, dict[RequestId, Waiting]] = field(default_factory=dict)
+    _groups: dict[Hint | None, _Group] = field(default_factory=dict)
     _start_by: dict[RequestId, float] = field(default_factory=dict)
     """Only of those that have a deadline: mostly nobody has, and then nothing needs to be looked through."""
     _clients: dict[str, int] = field(default_factory=dict)
@@ -56,10 +76,15 @@ class WaitingQueue:
     def add(self, waiting: Waiting) -> None:
         """Put *waiting* in its place by ``order``: at the end, unless it comes back from a bounce."""
         assert waiting.request not in self._all
-        self._all = _placed(self._all, waiting, lambda w: (0.0, w.order))
+        last = self._newest()
+        self._all[waiting.request] = waiting
+        if last is not None and last.order > waiting.order:
+            self._all = dict(sorted(self._all.items(), key=lambda item: item[1].order))
         if waiting.start_by is not None:
             self._start_by[waiting.request] = waiting.start_by
-        self._groups[waiting.hint] = _placed(self._groups.get(waiting.hint, {}), waiting, _by_due)
+        if (group := self._groups.get(waiting.hint)) is None:
+            group = self._groups[waiting.hint] = _Group()
+        group.add(waiting)
         self._clients[waiting.client] = self._clients.get(waiting.client, 0) + 1
 
     def pop(self, request: RequestId) -> Waiting | None:
@@ -68,13 +93,17 @@ class WaitingQueue:
         if waiting is not None:
             self._start_by.pop(request, None)
             group = self._groups[waiting.hint]
-            del group[request]
-            if not group:
+            group.remove(waiting)
+            if not group.waiting:
                 del self._groups[waiting.hint]
             self._clients[waiting.client] -= 1
             if not self._clients[waiting.client]:
                 del self._clients[waiting.client]
         return waiting
+
+    def get(self, request: RequestId) -> Waiting | None:
+        """Return *request* as it waits; None: it does not."""
+        return self._all.get(request)
 
     def late(self, now: float) -> list[RequestId]:
         """Return what should have started by *now*."""
@@ -84,13 +113,24 @@ class WaitingQueue:
         """Return the request that waits longest; None when nothing waits."""
         return next(iter(self._all.values()), None)
 
+    def _newest(self) -> Waiting | None:
+        """Return the request that came last; None when nothing waits."""
+        return next(reversed(self._all.values()), None)
+
     def head(self, hint: Hint | None) -> Waiting | None:
         """Return the request for *hint* whose turn is first; None: nobody waits for it."""
-        return next(iter(self._groups.get(hint, {}).values()), None)
+        group = self._groups.get(hint)
+        return None if group is None else group.waiting[0]
+
+    def group(self, hint: Hint | None) -> Iterator[Waiting]:
+        """Iterate over those who wait for *hint*, the one whose turn is first at first."""
+        group = self._groups.get(hint)
+        return iter(() if group is None else group.waiting)
 
     def count(self, hint: Hint | None) -> int:
         """Return how many wait for *hint*."""
-        return len(self._groups.get(hint, ()))
+        group = self._groups.get(hint)
+        return 0 if group is None else len(group.waiting)
 
     def count_of(self, client: str) -> int:
         """Return how many of *client* wait."""
@@ -107,31 +147,20 @@ class WaitingQueue:
 
     def heads(self) -> Iterator[Waiting]:
         """Iterate over the request of each hint whose turn is first, in no particular order."""
-        return (next(iter(group.values())) for group in self._groups.values())
+        return (group.waiting[0] for group in self._groups.values())
 
     def check(self) -> None:
         """Assert that both indexes tell the same story, in order of arrival."""
-        assert sum(map(len, self._groups.values())) == len(self._all)
+        assert sum(len(group.waiting) for group in self._groups.values()) == len(self._all)
         assert self._start_by == {w.request: w.start_by for w in self if w.start_by is not None}
         assert self._clients == Counter(w.client for w in self)
         orders = [waiting.order for waiting in self._all.values()]
         assert orders == sorted(orders)
         for hint, group in self._groups.items():
-            assert group, "an empty group must not stay"
-            assert all(waiting.hint == hint and request in self._all for request, waiting in group.items())
-            assert [_by_due(w) for w in group.values()] == sorted(_by_due(w) for w in group.values())
+            assert group.waiting, "an empty group must not stay"
+            assert all(w.hint == hint and w.request in self._all for w in group.waiting)
+            assert group.keys == sorted(map(_by_due, group.waiting)) == list(map(_by_due, group.waiting))
 
 
 def _by_due(waiting: Waiting) -> tuple[float, int]:
     return (waiting.due, waiting.order)
-
-
-def _placed(
-    queue: dict[RequestId, Waiting], waiting: Waiting, key: Callable[[Waiting], tuple[float, int]]
-) -> dict[RequestId, Waiting]:
-    last = next(reversed(queue.values()), None)
-    if last is None or key(last) < key(waiting):
-        queue[waiting.request] = waiting
-        return queue
-    everyone = sorted([*queue.values(), waiting], key=key)
-    return {w.request: w for w in everyone}

@@ -12,6 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Final, assert_never
 
+from falctl.core.decisions import Decisions
+from falctl.core.ended import EndedRing
 from falctl.core.events import (
     Action,
     Arrived,
@@ -36,6 +38,7 @@ from falctl.core.fleet import Fleet, Loaded, Runner, Running
 from falctl.core.learning import learn_release
 from falctl.core.pace import Pace
 from falctl.core.policies.base import Execute, LoadModel, Move, Policy, State
+from falctl.core.policies.explain import plain
 from falctl.core.queue import Waiting, WaitingQueue
 from falctl.core.types import Epoch, RequestId, RunnerId
 
@@ -58,6 +61,8 @@ class Scheduler:
     state: State = field(default_factory=State)
     fair: FairShare = field(default_factory=FairShare)
     pace: Pace = field(default_factory=Pace)
+    decisions: Decisions = field(default_factory=Decisions)
+    ended: EndedRing = field(default_factory=EndedRing)
     _in_flight: dict[RequestId, tuple[RunnerId, Epoch, Waiting]] = field(default_factory=dict)
     _arrivals: int = 0
     _dispatches: int = 0
@@ -68,11 +73,15 @@ class Scheduler:
         refused = self._apply(event, now)
         actions = [*refused, *self._late(now), *self._decide(now), *self._give_up()]
         self.pace.watch(waiting=bool(self.state.queue), now=now)
+        for action in actions:
+            if isinstance(action, Refuse):
+                self.decisions.refused(action, now=now)
         return actions
 
     def check(self) -> None:
         """Assert every invariant; called after each event in simulation."""
         self.state.queue.check()
+        self.decisions.check()
         for request, (runner, epoch, _) in self._in_flight.items():
             assert request not in self.state.queue
             view = self.state.fleet.runners[runner]
@@ -83,6 +92,7 @@ class Scheduler:
             assert mine <= len(view.in_use)
             assert view.runner not in self.state.fleet.returning
             assert len(view.loading) <= 1, "one load of a runner at a time"
+            assert view.hints is None or not view.hints & view.loading.keys(), "warm for what is on its way"
         assert not (self._draining and self.state.queue), "a draining fleet must have refused what waited"
 
     @property
@@ -95,6 +105,11 @@ class Scheduler:
         """Return the runners as they are known."""
         return self.state.fleet
 
+    @property
+    def in_flight(self) -> int:
+        """Return how many requests are dispatched and not released."""
+        return len(self._in_flight)
+
     # --- events ----------------------------------------------------------------------------------
 
     def _apply(self, event: Event, now: float) -> list[Action]:
@@ -104,13 +119,14 @@ class Scheduler:
             case Arrived():
                 return self._arrive(event, now)
             case Cancelled(request):
-                self._drop(request, now)
+                if self._drop(request, now):
+                    self.decisions.happened(request, "cancelled", now=now)
             case Released() | LoadEnded() | Bounced() | HintsChanged() | RunnerDrains():
                 return self._hear(event, now)
             case RunnerUp():
                 self._up(event, now)
             case RunnerDown(runner, returns):
-                self._down(runner, returns=returns)
+                self._down(runner, now, returns=returns)
             case Drains():
                 self._draining = True
                 return self._refuse_all("draining")
@@ -121,9 +137,9 @@ class Scheduler:
         return []
 
     def _arrive(self, event: Arrived, now: float) -> list[Action]:
-        if self._draining:
-            return [Refuse(event.request, "draining")]
-        if (refusal := self._over_a_bound(event, now)) is not None:
+        refusal = Refuse(event.request, "draining") if self._draining else self._over_a_bound(event, now)
+        if refusal is not None:
+            self.decisions.arrived(event, due=now, now=now)
             return [refusal]
         self._arrivals += 1
         costs, wanted = self.state.costs, event.wanted
@@ -147,6 +163,7 @@ class Scheduler:
         )
         self.state.queue.add(waiting)
         self.state.changes.note(waiting.hint, wanted=True)
+        self.decisions.arrived(event, due=due, now=now)
         return []
 
     def _over_a_bound(self, event: Arrived, now: float) -> Refuse | None:
@@ -177,6 +194,7 @@ class Scheduler:
             case Bounced(request):
                 view.blocked = True
                 view.in_use.pop(request, None)
+                self.decisions.happened(request, "bounced", now=now, runner=event.runner)
                 return self._return_to_queue(request, now)
             case HintsChanged():
                 view.hints = view.counted(event.hints)
@@ -189,19 +207,26 @@ class Scheduler:
         return []
 
     def _release(self, event: Released, view: Runner, now: float) -> None:
-        self._in_flight.pop(event.request, None)
+        entry = self._in_flight.pop(event.request, None)
         running = view.in_use.pop(event.request, None)
         if running is not None:
             view.blocked = False
             self.state.changes.note(running.hint, view.runner)
+            if entry is not None:
+                self.decisions.ended(event, now=now)
+                self.ended.ended(event, entry[2], view, running, self.state.costs)
             learn_release(self.state.costs, view, running, event, now=now)
+            if event.exec_s is not None and running.hint is not None and view.lacks(running):
+                self.state.fleet.missed(running.hint)
 
     def _loaded(self, event: LoadEnded, view: Runner, now: float) -> None:
         if view.loading.pop(event.hint, None) is None:
             return
         view.leaving = frozenset()
         self.state.changes.note(event.hint, view.runner, wanted=True)
+        self.decisions.load_ended(event, now=now)
         if event.ok:
+            self.ended.loaded(event.hint, event.load_s)
             self.state.costs.loaded(event.hint, event.tier, event.load_s)
             self.state.fleet.found([event.hint])
             if view.hints is not None:
@@ -227,7 +252,7 @@ class Scheduler:
     def _up(self, event: RunnerUp, now: float) -> None:
         known = self.state.fleet.runners.get(event.runner)
         if known is None or known.epoch != event.epoch:
-            self._down(event.runner, returns=False)
+            self._down(event.runner, now, returns=False)
             known = Runner(event.runner, event.epoch, event.slots, event.hints, event.caps)
             self.state.fleet.runners[event.runner] = known
         self.state.fleet.returning.discard(event.runner)
@@ -236,17 +261,20 @@ class Scheduler:
         known.leaving = frozenset()
         known.hints = known.counted(event.hints)
         self.state.fleet.found(known.hints or ())
+        self.decisions.loads_known(event.runner, event.loading, now=now)
         ours = {q for q, (r, _, _) in self._in_flight.items() if r == event.runner}
         unknown = Running(None, now)
         known.in_use = {q: known.in_use.get(q, unknown) for q in (*event.executing, *ours)}
 
-    def _down(self, runner: RunnerId, *, returns: bool) -> None:
+    def _down(self, runner: RunnerId, now: float, *, returns: bool) -> None:
         fleet = self.state.fleet
         fleet.runners.pop(runner, None)
         fleet.forget(runner)
         (fleet.returning.add if returns else fleet.returning.discard)(runner)
         for request in [q for q, (r, _, _) in self._in_flight.items() if r == runner]:
             del self._in_flight[request]
+            self.decisions.happened(request, "lost", now=now, runner=runner)
+        self.decisions.loads_known(runner, (), now=now)
 
     # --- actions ---------------------------------------------------------------------------------
 
@@ -267,6 +295,7 @@ class Scheduler:
 
     def _send(self, move: Execute, now: float) -> Dispatch:
         fleet = self.state.fleet
+        candidates = move.candidates or plain(self.state, move)
         waiting = self.state.queue.pop(move.request)
         view = fleet.runners[move.runner]
         assert waiting is not None, "a policy chose a request that does not wait"
@@ -288,10 +317,13 @@ class Scheduler:
         dispatch = Dispatch(
             move.request, move.runner, view.epoch, warm, now - waiting.arrived_at, move.reason
         )
-        return _with_load(dispatch, waiting, view)
+        dispatch = _with_load(dispatch, waiting, view)
+        self.decisions.dispatched(dispatch, candidates, now=now)
+        return dispatch
 
     def _load(self, move: LoadModel, now: float) -> Load:
         view = self.state.fleet.runners[move.runner]
+        candidates = move.candidates or plain(self.state, move)
         assert view.can_load, "a policy chose a runner that cannot load now"
         assert view.hints is not None
         assert move.hint not in view.hints
@@ -300,7 +332,12 @@ class Scheduler:
         view.leaving = frozenset(move.evict)
         view.hints -= view.leaving
         view.loading[move.hint] = now
-        return Load(move.runner, view.epoch, move.hint, move.evict, move.reason)
+        load = Load(move.runner, view.epoch, move.hint, move.evict, move.reason)
+        head, count = self.state.queue.head(move.hint), self.state.queue.count(move.hint)
+        self.decisions.load_began(
+            load, candidates, now=now, request=None if head is None else head.request, waiting=count
+        )
+        return load
 
     def _late(self, now: float) -> list[Action]:
         """Refuse what should have started by now."""
@@ -310,11 +347,13 @@ class Scheduler:
             self.state.changes.all = True
         return [Refuse(request, "start_timeout") for request in late]
 
-    def _drop(self, request: RequestId, now: float) -> None:
-        """Forget *request* if it waits; its client is not charged for it."""
-        if (gone := self.state.queue.pop(request)) is not None:
-            self.pace.leave(gone.client, now=now)
-            self.fair.refund(gone.client, gone.priority, gone.share_s)
+    def _drop(self, request: RequestId, now: float) -> bool:
+        """Forget *request*; its client is not charged for it. Return whether it waited."""
+        if (gone := self.state.queue.pop(request)) is None:
+            return False
+        self.pace.leave(gone.client, now=now)
+        self.fair.refund(gone.client, gone.priority, gone.share_s)
+        return True
 
     def _give_up(self) -> list[Action]:
         """Refuse what waits when no runner is up and none will be."""

@@ -30,6 +30,7 @@ from falctl.router.listener import Listener
 from falctl.router.memory import Memory
 from falctl.router.proxy import Proxy, ProxyRules
 from falctl.router.publish import Publisher
+from falctl.router.reasons import Reasons
 from falctl.router.routes import make_routes
 from falctl.tasks import spawn
 
@@ -74,7 +75,12 @@ class Router:
             self._driver, self._fleet, intake=self._intake, ledger=self._ledger, rules=_rules(config, guard)
         )
         self._memory = Memory(home.learnt, self._driver.scheduler.state)
-        routes = make_routes(status=self._report, runners_ready=self._runners_ready, files=self._files)
+        routes = make_routes(
+            status=self._report,
+            runners_ready=self._runners_ready,
+            files=self._files,
+            reasons=Reasons(self._driver.scheduler, epoch=spec.epoch),
+        )
         self._edge = Edge(guard, self._proxy, routes=routes, ledger=self._ledger)
         self._listener = Listener(self._edge, self._limits)
 

@@ -159,7 +159,8 @@ class Fleet:
         row = self.ground.board.runner(runner)
         if row is None:
             return None
-        since = min((e.started_at for e in row.executing), default=None)
+        loading = (model.used_at for model in row.models if model.state == "loading")
+        since = min((*(e.started_at for e in row.executing), *loading), default=None)
         if since is None:
             since = self._unheard_since(runner)
         else:
@@ -167,9 +168,11 @@ class Fleet:
         return Vitals(since, row.beat_at, row.progress_at, row.progress_known)
 
     def _unheard_since(self, runner: RunnerId) -> float | None:
-        """Return since when the router waits for a runner that does not even say that it executes."""
+        """Return since when the router waits for a runner that does not even say that it executes, or loads."""
         row = self.ground.board.router()
-        if row is None or runner >= len(row.in_flight) or not row.in_flight[runner]:
+        if row is None or not any(
+            counts[runner : runner + 1] > (0,) for counts in (row.in_flight, row.loading)
+        ):
             self._sent_since.pop(runner, None)
             return None
         return self._sent_since.setdefault(runner, monotonic_s())

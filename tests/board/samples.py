@@ -68,7 +68,16 @@ def gpu_row(name: str = "card") -> GpuRow:
 
 def router_row(queue: tuple[QueuedRow, ...] = (), events: tuple[EventRow, ...] = ()) -> RouterRow:
     numbers: dict[str, Any] = dict.fromkeys((f.name for f in fields(RouterRow)), 0)
-    return RouterRow(**{**numbers, "draining": False, "in_flight": (1, 0), "queue": queue, "events": events})
+    return RouterRow(
+        **{
+            **numbers,
+            "draining": False,
+            "in_flight": (1, 0),
+            "loading": (0, 1),
+            "queue": queue,
+            "events": events,
+        }
+    )
 
 
 def queued(n: int, *, hint: str | None = "m", client: str = "127.0.0.1") -> QueuedRow:

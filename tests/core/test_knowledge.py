@@ -300,3 +300,13 @@ def test_what_a_cold_run_took_beyond_the_known_execution_was_its_load() -> None:
     s.handle(arrived("2", A), now=2.0)
     s.handle(Released(RequestId("2"), R0, E1, exec_s=4.0), now=6.0)
     assert (s.state.costs.exec_s(A), s.state.costs.load_s(A)) == (1.0, 3.0)
+
+
+def test_shares_add_up_alike_whether_no_client_is_known_or_one_or_thirty() -> None:
+    for clients in (0, 1, 3, 30):
+        demand = Demand()
+        for n in range(2000):
+            client = n * 7 % clients if clients else 0
+            demand.arrived(Hint(f"h{n % 13}"), f"c{client}" if clients else "", now=float(n))
+        total = sum(demand.share(Hint(f"h{n}")) for n in range(13))
+        assert total == pytest.approx(demand_module.TOTAL, abs=0.05), clients

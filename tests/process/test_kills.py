@@ -134,6 +134,35 @@ def test_a_runner_that_is_stopped_before_it_takes_its_request_is_hung_too() -> N
         assert f.post("/", {"x": 1}).status == 200
 
 
+LOADS = '[routing]\npolicy = "auto"\n'
+
+
+def test_a_load_job_that_never_ends_costs_its_runner() -> None:
+    config = QUICK.replace("[simulated]", "request_timeout = 1.0\n[simulated]") + LOADS
+    with Falctl(SIMULATED, config=config, args=("--runners", "1")) as f:
+        asked = Background(lambda: f.post("/", {"model": "endless@3600"}))
+        f.wait_line(r"cpu0\.killed epoch=1 reason=a request or a load ran for more than 1 s")
+        assert asked.pending, "nobody has begun to work on it"
+        until(lambda: f.life(0).epoch == 2, within_s=10.0, what="epoch 2")
+
+
+def test_a_runner_that_is_stopped_before_it_takes_its_load_job_is_hung_too() -> None:
+    with Falctl(SIMULATED, config=QUICK + LOADS, args=("--runners", "1")) as f:
+        os.kill(f.pids()["runner0"], signal.SIGSTOP)
+        assert f.post("/", {"model": "m"}).status == 200, "by its next incarnation"
+        assert f.life(0).epoch == 2
+
+
+def test_a_runner_that_is_stopped_in_a_load_job_is_hung_too() -> None:
+    with Falctl(SIMULATED, config=QUICK + LOADS, args=("--runners", "1")) as f:
+        asked = Background(lambda: f.post("/", {"model": "slow@1.5"}))
+        until(lambda: any(m.state == "loading" for m in row(f, 0).models), within_s=10.0, what="it loads")
+        os.kill(f.pids()["runner0"], signal.SIGSTOP)
+        reply = asked.result(within_s=60.0)
+        assert reply is not None
+        assert (reply.status, f.life(0).epoch) == (200, 2)
+
+
 def test_a_runner_that_is_stopped_while_idle_is_left_alone() -> None:
     with Falctl("runners.echo:Echo", config=QUICK, args=("--runners", "1")) as f:
         before = f.pids()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Final, Protocol, TypeAlias
+from typing import Final, Literal, Protocol, TypeAlias, runtime_checkable
 
 from falctl.core.costs import Costs
 from falctl.core.demand import Demand
@@ -14,6 +14,35 @@ from falctl.core.types import Hint, RequestId, RunnerId
 CHANGES_MAX: Final = 1024
 """Models noted one by one; beyond it everything has changed."""
 
+Standing: TypeAlias = Literal["warm", "warm, busy", "loading it", "open", "no room", "busy", "takes nothing"]
+"""
+How a runner stands to a model at one instant. warm: it holds it and has a free slot; open: it could begin a load, or
+a cold execution, now; no room: it could if there were something to evict; takes nothing: it drains or is not heard of.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """
+    A runner as it was weighed for one move; None stands for a figure that was not asked for.
+
+    ``cost``, ``loss``, ``saves`` and ``price`` are in request-seconds.
+    """
+
+    runner: RunnerId
+    standing: Standing
+    cost: float | None = None
+    """What was compared: of several candidates that have one, the least is chosen."""
+    backlog_s: float | None = None
+    """Until it has drained what runs and what waits for it."""
+    evict: tuple[Hint, ...] = ()
+    """What would have to go for a load."""
+    loss: float = 0.0
+    """What those victims are worth keeping for."""
+    saves: float | None = None
+    """What a further copy on it would save; it is loaded if that exceeds ``price`` plus ``loss``."""
+    price: float | None = None
+
 
 @dataclass(frozen=True, slots=True)
 class Execute:
@@ -22,6 +51,8 @@ class Execute:
     request: RequestId
     runner: RunnerId
     reason: str
+    candidates: tuple[Candidate, ...] = field(default=(), compare=False)
+    """Who was compared, if the policy says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +63,7 @@ class LoadModel:
     runner: RunnerId
     evict: tuple[Hint, ...]
     reason: str
+    candidates: tuple[Candidate, ...] = field(default=(), compare=False)
 
 
 Move: TypeAlias = Execute | LoadModel
@@ -88,4 +120,13 @@ class Policy(Protocol):
 
     def choose(self, state: State, *, now: float) -> Move | None:
         """Return the next move at instant *now* (monotonic seconds); None: everything that waits waits on."""
+        ...
+
+
+@runtime_checkable
+class Weighs(Protocol):
+    """What a policy may offer besides: to say, without deciding, how it would weigh the runners for a model."""
+
+    def weigh(self, state: State, hint: Hint, *, now: float) -> tuple[Candidate, ...]:
+        """Return every runner as it stands to *hint*, which somebody waits for."""
         ...

@@ -22,11 +22,36 @@ from falctl.core.types import Hint, RunnerId
 FRESH_S: Final = 0.25
 
 
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A move that could be made, and when it is due; a load, or an execution."""
+
+    key: float
+    runner: Runner
+    hint: Hint | None
+    reason: str
+    evict: tuple[Hint, ...] = ()
+    loads: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """A runner that takes no more executions that are due at ``key`` or later."""
+
+    runner: Runner
+    key: float
+
+    def keeps_off(self, runner: Runner, key: float) -> bool:
+        """Return whether an execution that is due at *key* has to leave *runner* alone."""
+        return runner is self.runner and key >= self.key
+
+
 @dataclass(slots=True)
 class Look:
     """See the module. ``copies``: by model, the runners that hold it or load it."""
 
     state: State
+    knobs: Knobs
     made_at: float
     runners: list[Runner]
     copies: dict[Hint, list[Runner]]
@@ -35,6 +60,8 @@ class Look:
     room: Room
     overlaps: bool
     """Whether every runner can load beside an execution."""
+    many_slots: bool
+    """Whether any runner has more than one."""
     _models: dict[RunnerId, frozenset[Hint]]
     """What each runner holds or loads: the same as ``copies``."""
     _everything: bool = True
@@ -74,6 +101,15 @@ class Look:
         self._hints.clear()
         self._runners.clear()
 
+    def coming(self) -> set[Hint]:
+        """Return what is being loaded: as a job, or by a runner itself for a cold execution."""
+        coming: set[Hint] = set()
+        for runner in self.runners:
+            coming.update(runner.loading)
+            if runner.hints is not None:
+                coming.update(r.hint for r in runner.in_use.values() if r.hint is not None and not r.warm)
+        return coming
+
     def to_load(self, runners: list[Runner]) -> Iterator[tuple[Iterable[Hint | None], list[Runner]]]:
         """Iterate over models that wait, and those of *runners* on which a load of them may have become worthwhile."""
         waiting = self.state.queue
@@ -93,8 +129,9 @@ def look_at(state: State, knobs: Knobs, *, now: float) -> Look:
     for runner in runners:
         for model in models[runner.runner]:
             copies.setdefault(model, []).append(runner)
-    queues = Queues(state, knobs, copies, now)
-    worth = worth_at(state, knobs, runners, copies)
+    queues = Queues(state, knobs, copies, now, hintless=all(r.hints is None for r in runners))
+    worth = worth_at(queues, runners)
     room = Room(queues, worth)
     overlaps = all(runner.caps.overlaps for runner in runners)
-    return Look(state, now, runners, copies, queues, worth, room, overlaps, models)
+    many_slots = any(runner.slots > 1 for runner in runners)
+    return Look(state, knobs, now, runners, copies, queues, worth, room, overlaps, many_slots, models)

@@ -14,9 +14,10 @@ from typing import Final
 from falctl.core.fleet import Runner
 from falctl.core.policies.base import State
 from falctl.core.policies.knobs import Knobs
-from falctl.core.policies.worth import LEAST_S
 from falctl.core.types import Hint, RunnerId
 
+LEAST_S: Final = 1e-6
+"""An execution is taken to need at least this, so that it can be divided by."""
 LATE_SHARE: Final = 0.1
 """A job that is late is taken to need this share of what it took so far."""
 
@@ -29,6 +30,8 @@ class Queues:
     knobs: Knobs
     copies: dict[Hint, list[Runner]]
     now: float
+    hintless: bool
+    """Whether no runner gives hints."""
     _exec: dict[Hint, float] = field(default_factory=dict)
     _keys: dict[Hint, float] = field(default_factory=dict)
     _others: dict[RunnerId, float] = field(default_factory=dict)
@@ -69,9 +72,22 @@ class Queues:
             self._keys[hint] = key
         return key
 
+    def load_s(self, hint: Hint) -> float:
+        """Return what a load should take; an app that gives no hints is taken to load nothing until it was seen to."""
+        return self.state.costs.load_s(hint) if self._loads_are_known else 0.0
+
+    @property
+    def mean_load_s(self) -> float:
+        """Return what a load of any model should take."""
+        return self.state.costs.mean_load.value if self._loads_are_known else 0.0
+
+    @property
+    def _loads_are_known(self) -> bool:
+        return not self.hintless or self.state.costs.mean_load.n > 0
+
     def load_key(self, hint: Hint) -> float:
         """Return the same for a model that has to be loaded first; never before its `execute_key`."""
-        return self.execute_key(hint) + self.knobs.load_head_start * self.state.costs.load_s(hint)
+        return self.execute_key(hint) + self.knobs.load_head_start * self.load_s(hint)
 
     # --- backlogs --------------------------------------------------------------------------------
 
@@ -118,16 +134,16 @@ class Queues:
 
     def _rest_s(self, runner: Runner) -> float:
         """Return for how long *runner* is still busy with what it has begun, all its slots together."""
-        costs, rest = self.state.costs, 0.0
+        rest = 0.0
         for running in runner.in_use.values():
             expected = self.exec_s(running.hint, runner)
-            if running.hint is not None and not running.warm and not runner.caps.loads:
-                expected += costs.load_s(running.hint)
+            if running.hint is not None and not running.warm and not runner.takes_jobs:
+                expected += self.load_s(running.hint)
             rest += _remaining(expected, self.now - running.started_at)
         rest /= max(runner.slots, 1)
         if not runner.caps.overlaps:
             for hint, since in runner.loading.items():
-                rest = max(rest, _remaining(costs.load_s(hint), self.now - since))
+                rest = max(rest, _remaining(self.load_s(hint), self.now - since))
         return rest
 
 

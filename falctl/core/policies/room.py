@@ -40,7 +40,7 @@ class Room:
     def victims(self, runner: Runner, hint: Hint, key: float, *, keep: Hint | None = None) -> Victims | None:
         """Return the cheapest set without *keep* that makes room for *hint*, due at *key*; None: no room now."""
         shelf = self._shelf(runner)
-        missing = _size(hint, runner, self.worth.state.costs) - shelf.free
+        missing = _size(hint, runner, self.queues.state.costs) - shelf.free
         if missing <= 0:
             return NOBODY
         return self._choose(shelf, missing, key, keep) if shelf.last_turn > key else None
@@ -74,7 +74,7 @@ class Room:
         return known
 
     def _look_at(self, runner: Runner) -> _Shelf:
-        costs, state = self.worth.state.costs, self.worth.state
+        costs, state = self.queues.state.costs, self.queues.state
         running = {r.hint for r in runner.in_use.values()}
         candidates = [
             (hint, _size(hint, runner, costs), self._own_turn(hint))
@@ -87,15 +87,15 @@ class Room:
 
     def _in_order(self, runner: Runner) -> list[Hint]:
         """Return what *runner* gives up, first to last: the least worth per byte, or what it used longest ago."""
-        held = self.worth.state.fleet.held(runner)
-        if runner.caps.loads:
-            costs, value = self.worth.state.costs, self.worth.value
+        held = self.queues.state.fleet.held(runner)
+        if runner.takes_jobs:
+            costs, value = self.queues.state.costs, self.worth.value
             return sorted(held, key=lambda h: (value(h) / _size(h, runner, costs), h))
         return sorted(held, key=lambda h: (runner.used.get(h, -1), h))
 
     def _own_turn(self, hint: Hint) -> float:
         """Return when *hint* is due if its only copy is here: it goes only to make room for what is due before."""
-        if not self.worth.state.queue.count(hint) or len(self.worth.copies.get(hint, ())) > 1:
+        if not self.queues.state.queue.count(hint) or len(self.queues.copies.get(hint, ())) > 1:
             return float("inf")
         return self.queues.execute_key(hint)
 

@@ -10,25 +10,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Final
 
 from falctl.core.demand import erlang_b
 from falctl.core.fleet import Runner
 from falctl.core.policies.base import State
-from falctl.core.policies.knobs import Knobs
+from falctl.core.policies.queues import Queues
 from falctl.core.types import Hint
-
-LEAST_S: Final = 1e-6
-"""An execution is taken to need at least this, so that it can be divided by."""
 
 
 @dataclass(slots=True)
 class Worth:
-    """Values at one instant; each is computed once. ``copies``: by model, how many there are."""
+    """Values at one instant; each is computed once."""
 
-    state: State
-    knobs: Knobs
-    copies: dict[Hint, list[Runner]]
+    queues: Queues
     horizon_s: float
     """For how long a copy counts on being useful."""
     price: float
@@ -43,17 +37,17 @@ class Worth:
 
     def copy_value(self, hint: Hint, copies: int) -> float:
         """Return what the last of *copies* saves, in load seconds per second."""
-        costs = self.state.costs
-        rate = self.state.demand.rate(hint)
-        offered = self.knobs.burst * rate * max(costs.exec_s(hint), LEAST_S)
-        return rate * costs.load_s(hint) * (erlang_b(offered, copies - 1) - erlang_b(offered, copies))
+        queues = self.queues
+        rate = queues.state.demand.rate(hint)
+        offered = queues.knobs.burst * rate * queues.exec_s(hint)
+        return rate * queues.load_s(hint) * (erlang_b(offered, copies - 1) - erlang_b(offered, copies))
 
     def value(self, hint: Hint) -> float:
         """Return what one resident copy of *hint* is worth keeping for, in load seconds per second."""
         known = self._values.get(hint)
         if known is None:
-            copies = len(self.copies.get(hint, ()))
-            known = self.copy_value(hint, max(copies, 1)) * (self.knobs.spare if copies > 1 else 1.0)
+            copies = len(self.queues.copies.get(hint, ()))
+            known = self.copy_value(hint, max(copies, 1)) * (self.queues.knobs.spare if copies > 1 else 1.0)
             self._values[hint] = known
         return known
 
@@ -61,22 +55,22 @@ class Worth:
         """Return the request-seconds that one copy more would earn by being there later."""
         known = self._earns.get(hint)
         if known is None:
-            copies = len(self.copies.get(hint, ()))
+            copies = len(self.queues.copies.get(hint, ()))
             known = self._earns[hint] = self.horizon_s * self.copy_value(hint, copies + 1)
         return known
 
 
-def worth_at(state: State, knobs: Knobs, runners: list[Runner], copies: dict[Hint, list[Runner]]) -> Worth:
-    """Return what copies are worth now to a fleet of *runners* that holds *copies*."""
-    slots = sum(_capacity(runner, state) for runner in runners)
-    horizon_s = knobs.horizon * slots * (state.demand.gap_s or 1.0)
-    return Worth(state, knobs, copies, horizon_s, _price(state, knobs, max(len(runners), 1)))
+def worth_at(queues: Queues, runners: list[Runner]) -> Worth:
+    """Return what copies are worth now to a fleet of *runners*."""
+    slots = sum(_capacity(runner, queues.state) for runner in runners)
+    horizon_s = queues.knobs.horizon * slots * (queues.state.demand.gap_s or 1.0)
+    return Worth(queues, horizon_s, _price(queues, max(len(runners), 1)))
 
 
-def _price(state: State, knobs: Knobs, runners: int) -> float:
+def _price(queues: Queues, runners: int) -> float:
     """Return what a further copy must earn: more on a busy fleet, less if loads are short."""
-    exec_s, load_s = max(state.costs.mean_exec.value, LEAST_S), state.costs.mean_load.value
-    busy = min(1.0, exec_s / max(state.demand.gap_s, 1e-9) / runners)
+    knobs, exec_s, load_s = queues.knobs, queues.exec_s(None), queues.mean_load_s
+    busy = min(1.0, exec_s / max(queues.state.demand.gap_s, 1e-9) / runners)
     short = min(1.0, load_s / exec_s)
     scale = math.pow(busy, knobs.busy_power) * math.pow(short, knobs.short_power)
     return knobs.locality * knobs.price * scale * load_s
