@@ -22,7 +22,7 @@ from falctl.core.checks import amount, logarithm, part, rows, text, whole
 from falctl.core.types import Hint
 
 WEIGHT: Final = 0.05
-"""Weight of a card's newest execution: it is known as throttled after about a dozen."""
+"""Weight of a card's newest execution: it is known as throttled after about twenty."""
 USUAL_WEIGHT: Final = 0.01
 """The same for what a hint usually takes."""
 USUAL_LEAST: Final = 8

@@ -58,6 +58,12 @@ class Setting:
     overlaps: bool = True
     overlap_slowdown: float = 0.0
     """How much longer an execution takes while a load runs beside it: 0.2 is 1.2 times as long."""
+    slower: tuple[tuple[float, int, float], ...] = ()
+    """From this instant on, executions that begin on this runner take so many times as long; the last that applies does."""
+
+    def slowness(self, runner: int, now: float) -> float:
+        """Return how many times as long an execution takes that begins on *runner* now."""
+        return next((f for at, who, f in reversed(self.slower) if who == runner and at <= now), 1.0)
 
 
 @dataclass(slots=True)
@@ -192,7 +198,8 @@ class World:
             card.resident[job.hint] = self.now
         self.outcome.started_s[int(request)] = self.now + (load_s or 0.0)
         card.cold_s = load_s
-        self._end_at(runner, self.now + (load_s or 0.0) + self._beside_s(job.exec_s, card))
+        work_s = job.exec_s * self.setting.slowness(runner, self.now)
+        self._end_at(runner, self.now + (load_s or 0.0) + self._beside_s(work_s, card))
 
     def _end_at(self, runner: RunnerId, when: float) -> None:
         """Announce the end of the execution on *runner*; an earlier announcement is void."""
@@ -212,7 +219,7 @@ class World:
         assert request is not None
         job = self.jobs[int(request)]
         card.executing = None
-        stretched = self.setting.overlap_slowdown > 0
+        stretched = self.setting.overlap_slowdown > 0 or bool(self.setting.slower)
         exec_s = self.now - self.outcome.started_s[int(request)] if stretched else job.exec_s
         self._served += 1
         self.outcome.latency_s[int(request)] = self.now - job.t_s

@@ -102,7 +102,8 @@ class Queues:
         if known is None:
             waits = self._waiting_s.get(runner.runner)
             if waits is None:
-                waits = self._waiting_s[runner.runner] = self._over_models(runner, self.work_s)
+                speed = self.state.costs.speed(runner.card)
+                waits = self._waiting_s[runner.runner] = speed * self._over_models(runner, self.work_s)
             known = self._backlog[runner.runner] = self._rest_s(runner) + waits / max(runner.slots, 1)
         return known
 

@@ -1,0 +1,102 @@
+"""Fleets whose cards are not equally fast: what is learnt serves about as well as the truth would."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from functools import cache
+from random import Random
+from statistics import fmean
+
+from falctl.core.costs import Costs
+from falctl.core.policies import Auto
+from falctl.core.types import Hint, RequestId, RunnerId
+from falctl.replay.report import figures
+from falctl.replay.trace import Job
+from falctl.replay.world import Setting, World
+
+SECONDS = 2400.0
+ALWAYS = -1.0
+SEEDS = range(3)
+
+
+@dataclass(slots=True)
+class Told(Costs):
+    """Costs that are told the truth about every card."""
+
+    setting: Setting = field(default_factory=lambda: Setting(1))
+    world: World | None = None
+
+    def speed(self, card: str) -> float:
+        assert self.world is not None
+        if not card:
+            return 1.0
+        return self.setting.slowness(int(card.rpartition("#")[2]), self.world.now)
+
+
+class Counted(World):
+    """Counts what each runner executes, from `since` on."""
+
+    since = ALWAYS
+
+    def _execute(self, request: RequestId, runner: RunnerId) -> None:
+        if self.now >= self.since:
+            self.executions[runner] += 1
+        super()._execute(request, runner)
+
+    def play(self) -> float:
+        """Return the mean latency; seconds."""
+        self.executions: Counter[int] = Counter()
+        return figures(self.jobs, self.run(), runners=self.setting.runners).mean_s
+
+    @property
+    def share(self) -> float:
+        """Return what part of the executions runner 0 has had."""
+        return self.executions[0] / self.executions.total()
+
+
+@cache
+def jobs_of(seed: int) -> tuple[Job, ...]:
+    """Return requests that keep four equal cards busy for 45 % of the time."""
+    rng, jobs, at = Random(seed), [], 0.0
+    while at < SECONDS:
+        at += rng.expovariate(4 * 0.45 / 3.0)
+        model = min(int(rng.paretovariate(0.8)), 15)
+        exec_s = (1.0 + model % 5) * rng.lognormvariate(0.0, 0.15)
+        jobs.append(Job(at, Hint(f"m{model}"), exec_s, 8.0, 10**9, f"c{rng.randrange(20)}"))
+    return tuple(jobs)
+
+
+def mean_and_share(
+    slower: tuple[tuple[float, int, float], ...], *, oracle: bool, since: float
+) -> list[float]:
+    """Return mean latency and runner 0's share after *since*, averaged over seeds."""
+    found = []
+    for seed in SEEDS:
+        setting = Setting(4, slower=slower)
+        world = Counted(jobs_of(seed), Auto(), setting)
+        world.since = since
+        if oracle:
+            world.scheduler.state.costs = Told(setting=setting, world=world)
+        found.append((world.play(), world.share))
+    return [fmean(column) for column in zip(*found, strict=True)]
+
+
+def test_a_card_that_is_twice_as_slow_gets_less_and_costs_little_more_than_if_that_were_known() -> None:
+    slow = ((ALWAYS, 0, 2.0),)
+    _, equal_share = mean_and_share((), oracle=False, since=ALWAYS)
+    learnt_s, share = mean_and_share(slow, oracle=False, since=ALWAYS)
+    told_s, told_share = mean_and_share(slow, oracle=True, since=ALWAYS)
+    assert share < 0.9 * equal_share
+    assert abs(share - told_share) < 0.03
+    assert learnt_s < 1.05 * told_s, (learnt_s, told_s)
+
+
+def test_a_card_that_becomes_throttled_gets_less_from_then_on() -> None:
+    half = SECONDS / 2
+    throttled = ((half, 0, 3.0),)
+    _, before = mean_and_share((), oracle=False, since=half)
+    learnt_s, after = mean_and_share(throttled, oracle=False, since=half)
+    told_s, _ = mean_and_share(throttled, oracle=True, since=half)
+    assert after < 0.85 * before
+    assert learnt_s < 1.07 * told_s, (learnt_s, told_s)
