@@ -35,7 +35,7 @@ from benchmarks._report import Table, arguments, packages, publish
 from falctl.clock import monotonic_s
 from falctl.core.types import Hint
 from falctl.errors import ConfigError, StartError
-from falctl.replay.policies import find_policy
+from falctl.policy_load import find_policy
 from falctl.replay.report import figures
 from falctl.replay.trace import Job, Missing, read_trace
 from falctl.replay.world import Outcome, Setting, World

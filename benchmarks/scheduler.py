@@ -43,7 +43,7 @@ from falctl.core.policies.base import Policy
 from falctl.core.scheduler import Scheduler
 from falctl.core.types import Caps, Epoch, Hint, RequestId, RunnerId, Wanted
 from falctl.errors import ConfigError
-from falctl.replay.policies import find_policy
+from falctl.policy_load import find_policy
 
 SIZES: Final = ((4, 16, 32), (16, 64, 512), (64, 256, 512))
 """Runners, hints and waiting requests of each."""

@@ -15,6 +15,7 @@ from falctl.config_values import (
     KeyHash,
     Number,
     Origin,
+    PolicyName,
     Seconds,
     Text,
     Whole,
@@ -114,6 +115,12 @@ class QueueConfig(Section):
     max: Whole = Field(
         default=1000, ge=1, le=1_000_000, description="waiting requests; one more is answered 429"
     )
+    max_per_client: Whole = Field(
+        default=500,
+        ge=0,
+        le=1_000_000,
+        description="of these, of one API key or address, so that others find a place, too; 0 is as many as max",
+    )
     max_bytes: Bytes = Field(
         default=1 << 30,
         ge=1 << 20,
@@ -125,9 +132,15 @@ class QueueConfig(Section):
 class RoutingConfig(Section):
     """How a request finds its runner."""
 
-    policy: Literal["auto", "affinity", "fal", "least-loaded", "random"] = Field(
-        default="affinity",
-        description='"affinity" holds for a busy warm runner, "fal" never does, "auto" learns costs, two are blind',
+    policy: PolicyName = Field(
+        default="auto",
+        description='"auto" learns costs and loads what pays, "affinity" only holds for a busy warm runner, "fal" never does, two are blind',
+    )
+    locality: Number = Field(
+        default=1.0,
+        ge=0.1,
+        le=10.0,
+        description="auto: the price of a further copy of a model; higher is fewer loads and longer waits",
     )
     hint_from: Text = Field(
         default="model", description='body field taken as hint when the header is absent; "" is off'

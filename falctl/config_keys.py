@@ -10,7 +10,7 @@ from annotated_types import Ge, Gt, Le
 from pydantic.fields import FieldInfo
 
 from falctl.config import Config, Section
-from falctl.config_values import Kind, format_duration, format_size
+from falctl.config_values import POLICY_CHOICE, Kind, format_duration, format_size
 
 Name = tuple[str, str]
 """A section and a key in it."""
@@ -28,6 +28,7 @@ _EXPECTED: Final = {
     Kind.GPUS: '"all", "none", or a list of cards such as [0, 2]',
     Kind.TEXT: "a text in quotes",
     Kind.CHOICE: "{allowed}",
+    Kind.POLICY: "{allowed}",
     Kind.LIST: 'a list of texts such as ["a", "b"]',
 }
 
@@ -87,6 +88,8 @@ class Key:
 
     def allowed(self) -> str:
         """Return its bounds, such as ``from 0s to 1h``, or its choices; empty for a text or list, which has neither."""
+        if self.kind is Kind.POLICY:
+            return POLICY_CHOICE
         if self.kind is Kind.CHOICE:
             return _one_of([to_toml(choice) for choice in get_args(self.field.annotation)])
         words: list[str] = []

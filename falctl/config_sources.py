@@ -160,7 +160,7 @@ def _from_text(key: Key, text: str) -> object:
             return _number(text)
         case Kind.LIST:
             return _list(text)
-        case Kind.TEXT | Kind.CHOICE | Kind.GPUS:
+        case Kind.TEXT | Kind.CHOICE | Kind.POLICY | Kind.GPUS:
             return text
 
 

@@ -24,6 +24,11 @@ CARD_INDEX_MAX: Final = 1023
 GPU_ENTRIES_MAX: Final = 64
 EMPTY_KEY_HASH: Final = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
 
+POLICY_NAMES: Final = ("auto", "affinity", "fal", "least-loaded", "random")
+POLICY_CHOICE: Final = (
+    ", ".join(f'"{name}"' for name in POLICY_NAMES) + ' or a class of yours, "module:Class"'
+)
+
 GpuChoice = Literal["all", "none"] | tuple[int | str | tuple[int | str, ...], ...]
 """Which cards: all, none, or one entry per runner; a card is an NVML index or a UUID, an inner tuple one runner on several."""
 
@@ -38,6 +43,7 @@ class Kind(StrEnum):
     GPUS = auto()
     TEXT = auto()
     CHOICE = auto()
+    POLICY = auto()
     LIST = auto()
 
 
@@ -161,6 +167,17 @@ def check_text(text: str) -> str:
     return text
 
 
+def check_policy_name(text: str) -> str:
+    """Return *text* if it is a shipped policy or looks like ``module:Class``. Raises ValueError."""
+    if text in POLICY_NAMES or re.fullmatch(r"[^\W\d]\w*(?:\.[^\W\d]\w*)*:[^\W\d]\w*", text):
+        return text
+    from difflib import get_close_matches  # only when something is wrong
+
+    close = get_close_matches(text.lower(), POLICY_NAMES, n=1)
+    msg = f'did you mean "{close[0]}"?' if close else f"no policy; write {POLICY_CHOICE}"
+    raise ValueError(msg)
+
+
 def check_key_hash(text: str) -> str:
     """Return *text* if it is ``sha256:<64 hex>``. Raises ValueError with the hash to paste if it is a plain key."""
     if re.fullmatch(r"sha256:[0-9a-fA-F]{64}", text):
@@ -193,4 +210,5 @@ Gpus = Annotated[GpuChoice, Kind.GPUS, BeforeValidator(parse_gpus)]
 Text = Annotated[str, AfterValidator(check_text)]
 Folder = Annotated[Path, BeforeValidator(parse_folder)]
 KeyHash = Annotated[str, AfterValidator(check_key_hash)]
+PolicyName = Annotated[str, Kind.POLICY, AfterValidator(check_policy_name)]
 Origin = Annotated[str, AfterValidator(check_origin)]

@@ -100,7 +100,7 @@ class WrongHostError(RequestError):
 
 
 class QueueFullError(RequestError):
-    """Admission refused: the queue is at `queue.max` requests or `queue.max_bytes` bytes."""
+    """Admission refused by `queue.max`, `queue.max_per_client` or `queue.max_bytes`."""
 
     status, error_type, retryable = 429, "concurrent_requests_limit", True
 

@@ -63,6 +63,11 @@ class Home:
     def log(self) -> Path:
         return self.root / "falctl.log"
 
+    @property
+    def learnt(self) -> Path:
+        """What the router has learnt of costs and demand; it outlives falctl."""
+        return self.root / "learnt.json"
+
     def runner_socket(self, runner: int, epoch: int) -> Path:
         """Return the Unix socket of one incarnation of one runner."""
         return self.sockets / f"r{runner}-{epoch}.sock"

@@ -91,6 +91,8 @@ class RouterSpec:
     url: str
     admin_token: str
     config: dict[str, Any]
+    cwd: str = "."
+    """Where `falctl up` was called: a policy of the user's is looked for there, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +165,7 @@ class Hello:
     slots: int
     executing: list[str]
     gpu: str = ""
-    """The model of its cards: runners with the same are taken to be equally fast."""
+    """The model of its cards: runners with the same are taken to be equally fast until they show that they are not."""
     loads: bool = False
     """The app uses one ModelCache: it takes loads as jobs of their own, and evicts what it is told to."""
     overlaps: bool = False

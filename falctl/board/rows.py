@@ -116,6 +116,8 @@ class QueuedRow:
     hint: Hint | None
     client: str
     arrived_at: float
+    why: str = ""
+    """Why it waits, in a few words; only of the oldest models. Empty: not told."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -123,6 +123,47 @@ def run(
 
 
 @cli.command()
+def explain(
+    request: Annotated[
+        str, typer.Argument(help="X-Fal-Request-Id of an answer, or how it begins", metavar="REQUEST_ID")
+    ],
+    *,
+    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
+) -> None:
+    """Tell what was decided about a request, when, and what was compared."""
+    from falctl.cli.explain import explain_command
+
+    raise typer.Exit(explain_command(request, json_output=as_json))
+
+
+@cli.command()
+def why(
+    model: Annotated[str, typer.Argument(help="the model, as requests name it")],
+    *,
+    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
+) -> None:
+    """Tell why requests for a model wait, or where one would go now."""
+    from falctl.cli.explain import why_command
+
+    raise typer.Exit(why_command(model, json_output=as_json))
+
+
+@cli.command()
+def record(
+    file: Annotated[Path, typer.Argument(help="trace to write: .csv or .jsonl, with .gz compressed")],
+    *,
+    hash_hints: Annotated[
+        bool, typer.Option("--hash-hints", help="hide the names of models; clients' are always hidden")
+    ] = False,
+    for_: Annotated[str | None, typer.Option("--for", help="how long, such as 10m; until Ctrl-C")] = None,
+) -> None:
+    """Write a trace of the requests that end from now on, for `falctl replay`."""
+    from falctl.cli.record import Options, record_command
+
+    raise typer.Exit(record_command(Options(file, hash_hints, for_)))
+
+
+@cli.command()
 def replay(
     trace: Annotated[Path, typer.Argument(help="requests to replay: CSV or JSON lines, .gz allowed")],
     *,

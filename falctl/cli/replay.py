@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from falctl.errors import EXIT_OK, ConfigError
-from falctl.replay.policies import find_policy
+from falctl.policy_load import Tuning, find_policy
 from falctl.replay.report import Bounds, Figures, bounds, figures
 from falctl.replay.trace import Job, Missing, read_trace
 from falctl.replay.world import Setting, World, sizes_of
@@ -47,7 +47,7 @@ def replay_command(options: Options, *, json_output: bool) -> int:
     if not names:
         msg = "--policy names none; write --policy auto,fal"
         raise ConfigError(msg)
-    contenders = {name: find_policy(name, cwd=Path.cwd(), seed=options.seed) for name in names}
+    contenders = {name: find_policy(name, cwd=Path.cwd(), tuning=Tuning(seed=options.seed)) for name in names}
     jobs = read_trace(
         options.trace,
         load_factor=options.load_factor,

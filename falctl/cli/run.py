@@ -3,34 +3,25 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
-import urllib.error
 import urllib.parse
-import urllib.request
 from email.message import Message
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-from falctl.errors import EXIT_OK, FalctlError, StartError
+from falctl.cli.server import ask
+from falctl.errors import EXIT_OK, FalctlError
 from falctl.home import find_home, find_instance
-
-ENV_KEY: Final = "FALCTL_KEY"
-"""API key for the server, where it asks for one."""
-
-_UNAUTHORIZED: Final = 401
-
-_opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy must not see loopback
 
 
 def run_command(model: str, prompt: str, *, output: Path, options: dict[str, Any]) -> int:
     """Draw, write *output*, print the receipt. Raises FalctlError when the server refuses or none runs."""
     url = find_instance(find_home()).url
     body = {"model": model, "prompt": prompt, "output_format": _format(output), **options}
-    answer, headers = _ask(f"{url}/", json.dumps(body).encode(), {"X-Fal-Runner-Hint": _header(model)})
+    answer, headers = ask(f"{url}/", json.dumps(body).encode(), {"X-Fal-Runner-Hint": _header(model)})
     images = json.loads(answer)["images"]
     path = urllib.parse.urlsplit(images[0]["url"]).path
-    picture, _ = _ask(f"{url}{path}", None, {})
+    picture, _ = ask(f"{url}{path}", None, {})
     _write(output, picture)
     sys.stdout.write(f"{output}: {_receipt(model, headers)}\n")
     return EXIT_OK
@@ -47,34 +38,6 @@ def _receipt(model: str, headers: Message) -> str:
     )
     times = ", ".join(f"{name} {float(ms) / 1000:.2f} s" for name, ms in spent.items())
     return f"{model} on runner {headers.get('X-Falctl-Runner', '?')}, {verdict}; {times}"
-
-
-def _ask(url: str, body: bytes | None, headers: dict[str, str]) -> tuple[bytes, Message]:
-    key = {"Authorization": f"Key {os.environ[ENV_KEY]}"} if ENV_KEY in os.environ else {}
-    headers = {"Content-Type": "application/json", **key, **headers}
-    request = urllib.request.Request(url, data=body, headers=headers)  # noqa: S310 - the URL is our own server's
-    try:
-        with _opener.open(request) as answer:
-            return answer.read(), answer.headers
-    except urllib.error.HTTPError as error:
-        if error.code == _UNAUTHORIZED:
-            msg = f"this falctl asks for an API key: set {ENV_KEY}=<key> (`falctl key` makes one)"
-            raise StartError(msg) from None
-        raise StartError(_detail(error)) from None
-    except OSError as error:
-        msg = f"no answer from {url}: {error}"
-        raise StartError(msg) from error
-
-
-def _detail(error: urllib.error.HTTPError) -> str:
-    text = error.read().decode(errors="replace")
-    try:
-        detail = json.loads(text)["detail"]
-    except (ValueError, KeyError, TypeError):
-        detail = text[:500]
-    if isinstance(detail, list):
-        detail = "; ".join(f"{'.'.join(map(str, d.get('loc', ())))}: {d.get('msg')}" for d in detail)
-    return f"{detail} (HTTP {error.code})"
 
 
 def _format(output: Path) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import BinaryIO, Final, TextIO, cast
 
 from falctl import logs
+from falctl.cli.policy_check import check_policy
 from falctl.config import Config
 from falctl.config_load import find_config, load_config
 from falctl.core.types import MiB
@@ -39,14 +40,22 @@ class Options:
     port: int | None
 
     def load(self) -> Config:
-        """Return the configuration with these options over it. Raises ConfigError."""
+        """
+        Return the configuration with these options over it. Blocks: a policy of the user's is tried out.
+
+        Raises:
+            ConfigError: something in it is wrong; nothing has been started.
+        """
         flags = {
             "runners.app": self.app,
             "runners.gpus": self.gpus,
             "runners.count": self.runners,
             "server.port": self.port,
         }
-        return load_config(self.config or find_config(_here()), environ=os.environ, flags=flags)
+        here = _here()
+        config = load_config(self.config or find_config(here), environ=os.environ, flags=flags)
+        check_policy(config.routing.policy, cwd=here)
+        return config
 
     def arguments(self) -> list[str]:
         """Return the command line that gives these options."""

@@ -1,10 +1,11 @@
 """
 What a load and an execution cost, learnt from those that have happened.
 
-Every figure is the product of two that are learnt apart: seconds of a hint on a card of speed 1, and the speed of
-the card's model. So a hint seen on one card says what it will cost on another, and a slow or throttled card is
-known from whatever it does. One observation moves an estimate by its weight at most, and one that is off by more
-than `CLIP` counts as off by `CLIP`, so that a single stall does not spoil it; the third in a row is no stray.
+An execution is the product of two figures that are learnt apart: seconds of a hint on the fleet's mean card, and how
+much longer than that one the card takes (`falctl.core.speeds`). So a hint seen on one card says what it will cost on
+another, and a slow or throttled card is known from whatever it does. One observation moves an estimate by its weight
+at most, and one that is off by more than `CLIP` counts as off by `CLIP`, so that a single stall does not spoil it; the
+third in a row is no stray.
 
 Priors for what has not happened yet: an execution takes the fleet's mean; a load takes its bytes over the measured
 bandwidth of its tier if the size is declared, else the fleet's mean load.
@@ -14,14 +15,16 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Self, TypeAlias
 
+from falctl.core.checks import amount, part, rows, text, whole
+from falctl.core.speeds import Speeds
 from falctl.core.types import Hint
 
 WEIGHT: Final = 0.1
 """Weight of the newest observation of one hint once there are enough; before, each counts alike."""
 FLEET_WEIGHT: Final = 0.01
-"""The same for means over the whole fleet and for the speed of a card's model."""
+"""The same for means over the whole fleet."""
 CLIP: Final = 4.0
 STRAYS: Final = 3
 """So many observations in a row that are off by more than `CLIP` to one side are how things are now."""
@@ -36,12 +39,16 @@ SIZE_PRIOR_BYTES: Final = 7e9
 
 @dataclass(slots=True)
 class Mean:
-    """A robust running mean of numbers from 0 up. ``n`` is 0 before the first."""
+    """A robust running mean of numbers from 0 up. ``n`` is 0 before the first, which replaces any prior ``value``."""
 
     value: float = 0.0
     n: int = 0
     strays: int = 0
     """Observations in a row that were too large, or, negative, too small."""
+
+    def set(self, value: float, n: int) -> None:
+        """Take over what another learnt."""
+        self.value, self.n = value, n
 
     def add(self, x: float, weight: float) -> None:
         """Take in *x*, clipped to `CLIP` times the mean so far either way."""
@@ -61,37 +68,75 @@ class Mean:
         return min(max(x, self.value / CLIP), self.value * CLIP)
 
 
+Row: TypeAlias = list[str | float | int]
+"""A key or several, then what is known of it."""
+
+
 @dataclass(slots=True)
 class Costs:
-    """All that is learnt. Keys are a hint, a tier, or a GPU model's name; sizes in bytes, costs in seconds."""
+    """All that is learnt. Keys are a hint, a tier, or a card's name; sizes in bytes, costs in seconds."""
 
     _exec: OrderedDict[Hint, Mean] = field(default_factory=OrderedDict)
     _load: OrderedDict[tuple[Hint, str], Mean] = field(default_factory=OrderedDict)
     _size: OrderedDict[Hint, int] = field(default_factory=OrderedDict)
     _first: OrderedDict[Hint, float] = field(default_factory=OrderedDict)
     """First runs, load included, of hints that have not run warm yet."""
-    _speed: dict[str, Mean] = field(default_factory=dict)
+    _speeds: Speeds = field(default_factory=Speeds)
     _s_per_byte: dict[str, Mean] = field(default_factory=dict)
-    mean_size: Mean = field(default_factory=lambda: Mean(SIZE_PRIOR_BYTES, 1))
-    mean_exec: Mean = field(default_factory=lambda: Mean(EXEC_PRIOR_S, 1))
-    mean_load: Mean = field(default_factory=lambda: Mean(LOAD_PRIOR_S, 1))
+    observations: int = 0
+    """How many have been made: whoever keeps a copy knows by it whether there is more."""
+    mean_size: Mean = field(default_factory=lambda: Mean(SIZE_PRIOR_BYTES))
+    mean_exec: Mean = field(default_factory=lambda: Mean(EXEC_PRIOR_S))
+    mean_load: Mean = field(default_factory=lambda: Mean(LOAD_PRIOR_S))
+
+    # --- keeping ---------------------------------------------------------------------------------
+
+    def dump(self) -> dict[str, list[Row] | dict[str, list[Row]]]:
+        """Return all but unsettled first runs, as JSON can hold it."""
+        fleet = {"size": self.mean_size, "exec": self.mean_exec, "load": self.mean_load}
+        return {
+            "exec": [[hint, mean.value, mean.n] for hint, mean in self._exec.items()],
+            "load": [[hint, tier, mean.value, mean.n] for (hint, tier), mean in self._load.items()],
+            "size": [[hint, size] for hint, size in self._size.items()],
+            "s_per_byte": [[tier, mean.value, mean.n] for tier, mean in self._s_per_byte.items()],
+            "fleet": [[name, mean.value, mean.n] for name, mean in fleet.items()],
+            "speeds": self._speeds.dump(),
+        }
+
+    @classmethod
+    def restored(cls, table: object) -> Self:
+        """Return what was dumped. Raises ValueError: it cannot have been."""
+        new = cls(_speeds=Speeds.restored(part(table, "speeds")))
+        for hint, value, n in rows(part(table, "exec"), text, amount, whole):
+            _entry(new._exec, Hint(hint)).set(value, n)
+        for hint, tier, value, n in rows(part(table, "load"), text, text, amount, whole):
+            _entry(new._load, (Hint(hint), tier)).set(value, n)
+        for hint, size in rows(part(table, "size"), text, whole):
+            new._size[Hint(hint)] = size
+        _trim(new._size)
+        for tier, value, n in rows(part(table, "s_per_byte"), text, amount, whole):
+            new._s_per_byte[tier] = Mean(value, n)
+        fleet = {"size": new.mean_size, "exec": new.mean_exec, "load": new.mean_load}
+        for name, value, n in rows(part(table, "fleet"), text, amount, whole):
+            if name in fleet:
+                fleet[name].set(value, n)
+        if not new.mean_size.value:
+            msg = "models of no size"
+            raise ValueError(msg)
+        return new
 
     # --- learning --------------------------------------------------------------------------------
 
-    def executed(self, hint: Hint, gpu: str, exec_s: float) -> None:
+    def executed(self, hint: Hint, card: str, exec_s: float) -> None:
         """Learn from an execution that found its model resident."""
+        self.observations += 1
         self.mean_exec.add(exec_s, FLEET_WEIGHT)
-        known = self._exec.get(hint)
-        if known is not None and known.n > 1 and known.value > 0:
-            speed = self._speed.setdefault(gpu, Mean(1.0, 1))
-            if (
-                len(self._speed) > 1
-            ):  # among cards of one model speed and cost could only drift against each other
-                speed.add(max(exec_s, 1e-9) / known.value, FLEET_WEIGHT)
-        _entry(self._exec, hint).add(exec_s / self.speed(gpu), WEIGHT)
+        self._speeds.learn(card, hint, exec_s)
+        _entry(self._exec, hint).add(exec_s / self.speed(card), WEIGHT)
 
     def loaded(self, hint: Hint, tier: str, load_s: float) -> None:
         """Learn from a load that has ended well."""
+        self.observations += 1
         self.mean_load.add(load_s, FLEET_WEIGHT)
         _entry(self._load, (hint, tier)).add(load_s, WEIGHT)
         if size := self._size.get(hint):
@@ -102,10 +147,10 @@ class Costs:
         self._first.setdefault(hint, both_s)
         _trim(self._first)
 
-    def settle(self, hint: Hint, gpu: str) -> None:
+    def settle(self, hint: Hint, card: str) -> None:
         """Learn the load of the first run, now that a warm run is known."""
         if (both_s := self._first.pop(hint, None)) is not None:
-            self.loaded(hint, "disk", max(both_s - self.exec_s(hint, gpu), 0.0))
+            self.loaded(hint, "disk", max(both_s - self.exec_s(hint, card), 0.0))
 
     def declare(self, hint: Hint, size_bytes: int) -> None:
         """Note how large a model is."""
@@ -115,10 +160,10 @@ class Costs:
 
     # --- asking ----------------------------------------------------------------------------------
 
-    def exec_s(self, hint: Hint, gpu: str = "") -> float:
-        """Return what an execution should take on a card of model *gpu*; without a name, on one of speed 1."""
+    def exec_s(self, hint: Hint, card: str = "") -> float:
+        """Return what an execution should take on *card*; without a name, on the fleet's mean card."""
         known = self._exec.get(hint)
-        return (known.value if known is not None else self.mean_exec.value) * self.speed(gpu)
+        return (known.value if known is not None else self.mean_exec.value) * self.speed(card)
 
     def knows(self, hint: Hint) -> bool:
         """Return whether an execution of *hint* has been seen."""
@@ -132,14 +177,18 @@ class Costs:
         size, pace = self._size.get(hint), self._s_per_byte.get(tier)
         return size * pace.value if size and pace is not None else self.mean_load.value
 
+    def learnt_load_s(self, hint: Hint, tier: str = "disk") -> float | None:
+        """Return the same if a load of *hint* itself has been seen, else None."""
+        known = self._load.get((hint, tier))
+        return None if known is None else known.value
+
     def size_bytes(self, hint: Hint) -> int | None:
         """Return the size of a model; None: nobody has told."""
         return self._size.get(hint)
 
-    def speed(self, gpu: str) -> float:
-        """Return how much longer than on a card of speed 1 an execution takes on a card of this model."""
-        known = self._speed.get(gpu)
-        return 1.0 if known is None else known.value
+    def speed(self, card: str) -> float:
+        """Return how much longer than on the fleet's mean card an execution takes on *card*."""
+        return self._speeds.factor(card)
 
 
 def _entry(table: OrderedDict[Any, Mean], key: Any) -> Mean:

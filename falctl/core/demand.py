@@ -14,8 +14,9 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Self
 
+from falctl.core.checks import amount, part, rows, text, whole
 from falctl.core.types import Hint
 
 HALF_LIVES: Final = (8, 72, 648, 5832)
@@ -33,6 +34,9 @@ _LN2: Final = 0.6931471805599453
 _GAP_WEIGHT: Final = 0.01
 """Of the newest gap between two arrivals, once there are enough. A pause counts until it doubles the mean, no more:
 after a night it is the rate of the day before that tells what is coming, not the night."""
+_TABLED: Final = 512
+_DECAYS: Final = tuple(tuple(0.5 ** (age / half) for age in range(_TABLED)) for half in HALF_LIVES)
+"""What a count of each half-life has decayed to after so many requests; powers take most of a decision's time."""
 
 
 @dataclass(slots=True)
@@ -80,6 +84,20 @@ class Demand:
         """Return the requests per second for *hint*."""
         return self.share(hint) / max(self.gap_s, 1e-9) if self.gap_s else 0.0
 
+    def dump(self) -> dict[str, object]:
+        """Return counts and pace, as JSON can hold it; clients are not kept."""
+        counts = [[hint, self.n - count.at, *count.sums] for hint, count in self._counts.items()]
+        return {"n": self.n, "gap_s": self.gap_s, "counts": counts}
+
+    @classmethod
+    def restored(cls, table: object) -> Self:
+        """Return what was dumped; the time until the next arrival is no gap. Raises ValueError: it cannot have been."""
+        new = cls(n=whole(part(table, "n")), gap_s=amount(part(table, "gap_s")))
+        for hint, age, *sums in rows(part(table, "counts"), text, whole, *[amount] * len(HALF_LIVES)):
+            new._counts[Hint(hint)] = _Count(new.n - age, sums)
+            new._trim()
+        return new
+
     def _pass(self, gap_s: float) -> None:
         if not self.gap_s:
             self.gap_s = gap_s
@@ -91,8 +109,11 @@ class Demand:
         counted = 0.0
         if (count := self._counts.get(hint)) is not None:
             age = self.n - count.at
-            for half, value in zip(HALF_LIVES, count.sums, strict=True):
-                counted += value * 0.5 ** (age / half) * _LN2 / min(half, _LN2 * self.n + 1)
+            grown = _LN2 * self.n + 1
+            for half, value, decays in zip(HALF_LIVES, count.sums, _DECAYS, strict=True):
+                decay = decays[age] if age < _TABLED else 0.5 ** (age / half)
+                counted += value * decay / min(half, grown)
+            counted *= _LN2
         votes = self._votes.get(hint, {})
         voted = sum(1.0 / (self.n - at + CLIENT_AGE) for at in votes.values())
         weight = max(TOTAL - CLIENT_WEIGHT / 2 * self._all_votes, 1 - CLIENT_WEIGHT)
@@ -102,13 +123,16 @@ class Demand:
         count = self._counts.get(hint)
         if count is None:
             self._counts[hint] = _Count(self.n, [1.0] * len(HALF_LIVES))
-            if len(self._counts) > HINTS_MAX:
-                self._counts.popitem(last=False)
+            self._trim()
             return
         age = self.n - count.at
         count.sums = [v * 0.5 ** (age / half) + 1 for v, half in zip(count.sums, HALF_LIVES, strict=True)]
         count.at = self.n
         self._counts.move_to_end(hint)
+
+    def _trim(self) -> None:
+        if len(self._counts) > HINTS_MAX:
+            self._counts.popitem(last=False)
 
     def _vote(self, hint: Hint, client: str) -> None:
         self._forget(client)

@@ -131,7 +131,9 @@ Event: TypeAlias = (
 
 # --- actions: things the driver must now do ----------------------------------
 
-RefuseCode = Literal["queue_full", "no_runner", "draining", "bounced_too_often", "start_timeout"]
+RefuseCode = Literal[
+    "queue_full", "client_queue_full", "no_runner", "draining", "bounced_too_often", "start_timeout"
+]
 
 
 LoadShare = Literal["disk", "join"]
@@ -168,11 +170,14 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Refuse:
-    """Answer this request with an error. ``retry_after_s``: when a place in the queue should be free again."""
+    """Answer this request with an error."""
 
     request: RequestId
     code: RefuseCode
-    retry_after_s: float
+    retry_after_s: float | None = None
+    """When a place in the queue should be free again; None: that is not what it lacked, or nobody knows."""
+    waiting: int = 0
+    """How many wait, of those that the bound counts which refused it; 0: no bound did."""
 
 
 Action: TypeAlias = Dispatch | Load | Refuse

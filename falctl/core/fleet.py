@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -13,7 +13,7 @@ LAST_SERVED_MAX: Final = 4096
 """Hints remembered for apps without provide_hints; the least recently served is forgotten first."""
 USED_MAX: Final = 4096
 UNLOADABLE_MAX: Final = 4096
-"""The same, by runner, and for models that cannot be loaded: anybody's request may name a model that is none."""
+"""The same, by runner, and for models that cannot be loaded or are not listed: anybody's request may name a model that is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +63,11 @@ class Runner:
     """Order number of the last dispatch to it, -1 for none: the least is the one whose turn it is."""
 
     @property
+    def card(self) -> str:
+        """Return what its executions teach about: this runner of a card of that model, as both outlive a restart."""
+        return f"{self.caps.gpu}#{self.runner}"
+
+    @property
     def free_slots(self) -> int:
         """Return how many requests it would take now."""
         if not self.accepting or self.blocked or (self.loading and not self.caps.overlaps):
@@ -70,13 +75,14 @@ class Runner:
         return max(self.slots - len(self.in_use), 0)
 
     @property
+    def takes_jobs(self) -> bool:
+        """Return whether it takes loads as jobs of their own, and says what it holds, so that we know what for."""
+        return self.caps.loads and self.hints is not None
+
+    @property
     def can_load(self) -> bool:
         """Return whether it would begin a load job now: one at a time, and beside executions only if it can."""
-        if (
-            not (self.caps.loads and self.accepting and not self.blocked)
-            or self.loading
-            or self.hints is None
-        ):
+        if not (self.takes_jobs and self.accepting) or self.blocked or self.loading:
             return False
         return self.caps.overlaps or not self.in_use
 
@@ -96,6 +102,10 @@ class Runner:
         if len(self.used) > USED_MAX:
             del self.used[next(iter(self.used))]
 
+    def lacks(self, running: Running) -> bool:
+        """Return whether it was not warm for what it ran, and is not now: it does not list that model."""
+        return not running.warm and self.hints is not None and running.hint not in self.hints
+
     def executes(self, hint: Hint) -> bool:
         """Return whether a request for *hint* is in one of its slots."""
         return any(running.hint == hint for running in self.in_use.values())
@@ -109,7 +119,11 @@ class Fleet:
     returning: set[RunnerId] = field(default_factory=set)
     unloadable: OrderedDict[Hint, None] = field(default_factory=OrderedDict)
     """Models whose last load failed, until a runner holds one: their requests are executed, so that the client hears why."""
+    unlisted: OrderedDict[Hint, None] = field(default_factory=OrderedDict)
+    """Models that a runner has served and then did not list, until one does: nobody is ever warm for them."""
     _last_served: OrderedDict[Hint, RunnerId] = field(default_factory=OrderedDict)
+    _served: dict[RunnerId, set[Hint]] = field(default_factory=dict)
+    """The same by runner."""
 
     def free(self) -> list[Runner]:
         """Return the runners with a free slot, the one whose turn it is first (round robin)."""
@@ -123,6 +137,10 @@ class Fleet:
             return self._last_served.get(hint) == runner.runner
         return hint in runner.hints
 
+    def held(self, runner: Runner) -> Collection[Hint]:
+        """Return all that *runner* is `warm` for."""
+        return self._served.get(runner.runner, ()) if runner.hints is None else runner.hints
+
     def warming(self, hint: Hint) -> Iterator[Runner]:
         """Iterate over the runners that are warm for *hint* or execute a request for it now."""
         return (
@@ -131,23 +149,37 @@ class Fleet:
 
     def serve(self, hint: Hint, runner: RunnerId) -> None:
         """Remember that *runner* was the last to be sent a request for *hint*."""
+        self._drop(hint)
         self._last_served[hint] = runner
-        self._last_served.move_to_end(hint)
+        self._served.setdefault(runner, set()).add(hint)
         if len(self._last_served) > LAST_SERVED_MAX:
-            self._last_served.popitem(last=False)
+            self._drop(next(iter(self._last_served)))
 
     def give_up(self, hint: Hint) -> None:
         """Ask for no more load jobs for *hint*: the last has failed."""
-        self.unloadable[hint] = None
-        if len(self.unloadable) > UNLOADABLE_MAX:
-            self.unloadable.popitem(last=False)
+        _remember(self.unloadable, hint)
+
+    def missed(self, hint: Hint) -> None:
+        """Note that a runner has served *hint* and does not list it: its hints are of another kind."""
+        _remember(self.unlisted, hint)
 
     def found(self, hints: Iterable[Hint]) -> None:
-        """Note that a runner holds *hints*, so that they can be loaded after all."""
-        for hint in hints if self.unloadable else ():
+        """Note that a runner holds *hints*, so that they can be loaded, and are listed, after all."""
+        for hint in hints if self.unloadable or self.unlisted else ():
             self.unloadable.pop(hint, None)
+            self.unlisted.pop(hint, None)
 
     def forget(self, runner: RunnerId) -> None:
         """Drop what *runner* served: its process is gone, and what it was warm for with it."""
-        for hint in [h for h, r in self._last_served.items() if r == runner]:
+        for hint in self._served.pop(runner, ()):
             del self._last_served[hint]
+
+    def _drop(self, hint: Hint) -> None:
+        if (runner := self._last_served.pop(hint, None)) is not None:
+            self._served[runner].discard(hint)
+
+
+def _remember(table: OrderedDict[Hint, None], hint: Hint) -> None:
+    table[hint] = None
+    if len(table) > UNLOADABLE_MAX:
+        table.popitem(last=False)

@@ -17,15 +17,15 @@ def learn_release(costs: Costs, runner: Runner, running: Running, event: Release
     hint = running.hint
     if hint is None or event.exec_s is None:
         return
-    gpu = runner.caps.gpu
+    card = runner.card
     if event.load_s is not None:
-        costs.executed(hint, gpu, event.exec_s)
+        costs.executed(hint, card, event.exec_s)
         if event.load_s > 0:
             costs.loaded(hint, "disk", event.load_s)
     elif running.warm:
-        costs.executed(hint, gpu, event.exec_s)
-        costs.settle(hint, gpu)
+        costs.executed(hint, card, event.exec_s)
+        costs.settle(hint, card)
     elif costs.knows(hint):
-        costs.loaded(hint, "disk", max(event.exec_s - costs.exec_s(hint, gpu), 0.0))
+        costs.loaded(hint, "disk", max(event.exec_s - costs.exec_s(hint, card), 0.0))
     else:
         costs.remember_first(hint, event.exec_s)

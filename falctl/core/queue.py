@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -59,6 +60,8 @@ class WaitingQueue:
     _groups: dict[Hint | None, _Group] = field(default_factory=dict)
     _start_by: dict[RequestId, float] = field(default_factory=dict)
     """Only of those that have a deadline: mostly nobody has, and then nothing needs to be looked through."""
+    _clients: dict[str, int] = field(default_factory=dict)
+    """How many of each client wait; nobody is in it with none."""
 
     def __len__(self) -> int:
         return len(self._all)
@@ -82,6 +85,7 @@ class WaitingQueue:
         if (group := self._groups.get(waiting.hint)) is None:
             group = self._groups[waiting.hint] = _Group()
         group.add(waiting)
+        self._clients[waiting.client] = self._clients.get(waiting.client, 0) + 1
 
     def pop(self, request: RequestId) -> Waiting | None:
         """Take *request* out; None if it does not wait."""
@@ -92,7 +96,14 @@ class WaitingQueue:
             group.remove(waiting)
             if not group.waiting:
                 del self._groups[waiting.hint]
+            self._clients[waiting.client] -= 1
+            if not self._clients[waiting.client]:
+                del self._clients[waiting.client]
         return waiting
+
+    def get(self, request: RequestId) -> Waiting | None:
+        """Return *request* as it waits; None: it does not."""
+        return self._all.get(request)
 
     def late(self, now: float) -> list[RequestId]:
         """Return what should have started by *now*."""
@@ -111,10 +122,24 @@ class WaitingQueue:
         group = self._groups.get(hint)
         return None if group is None else group.waiting[0]
 
+    def group(self, hint: Hint | None) -> Iterator[Waiting]:
+        """Iterate over those who wait for *hint*, the one whose turn is first at first."""
+        group = self._groups.get(hint)
+        return iter(() if group is None else group.waiting)
+
     def count(self, hint: Hint | None) -> int:
         """Return how many wait for *hint*."""
         group = self._groups.get(hint)
         return 0 if group is None else len(group.waiting)
+
+    def count_of(self, client: str) -> int:
+        """Return how many of *client* wait."""
+        return self._clients.get(client, 0)
+
+    @property
+    def clients(self) -> int:
+        """Return how many clients have something waiting."""
+        return len(self._clients)
 
     def hints(self) -> Iterator[Hint | None]:
         """Iterate over the hints that somebody waits for; None stands for no hint."""
@@ -128,6 +153,7 @@ class WaitingQueue:
         """Assert that both indexes tell the same story, in order of arrival."""
         assert sum(len(group.waiting) for group in self._groups.values()) == len(self._all)
         assert self._start_by == {w.request: w.start_by for w in self if w.start_by is not None}
+        assert self._clients == Counter(w.client for w in self)
         orders = [waiting.order for waiting in self._all.values()]
         assert orders == sorted(orders)
         for hint, group in self._groups.items():

@@ -12,6 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Final, assert_never
 
+from falctl.core.decisions import Decisions
+from falctl.core.ended import EndedRing
 from falctl.core.events import (
     Action,
     Arrived,
@@ -34,15 +36,14 @@ from falctl.core.events import (
 from falctl.core.fair import FairShare
 from falctl.core.fleet import Fleet, Loaded, Runner, Running
 from falctl.core.learning import learn_release
+from falctl.core.pace import Pace
 from falctl.core.policies.base import Execute, LoadModel, Move, Policy, State
+from falctl.core.policies.explain import plain
 from falctl.core.queue import Waiting, WaitingQueue
 from falctl.core.types import Epoch, RequestId, RunnerId
 
 BOUNCES_MAX: Final = 10
 """A request bounced this often is refused: fal's own bound on attempts (fal-client 1.0.3, MAX_ATTEMPTS)."""
-
-_GAP_WEIGHT: Final = 0.2
-"""Weight of the newest gap between dispatches in its moving average, which Retry-After is made from."""
 
 
 @dataclass(slots=True)
@@ -50,28 +51,37 @@ class Scheduler:
     """
     Decides where every request goes. It holds the only copy of what waits and what is in flight.
 
-    *queue_max*: how many requests may wait. *policy* may be exchanged at any time between two events.
+    *queue_max*: how many requests may wait; *client_max*: how many of one client, 0 for as many. *policy* may be
+    exchanged at any time between two events.
     """
 
     policy: Policy
     queue_max: int
+    client_max: int = 0
     state: State = field(default_factory=State)
     fair: FairShare = field(default_factory=FairShare)
+    pace: Pace = field(default_factory=Pace)
+    decisions: Decisions = field(default_factory=Decisions)
+    ended: EndedRing = field(default_factory=EndedRing)
     _in_flight: dict[RequestId, tuple[RunnerId, Epoch, Waiting]] = field(default_factory=dict)
     _arrivals: int = 0
     _dispatches: int = 0
     _draining: bool = False
-    _gap_s: float = 1.0
-    _dispatched_at: float | None = None
 
     def handle(self, event: Event, *, now: float) -> list[Action]:
         """Apply *event* at monotonic instant *now*; return what to do, in order."""
         refused = self._apply(event, now)
-        return [*refused, *self._late(now), *self._decide(now), *self._give_up()]
+        actions = [*refused, *self._late(now), *self._decide(now), *self._give_up()]
+        self.pace.watch(waiting=bool(self.state.queue), now=now)
+        for action in actions:
+            if isinstance(action, Refuse):
+                self.decisions.refused(action, now=now)
+        return actions
 
     def check(self) -> None:
         """Assert every invariant; called after each event in simulation."""
         self.state.queue.check()
+        self.decisions.check()
         for request, (runner, epoch, _) in self._in_flight.items():
             assert request not in self.state.queue
             view = self.state.fleet.runners[runner]
@@ -82,6 +92,7 @@ class Scheduler:
             assert mine <= len(view.in_use)
             assert view.runner not in self.state.fleet.returning
             assert len(view.loading) <= 1, "one load of a runner at a time"
+            assert view.hints is None or not view.hints & view.loading.keys(), "warm for what is on its way"
         assert not (self._draining and self.state.queue), "a draining fleet must have refused what waited"
 
     @property
@@ -94,20 +105,28 @@ class Scheduler:
         """Return the runners as they are known."""
         return self.state.fleet
 
+    @property
+    def in_flight(self) -> int:
+        """Return how many requests are dispatched and not released."""
+        return len(self._in_flight)
+
     # --- events ----------------------------------------------------------------------------------
 
     def _apply(self, event: Event, now: float) -> list[Action]:
+        if not isinstance(event, Arrived | Released | LoadEnded | HintsChanged):
+            self.state.changes.all = True
         match event:
             case Arrived():
                 return self._arrive(event, now)
             case Cancelled(request):
-                self._drop(request)
+                if self._drop(request, now):
+                    self.decisions.happened(request, "cancelled", now=now)
             case Released() | LoadEnded() | Bounced() | HintsChanged() | RunnerDrains():
                 return self._hear(event, now)
             case RunnerUp():
                 self._up(event, now)
             case RunnerDown(runner, returns):
-                self._down(runner, returns=returns)
+                self._down(runner, now, returns=returns)
             case Drains():
                 self._draining = True
                 return self._refuse_all("draining")
@@ -118,10 +137,10 @@ class Scheduler:
         return []
 
     def _arrive(self, event: Arrived, now: float) -> list[Action]:
-        if self._draining:
-            return [self._refusal(event.request, "draining")]
-        if len(self.state.queue) >= self.queue_max:
-            return [self._refusal(event.request, "queue_full")]
+        refusal = Refuse(event.request, "draining") if self._draining else self._over_a_bound(event, now)
+        if refusal is not None:
+            self.decisions.arrived(event, due=now, now=now)
+            return [refusal]
         self._arrivals += 1
         costs, wanted = self.state.costs, event.wanted
         if wanted is not None:
@@ -143,7 +162,23 @@ class Scheduler:
             share_s=share_s,
         )
         self.state.queue.add(waiting)
+        self.state.changes.note(waiting.hint, wanted=True)
+        self.decisions.arrived(event, due=due, now=now)
         return []
+
+    def _over_a_bound(self, event: Arrived, now: float) -> Refuse | None:
+        queue, client = self.state.queue, event.client
+        if len(queue) >= self.queue_max:
+            return Refuse(event.request, "queue_full", self.place_s(now=now), len(queue))
+        if client and self.client_max and queue.count_of(client) >= self.client_max:
+            after_s = self.place_s(now=now) / self.pace.share(client, clients=queue.clients)
+            return Refuse(event.request, "client_queue_full", after_s, queue.count_of(client))
+        return None
+
+    def place_s(self, *, now: float) -> float:
+        """Return in how many seconds the next place in the queue should turn free."""
+        slots = sum(runner.slots for runner in self.state.fleet.runners.values())
+        return self.pace.gap_s(prior_s=self.state.costs.mean_exec.value / max(slots, 1), now=now)
 
     def _hear(
         self, event: Released | LoadEnded | Bounced | HintsChanged | RunnerDrains, now: float
@@ -159,10 +194,12 @@ class Scheduler:
             case Bounced(request):
                 view.blocked = True
                 view.in_use.pop(request, None)
-                return self._return_to_queue(request)
+                self.decisions.happened(request, "bounced", now=now, runner=event.runner)
+                return self._return_to_queue(request, now)
             case HintsChanged():
                 view.hints = view.counted(event.hints)
                 self.state.fleet.found(view.hints or ())
+                self.state.changes.note(None, view.runner)
             case RunnerDrains():
                 view.accepting = False
             case _:
@@ -170,17 +207,26 @@ class Scheduler:
         return []
 
     def _release(self, event: Released, view: Runner, now: float) -> None:
-        self._in_flight.pop(event.request, None)
+        entry = self._in_flight.pop(event.request, None)
         running = view.in_use.pop(event.request, None)
         if running is not None:
             view.blocked = False
+            self.state.changes.note(running.hint, view.runner)
+            if entry is not None:
+                self.decisions.ended(event, now=now)
+                self.ended.ended(event, entry[2], view, running, self.state.costs)
             learn_release(self.state.costs, view, running, event, now=now)
+            if event.exec_s is not None and running.hint is not None and view.lacks(running):
+                self.state.fleet.missed(running.hint)
 
     def _loaded(self, event: LoadEnded, view: Runner, now: float) -> None:
         if view.loading.pop(event.hint, None) is None:
             return
         view.leaving = frozenset()
+        self.state.changes.note(event.hint, view.runner, wanted=True)
+        self.decisions.load_ended(event, now=now)
         if event.ok:
+            self.ended.loaded(event.hint, event.load_s)
             self.state.costs.loaded(event.hint, event.tier, event.load_s)
             self.state.fleet.found([event.hint])
             if view.hints is not None:
@@ -189,23 +235,24 @@ class Scheduler:
             view.loaded[event.hint] = Loaded(now, event.load_s)
         else:
             self.state.fleet.give_up(event.hint)
+            self.state.changes.all = True
 
-    def _return_to_queue(self, request: RequestId) -> list[Action]:
+    def _return_to_queue(self, request: RequestId, now: float) -> list[Action]:
         entry = self._in_flight.pop(request, None)
         if entry is None:
             return []
         waiting = replace(entry[2], attempts=entry[2].attempts + 1)
         if waiting.attempts >= BOUNCES_MAX:
-            return [self._refusal(request, "bounced_too_often")]
+            return [Refuse(request, "bounced_too_often", self.place_s(now=now))]
         if self._draining:
-            return [self._refusal(request, "draining")]
+            return [Refuse(request, "draining")]
         self.state.queue.add(waiting)
         return []
 
     def _up(self, event: RunnerUp, now: float) -> None:
         known = self.state.fleet.runners.get(event.runner)
         if known is None or known.epoch != event.epoch:
-            self._down(event.runner, returns=False)
+            self._down(event.runner, now, returns=False)
             known = Runner(event.runner, event.epoch, event.slots, event.hints, event.caps)
             self.state.fleet.runners[event.runner] = known
         self.state.fleet.returning.discard(event.runner)
@@ -214,17 +261,20 @@ class Scheduler:
         known.leaving = frozenset()
         known.hints = known.counted(event.hints)
         self.state.fleet.found(known.hints or ())
+        self.decisions.loads_known(event.runner, event.loading, now=now)
         ours = {q for q, (r, _, _) in self._in_flight.items() if r == event.runner}
         unknown = Running(None, now)
         known.in_use = {q: known.in_use.get(q, unknown) for q in (*event.executing, *ours)}
 
-    def _down(self, runner: RunnerId, *, returns: bool) -> None:
+    def _down(self, runner: RunnerId, now: float, *, returns: bool) -> None:
         fleet = self.state.fleet
         fleet.runners.pop(runner, None)
         fleet.forget(runner)
         (fleet.returning.add if returns else fleet.returning.discard)(runner)
         for request in [q for q, (r, _, _) in self._in_flight.items() if r == runner]:
             del self._in_flight[request]
+            self.decisions.happened(request, "lost", now=now, runner=runner)
+        self.decisions.loads_known(runner, (), now=now)
 
     # --- actions ---------------------------------------------------------------------------------
 
@@ -245,6 +295,7 @@ class Scheduler:
 
     def _send(self, move: Execute, now: float) -> Dispatch:
         fleet = self.state.fleet
+        candidates = move.candidates or plain(self.state, move)
         waiting = self.state.queue.pop(move.request)
         view = fleet.runners[move.runner]
         assert waiting is not None, "a policy chose a request that does not wait"
@@ -258,39 +309,51 @@ class Scheduler:
         if hint is not None:
             view.use(hint, self._dispatches)
             fleet.serve(hint, move.runner)
-        self._learn_gap(now)
+        self.state.changes.note(hint, move.runner)
+        if view.hints is None:
+            self.state.changes.all = True  # it is warm for something new
+        if now > waiting.arrived_at:  # else it has had no place
+            self.pace.leave(waiting.client, now=now)
         dispatch = Dispatch(
             move.request, move.runner, view.epoch, warm, now - waiting.arrived_at, move.reason
         )
-        return _with_load(dispatch, waiting, view)
+        dispatch = _with_load(dispatch, waiting, view)
+        self.decisions.dispatched(dispatch, candidates, now=now)
+        return dispatch
 
     def _load(self, move: LoadModel, now: float) -> Load:
         view = self.state.fleet.runners[move.runner]
+        candidates = move.candidates or plain(self.state, move)
         assert view.can_load, "a policy chose a runner that cannot load now"
         assert view.hints is not None
         assert move.hint not in view.hints
         assert not any(view.executes(victim) for victim in move.evict), "a victim executes"
+        self.state.changes.note(move.hint, move.runner)
         view.leaving = frozenset(move.evict)
         view.hints -= view.leaving
         view.loading[move.hint] = now
-        return Load(move.runner, view.epoch, move.hint, move.evict, move.reason)
+        load = Load(move.runner, view.epoch, move.hint, move.evict, move.reason)
+        head, count = self.state.queue.head(move.hint), self.state.queue.count(move.hint)
+        self.decisions.load_began(
+            load, candidates, now=now, request=None if head is None else head.request, waiting=count
+        )
+        return load
 
     def _late(self, now: float) -> list[Action]:
         """Refuse what should have started by now."""
         late = self.state.queue.late(now)
         for request in late:
-            self._drop(request)
-        return [self._refusal(request, "start_timeout") for request in late]
+            self._drop(request, now)
+            self.state.changes.all = True
+        return [Refuse(request, "start_timeout") for request in late]
 
-    def _drop(self, request: RequestId) -> None:
-        """Forget *request* if it waits; its client is not charged for it."""
-        if (waiting := self.state.queue.pop(request)) is not None:
-            self.fair.refund(waiting.client, waiting.priority, waiting.share_s)
-
-    def _learn_gap(self, now: float) -> None:
-        if self._dispatched_at is not None and self.state.queue:
-            self._gap_s += _GAP_WEIGHT * (now - self._dispatched_at - self._gap_s)
-        self._dispatched_at = now
+    def _drop(self, request: RequestId, now: float) -> bool:
+        """Forget *request*; its client is not charged for it. Return whether it waited."""
+        if (gone := self.state.queue.pop(request)) is None:
+            return False
+        self.pace.leave(gone.client, now=now)
+        self.fair.refund(gone.client, gone.priority, gone.share_s)
+        return True
 
     def _give_up(self) -> list[Action]:
         """Refuse what waits when no runner is up and none will be."""
@@ -303,10 +366,7 @@ class Scheduler:
         requests = [waiting.request for waiting in self.state.queue]
         for request in requests:
             self.state.queue.pop(request)
-        return [self._refusal(request, code) for request in requests]
-
-    def _refusal(self, request: RequestId, code: RefuseCode) -> Refuse:
-        return Refuse(request, code, retry_after_s=max(self._gap_s, 1.0))
+        return [Refuse(request, code) for request in requests]
 
 
 def _with_load(dispatch: Dispatch, waiting: Waiting, view: Runner) -> Dispatch:

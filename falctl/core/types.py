@@ -41,7 +41,7 @@ class Caps:
     """What a runner can do beyond serving requests. None: no limit is known."""
 
     gpu: str = ""
-    """The model of its card: cards of one model are taken to be equally fast."""
+    """The model of its card: cards of one model are taken to be equally fast until they show that they are not."""
     loads: bool = False
     """It takes loads as jobs of their own, and evicts what it is told to."""
     overlaps: bool = False

@@ -137,6 +137,8 @@ class QueuedFacts:
     hint: str | None
     client: str
     age_s: float
+    why: str
+    """Why it waits, in a few words; empty: not told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,7 +229,7 @@ def _router(row: RouterRow, *, now: float) -> RouterFacts:
 def _queue(row: RouterRow | None, *, now: float) -> tuple[QueuedFacts, ...]:
     if row is None:
         return ()
-    waiting = (QueuedFacts(q.request, q.hint, q.client, _age(q.arrived_at, now)) for q in row.queue)
+    waiting = (QueuedFacts(q.request, q.hint, q.client, _age(q.arrived_at, now), q.why) for q in row.queue)
     return tuple(sorted(waiting, key=lambda q: -q.age_s))
 
 

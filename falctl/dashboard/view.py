@@ -201,8 +201,9 @@ def _tail(snapshot: FleetSnapshot, cells: int, pen: Pen, *, room: int | None) ->
 def _stacked_tail(snapshot: FleetSnapshot, queued: int, cells: int, pen: Pen, *, room: int) -> list[Line]:
     """Return queue and events below each other in *room* lines; where both do not fit, what waits comes first."""
     around = 3  # two headings and the blank line between the parts
+    wanted = queued + len(_told(snapshot.queue))
     share = max(2, (room - around) // 2, room - around - len(snapshot.events))
-    queue = _queue(snapshot.queue, queued, cells, pen, lines_max=min(queued, share))
+    queue = _queue(snapshot.queue, queued, cells, pen, lines_max=min(wanted, share))
     if (left := room - len(queue) - 2) >= 1:
         return [*queue, Text(), *_events(snapshot.events, cells, pen, lines_max=left)]
     if queued:
@@ -213,13 +214,29 @@ def _stacked_tail(snapshot: FleetSnapshot, queued: int, cells: int, pen: Pen, *,
 def _queue(queue: Sequence[QueuedFacts], queued: int, cells: int, pen: Pen, *, lines_max: int) -> list[Line]:
     queued = max(queued, len(queue))
     lines = [Text.assemble(("QUEUE", QUIET), "  ", f"{queued:,} waiting" if queued else ("empty", QUIET))]
-    shown = list(queue[:lines_max])
-    if len(shown) < queued and len(shown) == lines_max:
+    # Why the oldest wait is told below them: in lines to spare, or else in a quarter of them.
+    spare = lines_max - queued if queued <= lines_max else lines_max // 4
+    told = _told(queue)[: max(0, spare)]
+    rows_max = lines_max - len(told)
+    shown = list(queue[:rows_max])
+    if len(shown) < queued and len(shown) == rows_max:
         shown = shown[:-1]
-    lines += [_queued(request, cells, pen) for request in shown]
+    for n, request in enumerate(shown):
+        lines.append(_queued(request, cells, pen))
+        if n in told:
+            lines.append(ink(" " * 10 + pen.safe(request.why, cells=max(1, cells - 10)), "yellow"))
     if (hidden := queued - len(shown)) and lines_max > 0:
         lines.append(ink(f"{' ' * 10}+{hidden:,} more", QUIET))
     return lines
+
+
+def _told(queue: Sequence[QueuedFacts]) -> list[int]:
+    """Return where the first request of each model stands for which it is told why it waits."""
+    first: dict[str | None, int] = {}
+    for n, request in enumerate(queue):
+        if request.why:
+            first.setdefault(request.hint, n)
+    return list(first.values())
 
 
 def _queued(request: QueuedFacts, cells: int, pen: Pen) -> Line:

@@ -16,7 +16,15 @@ ORIGIN: Final = H_ORIGIN.encode()
 REQUEST_ID: Final = H_REQUEST_ID.encode()
 
 _REFUSALS: Final[dict[RefuseCode, tuple[type[RequestError], str]]] = {
-    "queue_full": (QueueFullError, "as many requests wait as queue.max allows"),
+    "queue_full": (
+        QueueFullError,
+        "{waiting} requests wait, as many as queue.max allows; send this one again later, or raise queue.max",
+    ),
+    "client_queue_full": (
+        QueueFullError,
+        "{waiting} requests of this client wait, as many as queue.max_per_client allows; "
+        "send this one again when some are answered, or raise queue.max_per_client",
+    ),
     "no_runner": (UnavailableError, "no runner is up and none will be; `falctl status` says why"),
     "draining": (UnavailableError, "falctl is shutting down"),
     "start_timeout": (
@@ -30,9 +38,7 @@ _REFUSALS: Final[dict[RefuseCode, tuple[type[RequestError], str]]] = {
 def refusal(action: Refuse) -> RequestError:
     """Return the error that tells a client of *action*."""
     kind, detail = _REFUSALS[action.code]
-    # Nobody knows whether there will be a next falctl, and when.
-    retry_after_s = None if action.code == "draining" else action.retry_after_s
-    return kind(detail, retry_after_s=retry_after_s)
+    return kind(detail.format(waiting=action.waiting), retry_after_s=action.retry_after_s)
 
 
 def problem(error: RequestError, request: str) -> tuple[RawHeaders, bytes]:
@@ -46,7 +52,7 @@ def problem(error: RequestError, request: str) -> tuple[RawHeaders, bytes]:
         (H_ERROR_TYPE.encode(), error.error_type.encode()),
     ]
     if error.retry_after_s is not None:
-        headers.append((b"retry-after", str(ceil(error.retry_after_s)).encode()))
+        headers.append((b"retry-after", str(max(ceil(error.retry_after_s), 1)).encode()))
     if error.status == 429:
         headers.append((b"x-fal-needs-retry", b"1"))
     if isinstance(error, StartTimeoutError):

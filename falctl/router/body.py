@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from starlette.types import Message
@@ -10,8 +11,6 @@ from starlette.types import Message
 from falctl.core.admission import ByteBudget
 from falctl.errors import BodyTimeoutError, BodyTooLargeError, ClientGoneError, QueueFullError
 from falctl.router.call import Call
-
-_RETRY_AFTER_S = 1.0
 
 
 @dataclass(slots=True)
@@ -22,6 +21,8 @@ class Intake:
     max_body_bytes: int
     pause_s: float
     """Longest wait for more of a body."""
+    place_s: Callable[[], float]
+    """Tells in how many seconds the next waiting request should leave, and its body with it."""
 
     async def read(self, call: Call) -> bytes:
         """
@@ -35,7 +36,7 @@ class Intake:
         if announced > self.max_body_bytes:
             raise self._too_large()
         if self.budget.used_bytes + announced > self.budget.limit_bytes:
-            raise _no_room()
+            raise self._no_room()
         chunks: list[bytes] = []
         while not call.body_read:
             chunks.append(await self._next(call))
@@ -55,7 +56,7 @@ class Intake:
         if call.held_bytes + len(chunk) > self.max_body_bytes:
             raise self._too_large()
         if not self.budget.reserve(len(chunk)):
-            raise _no_room()
+            raise self._no_room()
         call.held_bytes += len(chunk)
         call.body_read = not message["more_body"]
         return chunk
@@ -71,7 +72,7 @@ class Intake:
     def _too_large(self) -> BodyTooLargeError:
         return BodyTooLargeError(f"the request's body is over {self.max_body_bytes} bytes (server.max_body)")
 
-
-def _no_room() -> QueueFullError:
-    msg = "the bodies of waiting requests hold all the memory that queue.max_bytes allows"
-    return QueueFullError(msg, retry_after_s=_RETRY_AFTER_S)
+    def _no_room(self) -> QueueFullError:
+        held = f"the bodies of waiting requests hold {self.budget.used_bytes} bytes"
+        advice = f"queue.max_bytes allows {self.budget.limit_bytes}; send this one again later, or raise it"
+        return QueueFullError(f"{held}, and {advice}", retry_after_s=self.place_s())

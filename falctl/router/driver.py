@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from pathlib import Path
 from typing import Final, TypeAlias, assert_never
 
 from falctl.clock import monotonic_s
@@ -21,9 +22,11 @@ from falctl.core.events import (
     Released,
     Tick,
 )
-from falctl.core.policies import Policy, make_policy
+from falctl.core.policies import Policy
 from falctl.core.scheduler import Scheduler
 from falctl.core.types import Epoch, Hint, RequestId, RunnerId
+from falctl.policy_load import Tuning, find_policy, is_foreign
+from falctl.router.foreign import Foreign
 from falctl.router.ledger import Ledger
 
 TICK_S: Final = 0.05
@@ -40,8 +43,11 @@ class Driver:
     `handle` performs every action before it returns: no ``await`` stands between a decision and its effect.
     """
 
-    def __init__(self, *, routing: RoutingConfig, queue: QueueConfig, ledger: Ledger) -> None:
-        self.scheduler = Scheduler(_policy(routing), queue_max=queue.max)
+    def __init__(self, *, routing: RoutingConfig, queue: QueueConfig, ledger: Ledger, cwd: Path) -> None:
+        self._cwd = cwd
+        self.scheduler = Scheduler(
+            self._policy(routing), queue_max=queue.max, client_max=queue.max_per_client
+        )
         self._ledger = ledger
         self._waiting: dict[RequestId, Decision] = {}
         self._loop = asyncio.get_running_loop()
@@ -50,9 +56,15 @@ class Driver:
         """Where loads are sent; the links to the runners set it."""
 
     def configure(self, *, routing: RoutingConfig, queue: QueueConfig) -> None:
-        """Decide by these rules from now on."""
-        self.scheduler.policy = _policy(routing)
+        """
+        Decide by these rules from now on.
+
+        Raises:
+            ConfigError: the policy cannot be made; nothing has changed.
+        """
+        self.scheduler.policy = self._policy(routing)
         self.scheduler.queue_max = queue.max
+        self.scheduler.client_max = queue.max_per_client
 
     def submit(self, arrived: Arrived) -> Decision:
         """Let a request whose body has been read wait for a runner."""
@@ -86,6 +98,10 @@ class Driver:
         if view is not None and view.epoch == epoch and view.counted(hints) != view.hints:
             self.handle(HintsChanged(runner, epoch, hints))
 
+    def place_s(self) -> float:
+        """Return in how many seconds the next place in the queue should turn free."""
+        return self.scheduler.place_s(now=monotonic_s())
+
     def drain(self) -> None:
         """Refuse what waits and whatever comes."""
         self.handle(Drains())
@@ -106,6 +122,14 @@ class Driver:
         if self._tick is None and len(self.scheduler.queue):
             self._tick = self._loop.call_later(TICK_S, self._on_tick)
 
+    def _policy(self, routing: RoutingConfig) -> Policy:
+        tuning = Tuning(routing.hold, routing.bypass_max, routing.locality)
+        policy = find_policy(routing.policy, cwd=self._cwd, tuning=tuning)
+        if not is_foreign(routing.policy):
+            return policy
+        deputy = find_policy(RoutingConfig().policy, cwd=self._cwd, tuning=tuning)
+        return Foreign(routing.policy, policy, deputy=deputy)
+
     def _on_tick(self) -> None:
         self._tick = None
         self.handle(Tick())
@@ -119,7 +143,3 @@ class Driver:
 def _nowhere(load: Load) -> None:
     msg = f"nobody performs {load}"
     raise AssertionError(msg)
-
-
-def _policy(routing: RoutingConfig) -> Policy:
-    return make_policy(routing.policy, hold_s=routing.hold, bypass_max_s=routing.bypass_max)

@@ -8,12 +8,14 @@ import gc
 import logging
 import resource
 import socket
+from pathlib import Path
 from typing import Any, Final
 
 from falctl import wire
 from falctl.board.board import Board
 from falctl.config import Config
 from falctl.core.admission import ByteBudget
+from falctl.errors import ConfigError
 from falctl.home import Home
 from falctl.lifeline import Control
 from falctl.router.body import Intake
@@ -25,8 +27,10 @@ from falctl.router.fleet import FleetLinks
 from falctl.router.guard import Guard
 from falctl.router.ledger import Ledger
 from falctl.router.listener import Listener
+from falctl.router.memory import Memory
 from falctl.router.proxy import Proxy, ProxyRules
 from falctl.router.publish import Publisher
+from falctl.router.reasons import Reasons
 from falctl.router.routes import make_routes
 from falctl.tasks import spawn
 
@@ -51,11 +55,16 @@ class Router:
         config = Config.model_validate(spec.config)
         self._admin_token = spec.admin_token
         self._ledger = Ledger()
-        self._driver = Driver(routing=config.routing, queue=config.queue, ledger=self._ledger)
+        self._driver = Driver(
+            routing=config.routing, queue=config.queue, ledger=self._ledger, cwd=Path(spec.cwd)
+        )
         self._fleet = FleetLinks(board, home, self._driver, self._ledger)
         self._limits = _limits(config)
         self._intake = Intake(
-            ByteBudget(config.queue.max_bytes), config.server.max_body, config.server.body_timeout
+            ByteBudget(config.queue.max_bytes),
+            config.server.max_body,
+            config.server.body_timeout,
+            self._driver.place_s,
         )
         self._files = FileStore(home.files, keep_s=config.files.keep)
         self._publisher = Publisher(
@@ -65,7 +74,13 @@ class Router:
         self._proxy = Proxy(
             self._driver, self._fleet, intake=self._intake, ledger=self._ledger, rules=_rules(config, guard)
         )
-        routes = make_routes(status=self._report, runners_ready=self._runners_ready, files=self._files)
+        self._memory = Memory(home.learnt, self._driver.scheduler.state)
+        routes = make_routes(
+            status=self._report,
+            runners_ready=self._runners_ready,
+            files=self._files,
+            reasons=Reasons(self._driver.scheduler, epoch=spec.epoch),
+        )
         self._edge = Edge(guard, self._proxy, routes=routes, ledger=self._ledger)
         self._listener = Listener(self._edge, self._limits)
 
@@ -73,11 +88,13 @@ class Router:
         """Serve until the supervisor says `wire.Stop`."""
         assert control.listen_fd is not None, "the supervisor hands the listening socket down"
         messages = control.messages(asyncio.get_running_loop())
+        self._memory.recall()
         self._fleet.discover()
         self._publisher.publish()
         helpers = [
             spawn(self._publisher.publish_for_ever(), name="publish"),
             spawn(self._files.sweep_for_ever(), name="sweep"),
+            spawn(self._memory.keep_for_ever(), name="memory"),
         ]
         await self._fleet.greeted(within_s=_GREETINGS_WITHIN_S)
         await self._listener.open(socket.socket(fileno=control.listen_fd))
@@ -91,6 +108,9 @@ class Router:
         await self._listener.close(within_s=_CLOSE_WITHIN_S)
         for helper in helpers:
             helper.cancel()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_CLOSE_WITHIN_S):
+                await self._memory.keep()
         await self._fleet.close()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_CLOSE_WITHIN_S):
@@ -113,7 +133,10 @@ class Router:
 
     def _reload(self, config: Config) -> None:
         """Apply every key that needs no restart."""
-        self._driver.configure(routing=config.routing, queue=config.queue)
+        try:
+            self._driver.configure(routing=config.routing, queue=config.queue)
+        except ConfigError as error:  # it could be made when it was checked
+            log.error("config.refused %s; the old policy stays", error)  # noqa: TRY400 - the user's mistake, not ours
         limits = _limits(config)
         self._limits.header_s = limits.header_s
         self._limits.send_s = limits.send_s
@@ -149,8 +172,12 @@ def serve(spec: wire.RouterSpec, control: Control, home: Home) -> None:
     async def main() -> None:
         await Router(spec, board, home).run(control)
 
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(main())
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(main())
+    except ConfigError as error:
+        control.send(wire.Failed(str(error), error.exit_code))
+        raise SystemExit(error.exit_code) from None
 
 
 def _limits(config: Config) -> Limits:

@@ -11,7 +11,8 @@ from falctl.board.board import Board
 from falctl.board.rows import QueuedRow, RouterRow
 from falctl.clock import monotonic_s
 from falctl.core.scheduler import Scheduler
-from falctl.core.types import RunnerId
+from falctl.core.types import Hint, RunnerId
+from falctl.core.why import brief
 from falctl.router.body import Intake
 from falctl.router.fleet import FleetLinks
 from falctl.router.ledger import Ledger
@@ -19,6 +20,8 @@ from falctl.router.ledger import Ledger
 PERIOD_S: Final = 0.25
 BEAT_S: Final = 1.0
 QUEUE_SHOWN_MAX: Final = 256
+REASONS_MAX: Final = 8
+"""Models for which it is told why their requests wait: those that are waited for longest."""
 
 
 class Publisher:
@@ -70,9 +73,7 @@ class Publisher:
             rate_rps=ledger.rate_rps,
             p50_s=p50_s,
             p95_s=p95_s,
-            queue=tuple(
-                QueuedRow(w.request, w.hint, w.client, w.arrived_at) for w in islice(queue, QUEUE_SHOWN_MAX)
-            ),
+            queue=self._queued(),
             events=tuple(ledger.events),
         )
 
@@ -96,6 +97,18 @@ class Publisher:
                 }
             )
         return {name: getattr(row, name) for name in shown + rates} | {"runners": runners}
+
+    def _queued(self) -> tuple[QueuedRow, ...]:
+        now, state = monotonic_s(), self._scheduler.state
+        reasons: dict[Hint | None, str] = {}
+        rows = []
+        for waiting in islice(state.queue, QUEUE_SHOWN_MAX):
+            hint = waiting.hint
+            if hint not in reasons and len(reasons) < REASONS_MAX:
+                reasons[hint] = brief(state, hint, now=now)
+            why = reasons.get(hint, "")
+            rows.append(QueuedRow(waiting.request, hint, waiting.client, waiting.arrived_at, why))
+        return tuple(rows)
 
     def _in_flight(self, runner: RunnerId) -> int:
         view = self._scheduler.fleet.runners.get(runner)

@@ -1,4 +1,4 @@
-"""What the router answers itself: health, its own status and version, and stored files."""
+"""What the router answers itself: health, its own status and version, its reasons, and stored files."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from starlette.routing import Route
 
 from falctl.errors import NotFoundError
 from falctl.router.files import FileStore, StoredFile
+from falctl.router.reasons import Reasons, reason_routes
 from falctl.version import __version__
 
 _CHUNK_BYTES: Final = 256 << 10
@@ -28,7 +29,9 @@ _FILE_HEADERS: Final = {
 Report: TypeAlias = Callable[[], dict[str, Any]]
 
 
-def make_routes(*, status: Report, runners_ready: Callable[[], int], files: FileStore) -> Starlette:
+def make_routes(
+    *, status: Report, runners_ready: Callable[[], int], files: FileStore, reasons: Reasons
+) -> Starlette:
     """Return the ASGI app for the paths that are ours. *status* makes the JSON of ``GET /falctl/status``."""
 
     async def health(_: Request) -> Response:
@@ -60,6 +63,7 @@ def make_routes(*, status: Report, runners_ready: Callable[[], int], files: File
             Route("/health", health),
             Route("/falctl/status", show_status),
             Route("/falctl/version", version),
+            *reason_routes(reasons),
             Route("/files/{name}", stored_file),
         ],
         exception_handlers={HTTPException: _explain},
@@ -78,11 +82,8 @@ async def _chunks(stored: StoredFile) -> AsyncIterator[bytes]:
 
 async def _explain(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    detail = (
-        error.detail
-        if error.status_code != 404 or "file" in error.detail
-        else f"nothing at {request.url.path}"
-    )
+    unknown = error.status_code == 404 and error.detail == HTTPException(404).detail
+    detail = f"nothing at {request.url.path}" if unknown else error.detail
     kind = NotFoundError.error_type if error.status_code == 404 else "bad_request"
     return JSONResponse(
         {"detail": detail, "error_type": kind},

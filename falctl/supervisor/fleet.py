@@ -187,6 +187,7 @@ class Fleet:
             url=ground.url,
             admin_token=ground.admin_token,
             config=self.config.model_dump(mode="json"),
+            cwd=self._cwd,
         )
         return Launch(
             module="falctl.router",

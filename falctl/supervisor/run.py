@@ -46,7 +46,7 @@ class Supervisor:
     """
     Runs a fleet from start to end.
 
-    *reload* reads the configuration again (it may raise); None: SIGHUP ends us, as it should in a terminal.
+    *reload* reads the configuration again, on another thread (it may raise); None: SIGHUP ends us, as it should in a terminal.
     """
 
     def __init__(
@@ -64,6 +64,7 @@ class Supervisor:
         self._keeper = keeper
         self._orphans = orphans.Orphans()
         self._reload = reload
+        self._reloading = asyncio.Lock()
         self._stops = 0
         self._asked = asyncio.Event()
         self._hurry = asyncio.Event()
@@ -164,11 +165,18 @@ class Supervisor:
             if not self._stops:
                 self.stop()
             return
-        try:
-            config = self._reload()
-        except FalctlError as error:
-            log.error("config.refused %s; the old one stays", error)  # noqa: TRY400 - the user's mistake, not ours
-            return
+        tasks.spawn(self._read_anew(self._reload), name="reload")
+
+    async def _read_anew(self, reload: Callable[[], Config]) -> None:
+        async with self._reloading:  # the last one asked for is the last one applied
+            try:
+                config = await asyncio.to_thread(reload)
+            except FalctlError as error:
+                log.error("config.refused %s; the old one stays", error)  # noqa: TRY400 - the user's mistake, not ours
+                return
+            self._take_up(config)
+
+    def _take_up(self, config: Config) -> None:
         for change in diff_configs(self._fleet.config, config):
             when = "now" if change.live else "needs a restart"
             log.info("config.changed %s %r -> %r (%s)", change.key, change.old, change.new, when)

@@ -105,7 +105,6 @@ def waited_s(play: Play, name: str, came: float) -> float:
     return play.started.get(name, float("inf")) - came
 
 
-@pytest.mark.xfail(reason="a hint that such a runner executes counts as about to be warm there")
 def test_runners_that_give_no_hints_all_work_on_one_model() -> None:
     play = Play([Host(Caps("card"), 1, None) for _ in range(4)])
     for n in range(4):
@@ -114,7 +113,6 @@ def test_runners_that_give_no_hints_all_work_on_one_model() -> None:
     assert len(play.started) == 4, "an app without provide_hints tells nobody that it is warm"
 
 
-@pytest.mark.xfail(reason="a hint that a runner executes counts as about to be warm there, for ever")
 def test_an_app_whose_hints_are_of_another_kind_works_in_parallel_too() -> None:
     # provide_hints lists loras, say, while routing.hint_from takes the field "model" of every body for the hint.
     play = Play([Host(Caps("card"), 1, {Hint(f"lora-{n}")}, lists=False) for n in range(4)])
@@ -124,21 +122,8 @@ def test_an_app_whose_hints_are_of_another_kind_works_in_parallel_too() -> None:
     assert len(play.started) > 390, "half of the fleet is enough"
 
 
-@pytest.mark.parametrize(
-    ("slots", "caps"),
-    [
-        *((1, caps) for caps in (LOADS, SERIAL, Caps("card"))),
-        (2, LOADS),
-        (2, Caps("card")),
-        (3, Caps("card")),
-        *(
-            pytest.param(
-                n, caps, marks=pytest.mark.xfail(reason="no slot is kept free for a load that is due")
-            )
-            for n, caps in ((2, SERIAL), (3, LOADS), (3, SERIAL))
-        ),
-    ],
-)
+@pytest.mark.parametrize("slots", [1, 2, 3])
+@pytest.mark.parametrize("caps", [LOADS, SERIAL, Caps("card")], ids=["loads", "serial", "hints"])
 def test_a_cold_model_gets_its_turn_beside_a_steady_stream_on_every_slot(slots: int, caps: Caps) -> None:
     play = Play([Host(caps, slots, {Hint("hot"), Hint("warm")})])
     for n in range(1500):
@@ -162,7 +147,6 @@ def test_a_model_whose_load_failed_once_is_loaded_by_jobs_again_after_it_has_run
     assert Hint("x") not in play.scheduler.fleet.unloadable
 
 
-@pytest.mark.xfail(reason="a cold execution on a runner with load jobs does not count as about to be warm")
 def test_a_failed_model_is_not_loaded_by_every_runner_at_once() -> None:
     play = Play([Host(LOADS, 1, set()) for _ in range(4)])
     play.scheduler.fleet.give_up(Hint("x"))
@@ -172,7 +156,6 @@ def test_a_failed_model_is_not_loaded_by_every_runner_at_once() -> None:
     assert len(play.loads) == 1
 
 
-@pytest.mark.xfail(reason="nobody may load there, so nobody is sent there either")
 def test_a_runner_that_takes_load_jobs_but_gives_no_hints_serves_all_the_same() -> None:
     play = Play([Host(LOADS, 1, None)])
     play.come(0.0, "q", "x")

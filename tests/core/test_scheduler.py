@@ -355,34 +355,51 @@ def test_requests_wait_for_runners_that_start() -> None:
     assert s.up(0) == ["a@0"]
 
 
-def test_a_full_queue_refuses_with_an_honest_retry_after() -> None:
-    s = Script(queue_max=2)
-    s.up(0)
-    for n in range(4):
-        s.now = n * 5.0
-        s.come(f"a{n}")
-        s.come(f"b{n}")
-        s.done(f"a{n}", 0), s.done(f"b{n}", 0)
-    for q in ("x", "y", "z"):
-        s.come(q)
-    [refusal] = s.scheduler.handle(Arrived(RequestId("late"), None, "c"), now=s.now)
-    assert isinstance(refusal, Refuse)
-    assert refusal.code == "queue_full"
-    assert 1.0 <= refusal.retry_after_s <= 5.0
-
-
-def test_retry_after_grows_with_the_time_between_dispatches() -> None:
+def test_a_full_queue_refuses_and_says_when_a_place_should_be_free() -> None:
     s = Script(queue_max=50)
     s.up(0)
-    for n in range(40):
+    for n in range(50):
         s.come(f"q{n}")
     for n in range(30):
         s.now += 8.0
         s.done(f"q{n}", 0)
-    s.feed(Drains())
+    for n in range(31):
+        s.come(f"r{n}")
     [refusal] = s.scheduler.handle(Arrived(RequestId("late"), None, "c"), now=s.now)
     assert isinstance(refusal, Refuse)
+    assert (refusal.code, refusal.waiting) == ("queue_full", 50)
     assert refusal.retry_after_s == pytest.approx(8.0, rel=0.05)
+
+
+def test_one_client_cannot_take_every_place() -> None:
+    s = Script(queue_max=50)
+    s.scheduler.client_max = 3
+    s.up(0)
+    for n in range(4):
+        assert s.feed(Arrived(RequestId(f"a{n}"), None, "a")) in ([], ["a0@0"])
+    assert s.feed(Arrived(RequestId("a4"), None, "a")) == ["a4!client_queue_full"]
+    assert s.feed(Arrived(RequestId("b0"), None, "b")) == []
+    s.feed(Cancelled(RequestId("a2")))
+    assert s.feed(Arrived(RequestId("a5"), None, "a")) == []
+    for n in range(10):
+        assert s.feed(Arrived(RequestId(f"nobody{n}"), None, "")) == []
+
+
+def test_a_client_is_told_of_its_own_places() -> None:
+    s = Script("auto", queue_max=1000)
+    s.up(0)
+    running = s.come("first")
+    for client in "ab":
+        for n in range(40):
+            s.feed(Arrived(RequestId(f"{client}{n}"), None, client))
+    for _ in range(60):
+        s.now += 2.0
+        running = s.done(running[0].partition("@")[0], 0)
+    s.scheduler.client_max = 1
+    for client in "ab":
+        [refusal] = s.scheduler.handle(Arrived(RequestId(f"late-{client}"), None, client), now=s.now)
+        assert isinstance(refusal, Refuse)
+        assert refusal.retry_after_s == pytest.approx(4.0, rel=0.1), "every second place is its own"
 
 
 def test_a_client_that_left_is_dropped_from_the_queue() -> None:

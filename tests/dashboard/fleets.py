@@ -107,9 +107,21 @@ def busy_router(*, now: float = NOW, beat_at: float | None = None) -> RouterRow:
         p50_s=1.24,
         p95_s=6.83,
         queue=(
-            QueuedRow(RequestId("8f14e45fceea"), Hint("flux.1-dev"), "127.0.0.1:51514", now - 4.2),
+            QueuedRow(
+                RequestId("8f14e45fceea"),
+                Hint("flux.1-dev"),
+                "127.0.0.1:51514",
+                now - 4.2,
+                "runner 0 busy, 3.1 s left",
+            ),
             QueuedRow(RequestId("c9f0f895fb98"), None, "127.0.0.1:51520", now - 1.1),
-            QueuedRow(RequestId("45c48cce2e2d"), Hint("qwen-image"), "127.0.0.1:51530", now - 0.3),
+            QueuedRow(
+                RequestId("45c48cce2e2d"),
+                Hint("qwen-image"),
+                "127.0.0.1:51530",
+                now - 0.3,
+                "runner 1 loads it, 12 s left",
+            ),
         ),
         events=(
             EventRow(now - 7300, "runner 1 ready in 21 s"),

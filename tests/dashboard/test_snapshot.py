@@ -32,6 +32,11 @@ def test_instants_become_ages(board: Board) -> None:
     assert snapshot.runners[0].executing[0].elapsed_s == pytest.approx(3.2)
     assert snapshot.runners[4].restart_in_s == pytest.approx(3.0)
     assert [round(q.age_s, 1) for q in snapshot.queue] == [4.2, 1.1, 0.3]
+    assert [q.why for q in snapshot.queue] == [
+        "runner 0 busy, 3.1 s left",
+        "",
+        "runner 1 loads it, 12 s left",
+    ]
 
 
 def test_the_queue_is_oldest_first_whatever_its_order_on_the_board(board: Board) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -81,6 +82,7 @@ def test_every_fact_is_there_at_every_width(busy: FleetSnapshot, width: int) -> 
         "killed by signal 9",
         "3 waiting",
         "any runner",
+        "runner 0 busy, 3.1 s left",
         "runner 1 loads qwen-image",
     ):
         assert fact in text, fact
@@ -249,6 +251,32 @@ def test_a_job_without_steps_or_hint_is_still_named(board: Board) -> None:
         2, RunnerRow(Epoch(1), 1, (), executing=(Executing(RequestId("abc"), None, NOW - 90),), beat_at=NOW)
     )
     assert "request abc  running  1m 30s" in line_with("runner 2", lines(take(board, now=NOW), width=120))
+
+
+def test_why_it_waits_stands_below_the_first_request_of_each_model(board: Board) -> None:
+    models = ("a", "b", "a", "b", "c")
+    queue = tuple(
+        QueuedRow(RequestId(f"r{n}"), Hint(m), "c", NOW - 10 + n, f"told of {m}" if m != "c" else "")
+        for n, m in enumerate(models)
+    )
+    board.put_router(replace(fleets.busy_router(), queue=queue, queued=5))
+    drawn = lines(take(board, now=NOW), width=80)
+    begin = drawn.index(line_with("5 waiting", drawn))
+    assert [line.split()[-1] for line in drawn[begin + 1 : begin + 8]] == ["c", "a", "c", "b", "c", "c", "c"]
+    assert [line.strip() for line in drawn if "told of" in line] == ["told of a", "told of b"]
+
+
+@pytest.mark.parametrize("width", [60, 120])
+@pytest.mark.parametrize("height", [18, 24, 29, 34, 60])
+def test_reasons_take_a_quarter_of_a_long_queue_at_most(board: Board, width: int, height: int) -> None:
+    queue = tuple(QueuedRow(RequestId(f"r{n}"), Hint(f"m{n}"), "c", NOW - n, f"told {n}") for n in range(80))
+    board.put_router(replace(fleets.busy_router(), queue=queue, queued=80))
+    drawn = lines(take(board, now=NOW), width=width, height=height)
+    rows = [n for n, line in enumerate(drawn) if re.search(r"\d s  m\d|\ds  m\d", line)]
+    told = [n for n, line in enumerate(drawn) if " told " in line]
+    assert 3 * len(told) <= len(rows) + 1
+    assert height < 60 or told, "there is room for some"
+    assert all(n - 1 in rows for n in told), "each below its request"
 
 
 def test_the_queue_is_cut_and_the_rest_counted(board: Board) -> None:

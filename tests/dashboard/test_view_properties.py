@@ -114,7 +114,9 @@ RUNNERS = facts(
     served=COUNTS,
     loads=COUNTS,
 )
-QUEUED = facts(QueuedFacts, request=ANY_TEXT, hint=st.none() | ANY_TEXT, client=ANY_TEXT, age_s=SECONDS)
+QUEUED = facts(
+    QueuedFacts, request=ANY_TEXT, hint=st.none() | ANY_TEXT, client=ANY_TEXT, age_s=SECONDS, why=ANY_TEXT
+)
 EVENTS = facts(EventFacts, age_s=SECONDS, text=ANY_TEXT)
 SNAPSHOTS = facts(
     FleetSnapshot,

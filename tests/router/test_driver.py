@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -32,7 +33,7 @@ FIRST = RunnerId(0)
 
 def driver() -> Driver:
     config = Config()
-    return Driver(routing=config.routing, queue=config.queue, ledger=Ledger())
+    return Driver(routing=config.routing, queue=config.queue, ledger=Ledger(), cwd=Path())
 
 
 def test_a_decision_is_made_before_submit_returns() -> None:
@@ -83,7 +84,7 @@ def test_a_client_that_goes_between_dispatch_and_sending_leaves_no_request_behin
         connection = SimpleNamespace(gone=False, on_gone=lambda: None, has_input=True)
         fleet = SimpleNamespace(refresh=lambda: None)  # whoever asks it for a link fails
         rules = ProxyRules(hint_from="", hide=frozenset())
-        intake = Intake(ByteBudget(1000), 1000, 1.0)
+        intake = Intake(ByteBudget(1000), 1000, 1.0, lambda: 1.0)
         proxy = Proxy(made, cast("FleetLinks", fleet), intake=intake, ledger=Ledger(), rules=rules)
         call = Call(a_scope(connection), an_empty_body, nobody_reads)
         serving_it = asyncio.ensure_future(proxy.serve(call))

@@ -39,11 +39,38 @@ def test_a_full_queue_refuses_with_429(one: Setup) -> None:
     reply = ask(one)
     assert reply.status == 429
     assert reply.json()["error_type"] == "concurrent_requests_limit"
+    assert reply.json()["detail"].startswith("2 requests wait, as many as queue.max allows")
     assert reply.value("x-fal-needs-retry") == "1"
     assert int(reply.value("retry-after") or "0") >= 1
     assert one.status()["refused"] == 1
     gate.opened.set()
     assert [r.status for r in later.all()] == [200] * 3
+
+
+def test_one_client_s_batch_leaves_places_to_the_others(one: Setup) -> None:
+    gate = Gate()
+    one.hosts[0].handler = gate
+    assert one.router is not None
+    config = Config.model_validate({"queue": {"max": 10, "max_per_client": 2}})
+    one.router.send(wire.Reload(config.model_dump(mode="json")))
+    until(lambda: "router.reloaded" in log_of(one), within_s=PATIENCE_S, what="reload")
+    greedy, modest = {"authorization": "Key greedy"}, {"authorization": "Key modest"}
+    later = Later()
+    later.ask(one, headers=greedy)
+    until(lambda: one.hosts[0].executing, within_s=PATIENCE_S, what="executing")
+    for _ in range(2):
+        later.ask(one, headers=greedy)
+    waits(one, 2)
+    reply = ask(one, headers=greedy)
+    assert (reply.status, reply.value("x-fal-needs-retry")) == (429, "1")
+    assert reply.json()["error_type"] == "concurrent_requests_limit"
+    assert reply.json()["detail"].startswith("2 requests of this client wait")
+    assert "queue.max_per_client" in reply.json()["detail"]
+    assert int(reply.value("retry-after") or "0") >= 1
+    later.ask(one, headers=modest)
+    waits(one, 3)
+    gate.opened.set()
+    assert [r.status for r in later.all()] == [200] * 4
 
 
 def test_a_router_waits_for_runners_that_are_starting() -> None:

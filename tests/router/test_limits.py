@@ -164,6 +164,7 @@ def test_bodies_over_the_memory_for_all_of_them_are_429() -> None:
         assert int(reply.value("retry-after") or "0") >= 1
         assert reply.value("x-fal-needs-retry") == "1"
         assert reply.json()["error_type"] == "concurrent_requests_limit"
+        assert "hold 800000 bytes, and queue.max_bytes allows 1048576" in reply.json()["detail"]
         with Raw(setup, request_bytes("/", b"Content-Length: 300000")) as raw:
             assert raw.read_until(b"\r\n").startswith(b"HTTP/1.1 429 "), "before a byte of it was sent"
         with Raw(setup, request_bytes("/", b"Transfer-Encoding: chunked")) as raw:

@@ -25,6 +25,7 @@ def test_every_request_is_answered_exactly_once_whatever_the_hosts_do(policy: st
     assert fates["served"] > 0.5 * 120 * len(SEEDS)
     assert fates["runner_lost"] > 0, "the histories hold deaths"
     assert fates["queue_full"] > 0, "the histories hold overload"
+    assert fates["client_queue_full"] > 0, "the histories hold a client that asks for more than its share"
     assert fates["left"] > 0, "the histories hold clients that leave"
 
 

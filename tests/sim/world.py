@@ -67,7 +67,7 @@ class World:
         self._order = itertools.count()
         self._queue: list[tuple[float, int, object, tuple[object, ...]]] = []
         self.scheduler = Scheduler(
-            make_policy(policy, hold_s=HOLD_S, bypass_max_s=BYPASS_MAX_S), queue_max=80
+            make_policy(policy, hold_s=HOLD_S, bypass_max_s=BYPASS_MAX_S), queue_max=80, client_max=60
         )
         self.gives_hints = self.rng.random() < 0.8
         self.capacity = self.rng.randint(1, 3)
@@ -145,7 +145,8 @@ class World:
 
     def arrive(self, request: RequestId) -> None:
         self.arrived[request] = self.now
-        self.feed(Arrived(request, self.wanted[request], client="c"))
+        client = "greedy" if int(request[1:]) % 4 else "modest"
+        self.feed(Arrived(request, self.wanted[request], client))
         if request not in self.answers and self.rng.random() < 0.05:
             self.at(self.now + self.rng.expovariate(0.1), self.leave, request)
 

@@ -16,6 +16,7 @@ from falctl.core.policies.auto import Auto
 from falctl.core.policies.base import Execute, LoadModel, Move, Policy, State
 from falctl.core.policies.blind import LeastLoaded, Random
 from falctl.core.policies.fal import Fal
+from falctl.core.policies.knobs import Knobs
 
 POLICIES: Final[tuple[str, ...]] = ("auto", "affinity", "fal", "least-loaded", "random")
 
@@ -35,15 +36,17 @@ __all__ = [
 ]
 
 
-def make_policy(name: str, *, hold_s: float, bypass_max_s: float, seed: int = 0) -> Policy:
+def make_policy(
+    name: str, *, hold_s: float, bypass_max_s: float, seed: int = 0, knobs: Knobs | None = None
+) -> Policy:
     """
-    Return the policy of that name; *seed* is what `random` draws from.
+    Return the policy of that name; *seed* is what `random` draws from, *knobs* are those of `auto`.
 
     Raises:
         KeyError: there is none; the configuration has checked the name.
     """
     makers: dict[str, Callable[[], Policy]] = {
-        "auto": Auto,
+        "auto": lambda: Auto(knobs),
         "affinity": lambda: Affinity(hold_s=hold_s, bypass_max_s=bypass_max_s),
         "fal": Fal,
         "least-loaded": LeastLoaded,

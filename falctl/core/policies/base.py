@@ -3,13 +3,45 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Protocol, TypeAlias
+from typing import Final, Literal, Protocol, TypeAlias, runtime_checkable
 
 from falctl.core.costs import Costs
 from falctl.core.demand import Demand
 from falctl.core.fleet import Fleet
 from falctl.core.queue import WaitingQueue
 from falctl.core.types import Hint, RequestId, RunnerId
+
+CHANGES_MAX: Final = 1024
+"""Models noted one by one; beyond it everything has changed."""
+
+Standing: TypeAlias = Literal["warm", "warm, busy", "loading it", "open", "no room", "busy", "takes nothing"]
+"""
+How a runner stands to a model at one instant. warm: it holds it and has a free slot; open: it could begin a load, or
+a cold execution, now; no room: it could if there were something to evict; takes nothing: it drains or is not heard of.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """
+    A runner as it was weighed for one move; None stands for a figure that was not asked for.
+
+    ``cost``, ``loss``, ``saves`` and ``price`` are in request-seconds.
+    """
+
+    runner: RunnerId
+    standing: Standing
+    cost: float | None = None
+    """What was compared: of several candidates that have one, the least is chosen."""
+    backlog_s: float | None = None
+    """Until it has drained what runs and what waits for it."""
+    evict: tuple[Hint, ...] = ()
+    """What would have to go for a load."""
+    loss: float = 0.0
+    """What those victims are worth keeping for."""
+    saves: float | None = None
+    """What a further copy on it would save; it is loaded if that exceeds ``price`` plus ``loss``."""
+    price: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +51,8 @@ class Execute:
     request: RequestId
     runner: RunnerId
     reason: str
+    candidates: tuple[Candidate, ...] = field(default=(), compare=False)
+    """Who was compared, if the policy says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,9 +63,45 @@ class LoadModel:
     runner: RunnerId
     evict: tuple[Hint, ...]
     reason: str
+    candidates: tuple[Candidate, ...] = field(default=(), compare=False)
 
 
 Move: TypeAlias = Execute | LoadModel
+
+
+@dataclass(slots=True)
+class Changes:
+    """
+    What has happened to a `State` since its policy last cleared this, for a policy that carries figures over.
+
+    Arrivals, dispatches, releases, loads and hints change little and are noted one by one; anything else changes
+    ``all``, and so does more than anybody reads.
+    """
+
+    all: bool = True
+    models: set[Hint] = field(default_factory=set)
+    """Models whose queue, copies or costs are not what they were."""
+    wanted: set[Hint] = field(default_factory=set)
+    """Those of them for which a load may have become worth more."""
+    runners: set[RunnerId] = field(default_factory=set)
+    """Runners whose slots, loads or models are not what they were."""
+
+    def note(self, model: Hint | None, runner: RunnerId | None = None, *, wanted: bool = False) -> None:
+        """Note that something about *model*, on *runner*, has changed."""
+        if runner is not None:
+            self.runners.add(runner)
+        if model is not None:
+            self.models.add(model)
+            if wanted:
+                self.wanted.add(model)
+            self.all = self.all or len(self.models) > CHANGES_MAX
+
+    def clear(self) -> None:
+        """Begin anew."""
+        self.all = False
+        self.models.clear()
+        self.wanted.clear()
+        self.runners.clear()
 
 
 @dataclass(slots=True)
@@ -42,6 +112,7 @@ class State:
     fleet: Fleet = field(default_factory=Fleet)
     costs: Costs = field(default_factory=Costs)
     demand: Demand = field(default_factory=Demand)
+    changes: Changes = field(default_factory=Changes)
 
 
 class Policy(Protocol):
@@ -49,4 +120,13 @@ class Policy(Protocol):
 
     def choose(self, state: State, *, now: float) -> Move | None:
         """Return the next move at instant *now* (monotonic seconds); None: everything that waits waits on."""
+        ...
+
+
+@runtime_checkable
+class Weighs(Protocol):
+    """What a policy may offer besides: to say, without deciding, how it would weigh the runners for a model."""
+
+    def weigh(self, state: State, hint: Hint, *, now: float) -> tuple[Candidate, ...]:
+        """Return every runner as it stands to *hint*, which somebody waits for."""
         ...

@@ -16,7 +16,7 @@ class Knobs:
     """See the module; symbols are those of the study."""
 
     locality: float = 1.0
-    """The users' knob: scales the price of further copies. Higher: fewer loads, longer waits."""
+    """The users' knob, `routing.locality`: scales the price of further copies. Higher: fewer loads, longer waits."""
     price: float = 52.0
     """Request-seconds that a further copy must earn per second of mean load, on a fleet that is fully busy."""
     busy_power: float = 1.3

@@ -1,215 +1,137 @@
 """
-What one decision of `auto` looks at: copies, backlogs, what copies are worth, and where there is room.
+What `auto` looks at: the runners that take work, the queues, what copies are worth, and where there is room.
 
-Everything is computed at most once per decision, and only if asked for. All of it is estimated from the past
-(`falctl.core.costs`, `falctl.core.demand`); how long a running job still takes is its expected time less what has
-passed.
+A look is carried over from event to event, because most of them change one queue and one runner. It is made anew
+when something else has changed, and once in `FRESH_S`, so that slow drifts (demand, costs, values) are taken in.
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
-from falctl.core.demand import erlang_b
 from falctl.core.fleet import Runner
-from falctl.core.policies.base import State
+from falctl.core.policies.base import Changes, State
 from falctl.core.policies.knobs import Knobs
+from falctl.core.policies.queues import Queues
+from falctl.core.policies.room import Room
+from falctl.core.policies.worth import Worth, worth_at
 from falctl.core.types import Hint, RunnerId
 
-LEAST_S: Final = 1e-6
-"""An execution is taken to need at least this, so that it can be divided by."""
-LATE_SHARE: Final = 0.1
-"""A job that is late is taken to need this share of what it took so far."""
+FRESH_S: Final = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A move that could be made, and when it is due; a load, or an execution."""
+
+    key: float
+    runner: Runner
+    hint: Hint | None
+    reason: str
+    evict: tuple[Hint, ...] = ()
+    loads: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """A runner that takes no more executions that are due at ``key`` or later."""
+
+    runner: Runner
+    key: float
+
+    def keeps_off(self, runner: Runner, key: float) -> bool:
+        """Return whether an execution that is due at *key* has to leave *runner* alone."""
+        return runner is self.runner and key >= self.key
 
 
 @dataclass(slots=True)
 class Look:
-    """The state at one instant. ``runners`` are those that take work."""
+    """See the module. ``copies``: by model, the runners that hold it or load it."""
 
     state: State
     knobs: Knobs
-    now: float
+    made_at: float
     runners: list[Runner]
     copies: dict[Hint, list[Runner]]
-    """By model, the runners that hold it or load it."""
-    horizon_s: float
-    """For how long a copy counts on being useful."""
-    _exec: dict[Hint, float] = field(default_factory=dict)
-    _keys: dict[Hint, float] = field(default_factory=dict)
-    _others: dict[RunnerId, float] = field(default_factory=dict)
-    _backlog: dict[RunnerId, float] = field(default_factory=dict)
-    _values: dict[Hint, float] = field(default_factory=dict)
-    _evictable: dict[RunnerId, tuple[float, list[tuple[Hint, float, float]]]] = field(default_factory=dict)
+    queues: Queues
+    worth: Worth
+    room: Room
+    overlaps: bool
+    """Whether every runner can load beside an execution."""
+    many_slots: bool
+    """Whether any runner has more than one."""
+    _models: dict[RunnerId, frozenset[Hint]]
+    """What each runner holds or loads: the same as ``copies``."""
+    _everything: bool = True
+    """Whether any model may be worth a load anywhere; else only the models and the runners that changed."""
+    _hints: set[Hint] = field(default_factory=set)
+    _runners: set[RunnerId] = field(default_factory=set)
 
-    # --- queues ----------------------------------------------------------------------------------
+    def refresh(self, changes: Changes, *, now: float) -> None:
+        """Take in what has changed since, up to instant *now*."""
+        models = changes.models.union(*map(self._recount, changes.runners))
+        runners = changes.runners.union(r.runner for m in models for r in self.copies.get(m, ()))
+        self.queues.refresh(models, runners, now=now)
+        self.room.forget(runners)
+        self._hints |= changes.wanted
+        self._runners |= changes.runners
 
-    def exec_s(self, hint: Hint | None, gpu: str = "") -> float:
-        """Return what an execution should take."""
-        costs = self.state.costs
-        if hint is None:
-            return max(costs.mean_exec.value, LEAST_S)
-        known = self._exec.get(hint)
-        if known is None:
-            known = self._exec[hint] = max(costs.exec_s(hint), LEAST_S)
-        return known * costs.speed(gpu)
+    def _recount(self, number: RunnerId) -> frozenset[Hint]:
+        """Take in what a runner holds now; return the models of which there is a copy more or less."""
+        runner, before = self.state.fleet.runners[number], self._models[number]
+        after = self._models[number] = frozenset((*self.state.fleet.held(runner), *runner.loading))
+        for model in before - after:
+            self.copies[model].remove(runner)
+            if not self.copies[model]:
+                del self.copies[model]
+            self._hints.add(model)
+        for model in after - before:
+            holders = self.copies.setdefault(model, [])
+            holders.append(runner)
+            self._runners.update(r.runner for r in holders)  # the others' copies may go now
+        for model in before ^ after:
+            self.worth.forget(model)
+        return before ^ after
 
-    def execute_key(self, hint: Hint | None, gpu: str = "") -> float:
-        """Return when *hint*, which somebody waits for, is due: short work has a head start."""
-        if hint is not None and not gpu and (known := self._keys.get(hint)) is not None:
-            return known
-        head = self.state.queue.head(hint)
-        assert head is not None
-        key = head.due + self.knobs.head_start * self.exec_s(hint, gpu)
-        if hint is not None and not gpu:
-            self._keys[hint] = key
-        return key
+    def settle(self) -> None:
+        """Note that nothing is worth doing now: only what changes from here on can be."""
+        self._everything = False
+        self._hints.clear()
+        self._runners.clear()
 
-    def load_key(self, hint: Hint) -> float:
-        """Return the same for a model that has to be loaded first; never before its `execute_key`."""
-        return self.execute_key(hint) + self.knobs.load_head_start * self.state.costs.load_s(hint)
+    def coming(self) -> set[Hint]:
+        """Return what is being loaded: as a job, or by a runner itself for a cold execution."""
+        coming: set[Hint] = set()
+        for runner in self.runners:
+            coming.update(runner.loading)
+            if runner.hints is not None:
+                coming.update(r.hint for r in runner.in_use.values() if r.hint is not None and not r.warm)
+        return coming
 
-    def work_s(self, hint: Hint) -> float:
-        """Return the seconds of waiting work for *hint* per copy."""
-        waiting = self.state.queue.count(hint)
-        return waiting * self.exec_s(hint) / max(len(self.copies.get(hint, ())), 1) if waiting else 0.0
-
-    def backlog_s(self, runner: Runner) -> float:
-        """Return the seconds until *runner* has drained what runs and what waits for it now."""
-        known = self._backlog.get(runner.runner)
-        if known is None:
-            known = self._rest_s(runner) + sum(map(self.work_s, (*(runner.hints or ()), *runner.loading)))
-            self._backlog[runner.runner] = known
-        return known
-
-    def others(self, runner: Runner, hint: Hint) -> float:
-        """Return how many wait for the other models of *runner*, each model's share of its copies."""
-        known = self._others.get(runner.runner)
-        if known is None:
-            known = sum(map(self._per_copy, (*(runner.hints or ()), *runner.loading)))
-            self._others[runner.runner] = known
-        mine = hint in runner.loading or hint in (runner.hints or ())
-        return known - self._per_copy(hint) if mine else known
-
-    def _per_copy(self, hint: Hint) -> float:
-        waiting = self.state.queue.count(hint)
-        return waiting / len(self.copies[hint]) if waiting else 0.0
-
-    def _rest_s(self, runner: Runner) -> float:
-        costs, rest = self.state.costs, 0.0
-        for running in runner.in_use.values():
-            expected = self.exec_s(running.hint, runner.caps.gpu)
-            if running.hint is not None and not running.warm and not runner.caps.loads:
-                expected += costs.load_s(running.hint)
-            rest = max(rest, _remaining(expected, self.now - running.started_at))
-        if not runner.caps.overlaps:
-            for hint, since in runner.loading.items():
-                rest = max(rest, _remaining(costs.load_s(hint), self.now - since))
-        return rest
-
-    # --- what copies are worth -------------------------------------------------------------------
-
-    def copy_value(self, hint: Hint, copies: int) -> float:
-        """Return the load seconds per second that the last of *copies* saves."""
-        rate = self.state.demand.rate(hint)
-        offered = self.knobs.burst * rate * self.exec_s(hint)
-        return (
-            rate * self.state.costs.load_s(hint) * (erlang_b(offered, copies - 1) - erlang_b(offered, copies))
-        )
-
-    def value(self, hint: Hint) -> float:
-        """Return what one resident copy of *hint* is worth keeping for: load seconds per second."""
-        known = self._values.get(hint)
-        if known is None:
-            copies = len(self.copies.get(hint, ()))
-            known = self.copy_value(hint, max(copies, 1)) * (self.knobs.spare if copies > 1 else 1.0)
-            self._values[hint] = known
-        return known
-
-    def price(self) -> float:
-        """Return the request-seconds that a further copy must earn: more on a busy fleet, less if loads are short."""
-        costs, knobs = self.state.costs, self.knobs
-        exec_s, load_s = max(costs.mean_exec.value, LEAST_S), costs.mean_load.value
-        busy = min(1.0, exec_s / max(self.state.demand.gap_s, 1e-9) / len(self.runners))
-        short = min(1.0, load_s / exec_s)
-        scale = math.pow(busy, knobs.busy_power) * math.pow(short, knobs.short_power)
-        return knobs.locality * knobs.price * scale * load_s
-
-    # --- room ------------------------------------------------------------------------------------
-
-    def victims(
-        self, runner: Runner, hint: Hint, key: float, *, keep: Hint | None = None
-    ) -> tuple[tuple[Hint, ...], float] | None:
-        """Return the cheapest set without *keep* that makes room for *hint*, and its value; None: no room now."""
-        known = self._evictable.get(runner.runner)
-        if known is None:
-            known = self._evictable[runner.runner] = (self._room(runner), self._candidates(runner))
-        free = known[0] - self._size(hint, runner)
-        victims: list[Hint] = []
-        loss = 0.0
-        for victim, size, turn in known[1] if free < 0 else ():
-            if turn <= key or victim == keep:
-                continue
-            victims.append(victim)
-            loss += self.value(victim)
-            free += size
-            if free >= 0:
-                break
-        return (tuple(victims), loss) if free >= 0 else None
-
-    def _candidates(self, runner: Runner) -> list[tuple[Hint, float, float]]:
-        """Return what *runner* could evict, in order, with its size and when it is due itself."""
-        running = {r.hint for r in runner.in_use.values()}
-        return [
-            (h, self._size(h, runner), self._own_turn(h)) for h in self._in_order(runner) if h not in running
-        ]
-
-    def _in_order(self, runner: Runner) -> list[Hint]:
-        """Return what *runner* gives up, first to last: the least worth per byte, or what it used longest ago."""
-        if runner.caps.loads:
-            return sorted(runner.hints or (), key=lambda h: (self.value(h) / self._size(h, runner), h))
-        return sorted(runner.hints or (), key=lambda h: (runner.used.get(h, -1), h))
-
-    def _own_turn(self, hint: Hint) -> float:
-        """Return when *hint* is due if its only copy is here: it goes only to make room for what is due before."""
-        if not self.state.queue.count(hint) or len(self.copies.get(hint, ())) > 1:
-            return float("inf")
-        return self.execute_key(hint)
-
-    def _room(self, runner: Runner) -> float:
-        """Return what is free: bytes where the runner counts bytes, else models; without a limit there is room."""
-        caps = runner.caps
-        limit = caps.vram_bytes if caps.vram_bytes is not None else caps.models_max
-        if limit is None:
-            return float("inf")
-        return limit - sum(self._size(h, runner) for h in (*(runner.hints or ()), *runner.loading))
-
-    def _size(self, hint: Hint, runner: Runner) -> float:
-        if runner.caps.vram_bytes is None:
-            return 1.0
-        costs = self.state.costs
-        return float(costs.size_bytes(hint) or costs.mean_size.value)
+    def to_load(self, runners: list[Runner]) -> Iterator[tuple[Iterable[Hint | None], list[Runner]]]:
+        """Iterate over models that wait, and those of *runners* on which a load of them may have become worthwhile."""
+        waiting = self.state.queue
+        if self._everything:
+            yield waiting.hints(), runners
+            return
+        yield [h for h in self._hints if waiting.count(h)], runners
+        if changed := [r for r in runners if r.runner in self._runners]:
+            yield (h for h in waiting.hints() if h not in self._hints), changed
 
 
 def look_at(state: State, knobs: Knobs, *, now: float) -> Look:
     """Return what is known at instant *now*."""
     runners = [r for r in state.fleet.runners.values() if r.accepting]
+    models = {r.runner: frozenset((*state.fleet.held(r), *r.loading)) for r in runners}
     copies: dict[Hint, list[Runner]] = {}
-    slots = 0.0
     for runner in runners:
-        for hint in (*(runner.hints or ()), *runner.loading):
-            copies.setdefault(hint, []).append(runner)
-        slots += _capacity(runner, state)
-    return Look(state, knobs, now, runners, copies, knobs.horizon * slots * (state.demand.gap_s or 1.0))
-
-
-def _remaining(expected_s: float, elapsed_s: float) -> float:
-    return max(expected_s - elapsed_s, LATE_SHARE * elapsed_s, 0.0)
-
-
-def _capacity(runner: Runner, state: State) -> float:
-    """Return how many models of mean size fit the runner."""
-    if runner.caps.vram_bytes is not None:
-        return runner.caps.vram_bytes / state.costs.mean_size.value
-    return float(runner.caps.models_max or max(len(runner.hints or ()), 1))
+        for model in models[runner.runner]:
+            copies.setdefault(model, []).append(runner)
+    queues = Queues(state, knobs, copies, now, hintless=all(r.hints is None for r in runners))
+    worth = worth_at(queues, runners)
+    room = Room(queues, worth)
+    overlaps = all(runner.caps.overlaps for runner in runners)
+    many_slots = any(runner.slots > 1 for runner in runners)
+    return Look(state, knobs, now, runners, copies, queues, worth, room, overlaps, many_slots, models)

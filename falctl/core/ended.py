@@ -1,0 +1,81 @@
+"""The requests that have ended, numbered, for whoever records a trace: what each truly cost, as its host told."""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Final
+
+from falctl.core.costs import Costs
+from falctl.core.events import Released
+from falctl.core.fleet import Runner, Running
+from falctl.core.queue import Waiting
+from falctl.core.types import Hint
+
+ENDED_MAX: Final = 8192
+"""At 1,600 requests a second, the most one router serves, five seconds: ten polls of a recorder."""
+HINTS_MAX: Final = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """One request. Numbers are consecutive, from 1."""
+
+    number: int
+    arrived_at: float
+    hint: Hint | None
+    client: str
+    exec_s: float | None
+    """None: it failed or was cancelled, so that its cost is unknown."""
+    load_s: float | None
+    """What a load of its model costs: its own, else the last one known; None: none has been seen."""
+    size_bytes: int | None
+
+
+@dataclass(slots=True)
+class EndedRing:
+    """The last *size* of them. The scheduler writes."""
+
+    size: int = ENDED_MAX
+    count: int = 0
+    """How many have ended; also the number of the last one."""
+    _ring: deque[Ended] = field(default_factory=deque)
+    _load_s: OrderedDict[Hint, float] = field(default_factory=OrderedDict)
+
+    def loaded(self, hint: Hint, load_s: float, *, shared: bool = False) -> None:
+        """A host has told of a load. *shared*: perhaps only of the rest of one that another request began."""
+        known = self._load_s.get(hint, 0.0) if shared else 0.0
+        self._load_s[hint] = max(load_s, known)
+        self._load_s.move_to_end(hint)
+        if len(self._load_s) > HINTS_MAX:
+            self._load_s.popitem(last=False)
+
+    def ended(
+        self, event: Released, waiting: Waiting, runner: Runner, running: Running, costs: Costs
+    ) -> None:
+        """A request that came as *waiting* and ran as *running* has ended; *costs* do not know of it yet."""
+        hint, exec_s, load_s = waiting.hint, event.exec_s, event.load_s
+        if hint is None:
+            load_s = 0.0
+        elif load_s:
+            self.loaded(hint, load_s, shared=runner.executes(hint))
+            load_s = self._load_s[hint]
+        elif load_s is None and exec_s is not None and not running.warm and costs.knows(hint):
+            # Its host cannot tell the load from the run, but runs without a load have been seen.
+            alone_s = min(exec_s, costs.exec_s(hint, runner.caps.gpu))
+            exec_s, load_s = alone_s, exec_s - alone_s
+        else:
+            load_s = self._load_s.get(hint, costs.learnt_load_s(hint))
+        self.count += 1
+        size_bytes = None if hint is None else costs.size_bytes(hint)
+        self._ring.append(
+            Ended(self.count, waiting.arrived_at, hint, waiting.client, exec_s, load_s, size_bytes)
+        )
+        if len(self._ring) > self.size:
+            self._ring.popleft()
+
+    def after(self, number: int, *, most: int) -> list[Ended]:
+        """Return at most *most* that ended after the one of that number, oldest first; a gap means they are forgotten."""
+        skip = max(number - (self.count - len(self._ring)), 0)
+        return list(islice(self._ring, skip, skip + most))

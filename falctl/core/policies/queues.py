@@ -1,0 +1,150 @@
+"""
+Turns and backlogs: when each model is due, and for how long each runner is busy with what waits for it now.
+
+All of it is estimated from the past (`falctl.core.costs`); how long a running job still takes is its expected time
+less what has passed. Figures are kept until `refresh` is told that they changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Final
+
+from falctl.core.fleet import Runner
+from falctl.core.policies.base import State
+from falctl.core.policies.knobs import Knobs
+from falctl.core.types import Hint, RunnerId
+
+LEAST_S: Final = 1e-6
+"""An execution is taken to need at least this, so that it can be divided by."""
+LATE_SHARE: Final = 0.1
+"""A job that is late is taken to need this share of what it took so far."""
+
+
+@dataclass(slots=True)
+class Queues:
+    """The queues at instant ``now``. ``copies``: by model, the runners that hold it or load it."""
+
+    state: State
+    knobs: Knobs
+    copies: dict[Hint, list[Runner]]
+    now: float
+    hintless: bool
+    """Whether no runner gives hints."""
+    _exec: dict[Hint, float] = field(default_factory=dict)
+    _keys: dict[Hint, float] = field(default_factory=dict)
+    _others: dict[RunnerId, float] = field(default_factory=dict)
+    _waiting_s: dict[RunnerId, float] = field(default_factory=dict)
+    _backlog: dict[RunnerId, float] = field(default_factory=dict)
+
+    def refresh(self, models: Iterable[Hint], runners: Iterable[RunnerId], *, now: float) -> None:
+        """Compute anew what is asked about *models* and *runners*, at instant *now*."""
+        self.now = now
+        self._backlog.clear()
+        for model in models:
+            self._exec.pop(model, None)
+            self._keys.pop(model, None)
+        for runner in runners:
+            self._others.pop(runner, None)
+            self._waiting_s.pop(runner, None)
+
+    # --- turns -----------------------------------------------------------------------------------
+
+    def exec_s(self, hint: Hint | None, runner: Runner | None = None) -> float:
+        """Return what an execution should take on *runner*; None: on one of speed 1."""
+        costs = self.state.costs
+        if hint is None:
+            return max(costs.mean_exec.value, LEAST_S)
+        known = self._exec.get(hint)
+        if known is None:
+            known = self._exec[hint] = max(costs.exec_s(hint), LEAST_S)
+        return known if runner is None else known * costs.speed(runner.card)
+
+    def execute_key(self, hint: Hint | None, runner: Runner | None = None) -> float:
+        """Return when *hint*, which somebody waits for, is due: short work has a head start."""
+        if hint is not None and runner is None and (known := self._keys.get(hint)) is not None:
+            return known
+        head = self.state.queue.head(hint)
+        assert head is not None
+        key = head.due + self.knobs.head_start * self.exec_s(hint, runner)
+        if hint is not None and runner is None:
+            self._keys[hint] = key
+        return key
+
+    def load_s(self, hint: Hint) -> float:
+        """Return what a load should take; an app that gives no hints is taken to load nothing until it was seen to."""
+        return self.state.costs.load_s(hint) if self._loads_are_known else 0.0
+
+    @property
+    def mean_load_s(self) -> float:
+        """Return what a load of any model should take."""
+        return self.state.costs.mean_load.value if self._loads_are_known else 0.0
+
+    @property
+    def _loads_are_known(self) -> bool:
+        return not self.hintless or self.state.costs.mean_load.n > 0
+
+    def load_key(self, hint: Hint) -> float:
+        """Return the same for a model that has to be loaded first; never before its `execute_key`."""
+        return self.execute_key(hint) + self.knobs.load_head_start * self.load_s(hint)
+
+    # --- backlogs --------------------------------------------------------------------------------
+
+    def work_s(self, hint: Hint) -> float:
+        """Return the seconds of waiting work for *hint* per copy."""
+        waiting = self.state.queue.count(hint)
+        return waiting * self.exec_s(hint) / max(len(self.copies.get(hint, ())), 1) if waiting else 0.0
+
+    def backlog_s(self, runner: Runner) -> float:
+        """Return the seconds until *runner* has drained what runs and what waits for it now."""
+        known = self._backlog.get(runner.runner)
+        if known is None:
+            waits = self._waiting_s.get(runner.runner)
+            if waits is None:
+                waits = self._waiting_s[runner.runner] = self._over_models(runner, self.work_s)
+            known = self._backlog[runner.runner] = self._rest_s(runner) + waits / max(runner.slots, 1)
+        return known
+
+    def drained_s(self, hint: Hint) -> float:
+        """Return the mean of that over those who hold *hint*."""
+        holders = self.copies[hint]
+        return sum(map(self.backlog_s, holders)) / len(holders)
+
+    def others(self, runner: Runner, hint: Hint) -> float:
+        """Return how many wait for the other models of *runner*, each model's share of its copies."""
+        known = self._others.get(runner.runner)
+        if known is None:
+            known = self._others[runner.runner] = self._over_models(runner, self._per_copy)
+        mine = hint in runner.loading or hint in self.state.fleet.held(runner)
+        return known - self._per_copy(hint) if mine else known
+
+    def spared(self, hint: Hint) -> float:
+        """Return the mean of that over those who hold *hint*: who would wait less beside a copy of it elsewhere."""
+        holders = self.copies[hint]
+        return sum(self.others(r, hint) for r in holders) / len(holders)
+
+    def _over_models(self, runner: Runner, figure: Callable[[Hint], float]) -> float:
+        return sum(map(figure, self.state.fleet.held(runner))) + sum(map(figure, runner.loading))
+
+    def _per_copy(self, hint: Hint) -> float:
+        waiting = self.state.queue.count(hint)
+        return waiting / len(self.copies[hint]) if waiting else 0.0
+
+    def _rest_s(self, runner: Runner) -> float:
+        """Return for how long *runner* is still busy with what it has begun, all its slots together."""
+        rest = 0.0
+        for running in runner.in_use.values():
+            expected = self.exec_s(running.hint, runner)
+            if running.hint is not None and not running.warm and not runner.takes_jobs:
+                expected += self.load_s(running.hint)
+            rest += _remaining(expected, self.now - running.started_at)
+        rest /= max(runner.slots, 1)
+        if not runner.caps.overlaps:
+            for hint, since in runner.loading.items():
+                rest = max(rest, _remaining(self.load_s(hint), self.now - since))
+        return rest
+
+
+def _remaining(expected_s: float, elapsed_s: float) -> float:
+    return max(expected_s - elapsed_s, LATE_SHARE * elapsed_s, 0.0)

@@ -1,0 +1,113 @@
+"""
+Keeps what the scheduler has learnt in a file, so that neither a new router nor a new falctl begins from nothing.
+
+The file is a convenience: one that cannot be read is replaced by the next write, one that cannot be written costs
+what has been learnt since, and either is one line in the log. Reading blocks, once, before anybody is served; writing
+happens on a thread, into a new file that takes the old one's name when it is whole on disk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Final
+
+from falctl.core import learnt
+from falctl.core.policies import State
+
+log = logging.getLogger(__name__)
+
+PERIOD_S: Final = 10.0
+"""Between two writes: what a router that is killed forgets."""
+FILE_BYTES_MAX: Final = 64 << 20
+"""4,096 hints of 1 KiB take 30 MB; more is no file of ours."""
+
+
+class Memory:
+    """Owner of the file at *path*. It replaces the costs and the demand of *state* when it recalls them."""
+
+    def __init__(self, path: Path, state: State) -> None:
+        self._path = path
+        self._state = state
+        self._kept = self._mark()
+        self._writer = ThreadPoolExecutor(1, "memory")
+        """One thread: a write that nobody waits for any more must end before the next begins."""
+        self._failed = False
+
+    def recall(self) -> None:
+        """Take over what the file says. Blocks."""
+        try:
+            table = _read(self._path)
+            self._state.costs, self._state.demand = learnt.restore(table)
+        except FileNotFoundError:
+            return
+        except (OSError, ValueError, RecursionError) as error:
+            log.warning("memory.ignored file=%s: %s; costs are learnt anew", self._path, error)
+            return
+        self._kept = self._mark()
+        log.info("memory.recalled observations=%d", self._state.demand.n)
+
+    async def keep_for_ever(self) -> None:
+        """Write whenever something has been learnt, every `PERIOD_S` at most."""
+        while True:
+            await asyncio.sleep(PERIOD_S)
+            await self.keep()
+
+    async def keep(self) -> None:
+        """Write now, if something has been learnt since the last time."""
+        mark = self._mark()
+        if mark == self._kept:
+            return
+        table = learnt.dump(self._state.costs, self._state.demand)
+        try:
+            await asyncio.get_running_loop().run_in_executor(self._writer, _write, self._path, table)
+        except OSError as error:
+            if not self._failed:
+                log.warning("memory.not_kept file=%s: %s; tried again", self._path, error)
+            self._failed = True
+        else:
+            self._kept, self._failed = mark, False
+
+    def _mark(self) -> tuple[int, int]:
+        """Return what differs whenever there is something new to keep."""
+        return self._state.costs.observations, self._state.demand.n
+
+
+def _read(path: Path) -> object:
+    with path.open("rb") as file:
+        content = file.read(FILE_BYTES_MAX + 1)
+    if len(content) > FILE_BYTES_MAX:
+        msg = f"it is over {FILE_BYTES_MAX >> 20} MiB"
+        raise ValueError(msg)
+    return json.loads(content)
+
+
+def _write(path: Path, table: dict[str, Any]) -> None:
+    """Replace *path* as a whole or not at all. Blocks. Raises OSError."""
+    content = json.dumps(table, separators=(",", ":"), allow_nan=False).encode()
+    new = path.with_suffix(".new")
+    try:
+        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        with os.fdopen(fd, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            new.unlink()
+        raise
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
