@@ -148,7 +148,7 @@ class Scheduler:
                 costs.declare(wanted.hint, event.size_bytes)
             self.state.demand.arrived(wanted.hint, event.client, now=now)
         exec_s = costs.mean_exec.value if wanted is None else costs.exec_s(wanted.hint)
-        share_s = exec_s / max(len(self.state.fleet.runners), 1)
+        share_s = exec_s / max(sum(runner.slots for runner in self.state.fleet.runners.values()), 1)
         due = self.fair.due(event.client, event.priority, share_s, now=now)
         waiting = Waiting(
             event.request,

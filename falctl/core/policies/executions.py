@@ -21,7 +21,7 @@ def find_execution(look: Look, reserved: Reservation | None) -> Choice | None:
         for hint in _servable(look.state, runner):
             if reserved is not None and reserved.keeps_off(runner, look.queues.execute_key(hint, runner)):
                 continue
-            key = (_turn(look, hint, runner), hint or "")
+            key = (look.queues.scarce_key(hint, runner), hint or "")
             if least is None or key < least:
                 least, holders, chosen = key, [runner], hint
             elif hint == chosen:
@@ -41,13 +41,6 @@ def _order(look: Look, runner: Runner, hint: Hint | None) -> tuple[int, float, f
     others = sorted(h for h in look.state.fleet.held(runner) if h != hint)
     share = sum(map(look.state.demand.share, others))
     return (len(runner.in_use), regret(look, runner, hint), share, runner.dispatched_order, runner.runner)
-
-
-def _turn(look: Look, hint: Hint | None, runner: Runner) -> float:
-    """Return when *hint* is due on *runner*: later if others could run it, so that scarce models go first."""
-    key = look.queues.execute_key(hint, runner)
-    copies = len(look.copies.get(hint, ())) if hint is not None else 0
-    return key + look.knobs.scarce * (copies - 1) * look.queues.exec_s(hint) if copies > 1 else key
 
 
 def _servable(state: State, runner: Runner) -> Iterator[Hint | None]:

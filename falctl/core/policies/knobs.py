@@ -27,6 +27,8 @@ class Knobs:
     """C: seconds of precedence per second of own execution; 0 is pure order of arrival."""
     load_head_start: float = 12.0
     """The same per second of own load."""
+    head_start_max: float = 25.0
+    """H: no head start is longer than so many times the fleet's mean execution and load together."""
     scarce: float = 3.0
     """Of two models that a free runner could run, one that others hold, too, steps back so many executions per copy."""
     horizon: float = 16.0

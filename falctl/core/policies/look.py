@@ -14,12 +14,14 @@ from typing import Final
 from falctl.core.fleet import Runner
 from falctl.core.policies.base import Changes, State
 from falctl.core.policies.knobs import Knobs
-from falctl.core.policies.queues import Queues
+from falctl.core.policies.queues import Queues, queues_at
 from falctl.core.policies.room import Room
 from falctl.core.policies.worth import Worth, worth_at
 from falctl.core.types import Hint, RunnerId
 
 FRESH_S: Final = 0.25
+OVERDUE: Final = 5.0
+"""A load that has taken so many times as long as it should is not waited for if a copy elsewhere pays."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,10 +104,12 @@ class Look:
         self._runners.clear()
 
     def coming(self) -> set[Hint]:
-        """Return what is being loaded: as a job, or by a runner itself for a cold execution."""
+        """Return what is being loaded: as a job that is not far beyond its time, or by a runner for a cold execution."""
         coming: set[Hint] = set()
         for runner in self.runners:
-            coming.update(runner.loading)
+            for hint, since in runner.loading.items():
+                if self.queues.now - since <= OVERDUE * max(self.queues.load_s(hint), 1.0):
+                    coming.add(hint)
             if runner.hints is not None:
                 coming.update(r.hint for r in runner.in_use.values() if r.hint is not None and not r.warm)
         return coming
@@ -129,7 +133,8 @@ def look_at(state: State, knobs: Knobs, *, now: float) -> Look:
     for runner in runners:
         for model in models[runner.runner]:
             copies.setdefault(model, []).append(runner)
-    queues = Queues(state, knobs, copies, now, hintless=all(r.hints is None for r in runners))
+    hintless = all(runner.hints is None for runner in runners)
+    queues = queues_at(state, knobs, copies, hintless=hintless, now=now)
     worth = worth_at(queues, runners)
     room = Room(queues, worth)
     overlaps = all(runner.caps.overlaps for runner in runners)

@@ -32,6 +32,10 @@ class Queues:
     now: float
     hintless: bool
     """Whether no runner gives hints."""
+    mean_load_s: float
+    """What a load of any model should take."""
+    head_start_max_s: float
+    """Nothing that is due so much later goes before, whatever it costs."""
     _exec: dict[Hint, float] = field(default_factory=dict)
     _keys: dict[Hint, float] = field(default_factory=dict)
     _others: dict[RunnerId, float] = field(default_factory=dict)
@@ -65,29 +69,37 @@ class Queues:
         """Return when *hint*, which somebody waits for, is due: short work has a head start."""
         if hint is not None and runner is None and (known := self._keys.get(hint)) is not None:
             return known
-        head = self.state.queue.head(hint)
-        assert head is not None
-        key = head.due + self.knobs.head_start * self.exec_s(hint, runner)
+        key = self._due(hint) + min(self.knobs.head_start * self.exec_s(hint, runner), self.head_start_max_s)
         if hint is not None and runner is None:
             self._keys[hint] = key
         return key
+
+    def scarce_key(self, hint: Hint | None, runner: Runner) -> float:
+        """Return the same, later if other runners could run it, too, so that what only *runner* can run goes first."""
+        copies = 0 if hint is None else len(self.copies.get(hint, ()))
+        if copies < 2:
+            return self.execute_key(hint, runner)
+        steps_back_s = self.knobs.scarce * (copies - 1) * self.exec_s(hint)
+        latest = self._due(hint) + self.head_start_max_s
+        return min(self.execute_key(hint, runner) + steps_back_s, latest)
 
     def load_s(self, hint: Hint) -> float:
         """Return what a load should take; an app that gives no hints is taken to load nothing until it was seen to."""
         return self.state.costs.load_s(hint) if self._loads_are_known else 0.0
 
     @property
-    def mean_load_s(self) -> float:
-        """Return what a load of any model should take."""
-        return self.state.costs.mean_load.value if self._loads_are_known else 0.0
-
-    @property
     def _loads_are_known(self) -> bool:
         return not self.hintless or self.state.costs.mean_load.n > 0
 
     def load_key(self, hint: Hint) -> float:
-        """Return the same for a model that has to be loaded first; never before its `execute_key`."""
-        return self.execute_key(hint) + self.knobs.load_head_start * self.load_s(hint)
+        """Return when *hint* is due if it has to be loaded first; never before its `execute_key`."""
+        start_s = self.knobs.head_start * self.exec_s(hint) + self.knobs.load_head_start * self.load_s(hint)
+        return self._due(hint) + min(start_s, self.head_start_max_s)
+
+    def _due(self, hint: Hint | None) -> float:
+        head = self.state.queue.head(hint)
+        assert head is not None
+        return head.due
 
     # --- backlogs --------------------------------------------------------------------------------
 
@@ -145,6 +157,15 @@ class Queues:
             for hint, since in runner.loading.items():
                 rest = max(rest, _remaining(self.load_s(hint), self.now - since))
         return rest
+
+
+def queues_at(
+    state: State, knobs: Knobs, copies: dict[Hint, list[Runner]], *, hintless: bool, now: float
+) -> Queues:
+    """Return the queues at instant *now*; *hintless*: no runner gives hints."""
+    load_s = 0.0 if hintless and not state.costs.mean_load.n else state.costs.mean_load.value
+    longest_s = knobs.head_start_max * (max(state.costs.mean_exec.value, LEAST_S) + load_s)
+    return Queues(state, knobs, copies, now, hintless, load_s, longest_s)
 
 
 def _remaining(expected_s: float, elapsed_s: float) -> float:
