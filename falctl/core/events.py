@@ -132,7 +132,13 @@ Event: TypeAlias = (
 # --- actions: things the driver must now do ----------------------------------
 
 RefuseCode = Literal[
-    "queue_full", "client_queue_full", "no_runner", "draining", "bounced_too_often", "start_timeout"
+    "queue_full",
+    "client_queue_full",
+    "model_too_large",
+    "no_runner",
+    "draining",
+    "bounced_too_often",
+    "start_timeout",
 ]
 
 
@@ -178,6 +184,8 @@ class Refuse:
     """When a place in the queue should be free again; None: that is not what it lacked, or nobody knows."""
     waiting: int = 0
     """How many wait, of those that the bound counts which refused it; 0: no bound did."""
+    size_bytes: int = 0
+    """How large the model is that fits no card; 0: that was not the reason."""
 
 
 Action: TypeAlias = Dispatch | Load | Refuse

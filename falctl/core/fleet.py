@@ -106,6 +106,11 @@ class Runner:
         """Return whether it was not warm for what it ran, and is not now: it does not list that model."""
         return not running.warm and self.hints is not None and running.hint not in self.hints
 
+    def fits(self, hint: Hint, size_bytes: int | None) -> bool:
+        """Return whether a model of that size can be on its card at all: as far as we know, or because it is there."""
+        limit = self.caps.vram_bytes
+        return size_bytes is None or limit is None or size_bytes <= limit or hint in (self.hints or ())
+
     def executes(self, hint: Hint) -> bool:
         """Return whether a request for *hint* is in one of its slots."""
         return any(running.hint == hint for running in self.in_use.values())
@@ -124,6 +129,10 @@ class Fleet:
     _last_served: OrderedDict[Hint, RunnerId] = field(default_factory=OrderedDict)
     _served: dict[RunnerId, set[Hint]] = field(default_factory=dict)
     """The same by runner."""
+
+    def fits(self, hint: Hint, size_bytes: int | None) -> bool:
+        """Return whether some card could hold a model of that size, or may be able to when it is up again."""
+        return bool(self.returning) or any(r.fits(hint, size_bytes) for r in self.runners.values())
 
     def free(self) -> list[Runner]:
         """Return the runners with a free slot, the one whose turn it is first (round robin)."""

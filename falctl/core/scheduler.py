@@ -40,7 +40,7 @@ from falctl.core.pace import Pace
 from falctl.core.policies.base import Execute, LoadModel, Move, Policy, State
 from falctl.core.policies.explain import plain
 from falctl.core.queue import Waiting, WaitingQueue
-from falctl.core.types import Epoch, RequestId, RunnerId
+from falctl.core.types import Epoch, Hint, RequestId, RunnerId, Wanted
 
 BOUNCES_MAX: Final = 10
 """A request bounced this often is refused: fal's own bound on attempts (fal-client 1.0.3, MAX_ATTEMPTS)."""
@@ -71,7 +71,8 @@ class Scheduler:
     def handle(self, event: Event, *, now: float) -> list[Action]:
         """Apply *event* at monotonic instant *now*; return what to do, in order."""
         refused = self._apply(event, now)
-        actions = [*refused, *self._late(now), *self._decide(now), *self._give_up()]
+        refused += [*self._late(now), *self._too_large(event)]
+        actions = [*refused, *self._decide(now), *self._give_up()]
         self.pace.watch(waiting=bool(self.state.queue), now=now)
         for action in actions:
             if isinstance(action, Refuse):
@@ -354,6 +355,26 @@ class Scheduler:
         self.pace.leave(gone.client, now=now)
         self.fair.refund(gone.client, gone.priority, gone.share_s)
         return True
+
+    def _too_large(self, event: Event) -> list[Action]:
+        """Refuse what fits no card, if *event* can have brought that about."""
+        match event:
+            case Arrived(wanted=Wanted(hint)):
+                hints: list[Hint | None] = [hint]
+            case RunnerUp() | RunnerDown():
+                hints = list(self.state.queue.hints())
+            case _:
+                return []
+        return [action for hint in hints if hint is not None for action in self._refuse_unfit(hint)]
+
+    def _refuse_unfit(self, hint: Hint) -> list[Action]:
+        fleet, size_bytes = self.state.fleet, self.state.costs.size_bytes(hint)
+        if size_bytes is None or not fleet.runners or fleet.fits(hint, size_bytes):
+            return []
+        requests = [waiting.request for waiting in self.state.queue if waiting.hint == hint]
+        for request in requests:
+            self.state.queue.pop(request)
+        return [Refuse(request, "model_too_large", size_bytes=size_bytes) for request in requests]
 
     def _give_up(self) -> list[Action]:
         """Refuse what waits when no runner is up and none will be."""

@@ -73,8 +73,9 @@ def bounds(jobs: Sequence[Job], setting: Setting) -> Bounds:
     starts = fifo_starts(jobs, setting.runners)
     latency_s = [start + job.exec_s - job.t_s for start, job in zip(starts, jobs, strict=True)]
     hints = [job.hint for job in jobs if job.hint]
-    if setting.vram_bytes is not None:
-        misses = pfoo_misses(hints, sizes_of(jobs), setting.runners * setting.vram_bytes)
+    if setting.vram(0) is not None:
+        vram_bytes = sum(setting.vram(runner) or 0 for runner in range(setting.runners))
+        misses = pfoo_misses(hints, sizes_of(jobs), vram_bytes)
     elif setting.models_max is not None:
         misses = belady_misses(hints, setting.runners * setting.models_max)
     else:

@@ -48,11 +48,13 @@ PATIENCE_S: Final = 3600.0
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """The simulated fleet. Exactly one of ``models_max`` and ``vram_bytes`` is a limit."""
+    """The simulated fleet. Bytes are the limit where they are given, else ``models_max``."""
 
     runners: int
     models_max: int | None = 3
     vram_bytes: int | None = None
+    vram_each: tuple[int, ...] = ()
+    """The same by runner, where cards are unequal; instead of ``vram_bytes``."""
     loads: bool = True
     """Runners take load jobs; else they load and evict by themselves, as apps that only give hints do."""
     overlaps: bool = True
@@ -61,6 +63,10 @@ class Setting:
     slower: tuple[tuple[float, int, float], ...] = ()
     """From this instant on, executions that begin on this runner take so many times as long; the last that applies does."""
 
+    def vram(self, runner: int) -> int | None:
+        """Return how many bytes *runner* holds; None: models are counted, not bytes."""
+        return self.vram_each[runner] if self.vram_each else self.vram_bytes
+
     def slowness(self, runner: int, now: float) -> float:
         """Return how many times as long an execution takes that begins on *runner* now."""
         return next((f for at, who, f in reversed(self.slower) if who == runner and at <= now), 1.0)
@@ -68,8 +74,9 @@ class Setting:
 
 @dataclass(slots=True)
 class Card:
-    """One runner's truth: what is resident, by last use."""
+    """One runner's truth: what it can hold, in bytes or models, and what is resident, by last use."""
 
+    limit: float
     resident: dict[Hint, float] = field(default_factory=dict)
     executing: RequestId | None = None
     loading: Hint | None = None
@@ -101,7 +108,7 @@ class World:
         self.setting = setting
         self.now = 0.0
         self.scheduler = Scheduler(policy, queue_max=len(jobs) + 1)
-        self.cards = [Card() for _ in range(setting.runners)]
+        self.cards = [Card(_limit(setting, runner)) for runner in range(setting.runners)]
         self.outcome = Outcome([0.0] * len(jobs), [0.0] * len(jobs))
         self._size_bytes = sizes_of(jobs)
         self._load_s: dict[Hint, float] = {}
@@ -122,16 +129,9 @@ class World:
         Raises:
             StartError: the policy lets requests wait for ever.
         """
-        caps = Caps(
-            gpu="simulated",
-            loads=self.setting.loads,
-            overlaps=self.setting.overlaps,
-            models_max=self.setting.models_max,
-            vram_bytes=self.setting.vram_bytes,
-        )
         self.now = self.jobs[0].t_s
         for runner in range(self.setting.runners):
-            self._feed(RunnerUp(RunnerId(runner), FIRST, 1, (), frozenset(), caps))
+            self._feed(RunnerUp(RunnerId(runner), FIRST, 1, (), frozenset(), self._caps(runner)))
         for index, job in enumerate(self.jobs):
             while self._events and self._events[0][0] < job.t_s:
                 self._next()
@@ -148,6 +148,10 @@ class World:
             msg = f"the policy lets {lost} of {len(self.jobs)} requests wait for ever"
             raise StartError(msg)
         return self.outcome
+
+    def _caps(self, runner: int) -> Caps:
+        setting = self.setting
+        return Caps("simulated", setting.loads, setting.overlaps, setting.models_max, setting.vram(runner))
 
     def _next(self) -> None:
         self.now, *_, make = heapq.heappop(self._events)
@@ -238,7 +242,7 @@ class World:
                 "a victim executes"
             )
             del card.resident[victim]
-        assert self._used(card) + self._size(hint) <= self._limit(), "over the budget"
+        assert self._used(card) + self._size(hint) <= card.limit, "over the budget"
         card.resident[hint], card.loading = self.now, hint
         self.outcome.loads.append((self.now, hint, load_s))
         card.loads_until = self.now + load_s
@@ -253,20 +257,22 @@ class World:
     def _make_room(self, card: Card, hint: Hint) -> None:
         """Evict the least recently used, as an app on its own would."""
         for victim in list(card.resident):
-            if self._used(card) + self._size(hint) <= self._limit():
+            if self._used(card) + self._size(hint) <= card.limit:
                 break
             del card.resident[victim]
-        assert self._used(card) + self._size(hint) <= self._limit(), "over the budget"
-
-    def _limit(self) -> float:
-        limit = self.setting.vram_bytes if self.setting.vram_bytes is not None else self.setting.models_max
-        return float("inf") if limit is None else float(limit)
+        assert self._used(card) + self._size(hint) <= card.limit, "over the budget"
 
     def _size(self, hint: Hint) -> float:
-        return float(self._size_bytes[hint]) if self.setting.vram_bytes is not None else 1.0
+        return float(self._size_bytes[hint]) if self.setting.vram(0) is not None else 1.0
 
     def _used(self, card: Card) -> float:
         return sum(self._size(hint) for hint in card.resident)
+
+
+def _limit(setting: Setting, runner: int) -> float:
+    vram_bytes = setting.vram(runner)
+    limit = vram_bytes if vram_bytes is not None else setting.models_max
+    return float("inf") if limit is None else float(limit)
 
 
 def sizes_of(jobs: Iterable[Job]) -> dict[Hint, int]:

@@ -7,7 +7,14 @@ from math import ceil
 from typing import Final, TypeAlias
 
 from falctl.core.events import Refuse, RefuseCode
-from falctl.errors import QueueFullError, RequestError, StartTimeoutError, UnavailableError
+from falctl.core.types import GiB
+from falctl.errors import (
+    ModelTooLargeError,
+    QueueFullError,
+    RequestError,
+    StartTimeoutError,
+    UnavailableError,
+)
 from falctl.wire import H_ERROR_TYPE, H_ORIGIN, H_REQUEST_ID
 
 RawHeaders: TypeAlias = list[tuple[bytes, bytes]]
@@ -25,6 +32,10 @@ _REFUSALS: Final[dict[RefuseCode, tuple[type[RequestError], str]]] = {
         "{waiting} requests of this client wait, as many as queue.max_per_client allows; "
         "send this one again when some are answered, or raise queue.max_per_client",
     ),
+    "model_too_large": (
+        ModelTooLargeError,
+        "its model takes {size_gib:.1f} GiB and fits no card of this fleet; ask for a smaller one, or add a larger card",
+    ),
     "no_runner": (UnavailableError, "no runner is up and none will be; `falctl status` says why"),
     "draining": (UnavailableError, "falctl is shutting down"),
     "start_timeout": (
@@ -38,7 +49,8 @@ _REFUSALS: Final[dict[RefuseCode, tuple[type[RequestError], str]]] = {
 def refusal(action: Refuse) -> RequestError:
     """Return the error that tells a client of *action*."""
     kind, detail = _REFUSALS[action.code]
-    return kind(detail.format(waiting=action.waiting), retry_after_s=action.retry_after_s)
+    told = detail.format(waiting=action.waiting, size_gib=action.size_bytes / GiB)
+    return kind(told, retry_after_s=action.retry_after_s)
 
 
 def problem(error: RequestError, request: str) -> tuple[RawHeaders, bytes]:

@@ -123,7 +123,6 @@ def test_apps_that_only_give_hints_report_one_figure_for_load_and_execution() ->
     [
         ([load(0, A), load(4, B)], {"models_max": 1}, "over the budget"),
         ([load(0, A), load(4, B)], {"models_max": None, "vram_bytes": 19}, "over the budget"),
-        ([execute(0, 0)], {"models_max": None, "vram_bytes": 9}, "over the budget"),
         ([load(0, A), execute(0, 0)], {}, "an execution of a model that is still loading"),
         ([load(0, A), execute(1, 1)], {}, "two loads on one card"),
     ],

@@ -100,3 +100,20 @@ def test_a_card_that_becomes_throttled_gets_less_from_then_on() -> None:
     told_s, _ = mean_and_share(throttled, oracle=True, since=half)
     assert after < 0.85 * before
     assert learnt_s < 1.07 * told_s, (learnt_s, told_s)
+
+
+def test_on_cards_of_unequal_memory_large_models_go_where_they_fit_and_nobody_waits_for_ever() -> None:
+    for seed in range(3):
+        rng = Random(seed)
+        sizes = {Hint(f"m{n}"): rng.choice((3, 6, 12, 20)) * 10**9 for n in range(10)}
+        jobs, at = [], 0.0
+        for n in range(400):
+            at += rng.expovariate(0.5)
+            hint = rng.choice(list(sizes))
+            jobs.append(Job(at, hint, rng.uniform(1, 4), 6.0, sizes[hint], f"c{n % 5}"))
+        setting = Setting(3, models_max=None, vram_each=(8 * 10**9, 16 * 10**9, 24 * 10**9))
+        # The world asserts that no card is ever asked to hold more than it can.
+        outcome = World(jobs, Auto(), setting, check=True).run()
+        assert outcome.refused == 0
+        huge = [*jobs, Job(at + 1.0, Hint("huge"), 1.0, 6.0, 30 * 10**9, "c0")]
+        assert World(huge, Auto(), setting, check=True).run().refused == 1

@@ -109,4 +109,5 @@ def _limit(runner: Runner) -> float:
 def _size(hint: Hint, runner: Runner, costs: Costs) -> float:
     if runner.caps.vram_bytes is None:
         return 1.0
-    return float(costs.size_bytes(hint) or costs.mean_size.value)
+    # One of unknown size is tried, also where the mean would not fit.
+    return float(costs.size_bytes(hint) or min(costs.mean_size.value, runner.caps.vram_bytes))
