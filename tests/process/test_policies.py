@@ -53,7 +53,7 @@ def test_a_policy_that_fails_in_office_is_replaced_and_everybody_is_served() -> 
         f.start()
         f.wait_ready()
         assert f.post("/", {"n": 1}).status == 200
-        assert "Affinity decides from now on" in f.wait_line(r"policy\.failed policy=mine:Broken")
+        assert "Auto decides from now on" in f.wait_line(r"policy\.failed policy=mine:Broken")
         assert any("ZeroDivisionError: no mood" in line for line in f.lines)
         assert [f.post("/", {"n": n}).status for n in range(3)] == [200] * 3
         assert sum("policy.failed" in line for line in f.lines) == 1

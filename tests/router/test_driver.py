@@ -146,7 +146,7 @@ def test_a_hold_ends_in_time_although_nothing_happens() -> None:
             await wait_on_loop(release)
         await answer(send)
 
-    with serving(runners=2, config={"routing": {"hold": 0.5}}, handler=block) as setup:
+    with serving(runners=2, config={"routing": {"policy": "affinity", "hold": 0.5}}, handler=block) as setup:
         setup.hosts[0].set_hints("m")
         with Raw(setup, request_bytes("/block", b"X-Fal-Runner-Hint: m")):
             until(lambda: setup.hosts[0].executing, within_s=PATIENCE_S, what="executing")
