@@ -37,6 +37,7 @@ class Play:
     hosts: list[Host]
     now: float = 0.0
     started: dict[str, float] = field(default_factory=dict)
+    where: dict[str, int] = field(default_factory=dict)
     exec_s: dict[str, float] = field(default_factory=dict)
     loads: list[str] = field(default_factory=list)
     fails: set[Hint] = field(default_factory=set)
@@ -73,7 +74,7 @@ class Play:
 
     def _execute(self, action: Dispatch) -> None:
         host, hint = self.hosts[action.runner], self._wanted[action.request]
-        self.started[action.request] = self.now
+        self.started[action.request], self.where[action.request] = self.now, action.runner
         exec_s, load_s = self.exec_s[action.request], 0.0
         if host.hints is not None and host.lists and hint not in host.hints:
             load_s = LOAD_S
@@ -120,6 +121,10 @@ def test_an_app_whose_hints_are_of_another_kind_works_in_parallel_too() -> None:
         play.come(n * 2.0, f"q{n}", "sdxl", 4.0)
     play.until(800.0)
     assert len(play.started) > 390, "half of the fleet is enough"
+    play.come(900.0, "listed", "lora-2")
+    play.until()
+    assert waited_s(play, "listed", 900.0) == 0
+    assert play.where["listed"] == 2, "the hints that are listed count all the same"
 
 
 @pytest.mark.parametrize("slots", [1, 2, 3])
