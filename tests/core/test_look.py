@@ -226,3 +226,14 @@ def test_a_draining_runner_ends_what_it_runs_while_others_wait() -> None:
     assert [d.runner for d in fleet.running] == [1]
     fleet.happen("end", 0, 0)
     assert [d.runner for d in fleet.running] == [1]
+
+
+def test_a_runner_without_hints_loses_what_another_has_served_since() -> None:
+    fleet = Fleet([(JOBS, False, 1), (JOBS, True, 1)])
+    fleet.happen("come", 0, 1)
+    assert [d.runner for d in fleet.running] == [0]
+    fleet.happen("come", 0, 1)
+    fleet.happen("come", 0, 1)
+    fleet.feed(HintsChanged(RunnerId(1), E1, frozenset(MODELS[:1])))
+    assert [d.runner for d in fleet.running] == [0, 1]
+    fleet.happen("end", 0, 0)
