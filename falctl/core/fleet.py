@@ -156,13 +156,14 @@ class Fleet:
             r for r in self.runners.values() if self.warm(hint, r) or hint in r.loading or r.executes(hint)
         )
 
-    def serve(self, hint: Hint, runner: RunnerId) -> None:
-        """Remember that *runner* was the last to be sent a request for *hint*."""
-        self._drop(hint)
+    def serve(self, hint: Hint, runner: RunnerId) -> RunnerId | None:
+        """Remember that *runner* was the last to be sent a request for *hint*; return who was it before."""
+        before = self._drop(hint)
         self._last_served[hint] = runner
         self._served.setdefault(runner, set()).add(hint)
         if len(self._last_served) > LAST_SERVED_MAX:
             self._drop(next(iter(self._last_served)))
+        return before
 
     def give_up(self, hint: Hint) -> None:
         """Ask for no more load jobs for *hint*: the last has failed."""
@@ -183,9 +184,10 @@ class Fleet:
         for hint in self._served.pop(runner, ()):
             del self._last_served[hint]
 
-    def _drop(self, hint: Hint) -> None:
+    def _drop(self, hint: Hint) -> RunnerId | None:
         if (runner := self._last_served.pop(hint, None)) is not None:
             self._served[runner].discard(hint)
+        return runner
 
 
 def _remember(table: OrderedDict[Hint, None], hint: Hint) -> None:

@@ -73,12 +73,13 @@ class Look:
 
     def refresh(self, changes: Changes, *, now: float) -> None:
         """Take in what has changed since, up to instant *now*."""
-        models = changes.models.union(*map(self._recount, changes.runners))
-        runners = changes.runners.union(r.runner for m in models for r in self.copies.get(m, ()))
+        ours = changes.runners & self._models.keys()  # one that drains still ends what it runs
+        models = changes.models.union(*map(self._recount, ours))
+        runners = ours.union(r.runner for m in models for r in self.copies.get(m, ()))
         self.queues.refresh(models, runners, now=now)
         self.room.forget(runners)
         self._hints |= changes.wanted
-        self._runners |= changes.runners
+        self._runners |= ours
 
     def _recount(self, number: RunnerId) -> frozenset[Hint]:
         """Take in what a runner holds now; return the models of which there is a copy more or less."""
