@@ -19,7 +19,7 @@ from falctl.core.policies.room import Room
 from falctl.core.policies.worth import Worth, worth_at
 from falctl.core.types import Hint, RunnerId
 
-FRESH_S: Final = 0.25
+FRESH_S: Final = 1.0
 OVERDUE: Final = 5.0
 """A load that has taken so many times as long as it should is not waited for if a copy elsewhere pays."""
 
