@@ -139,8 +139,11 @@ def test_only_the_oldest_models_are_told_why_they_wait(one: Setup) -> None:
 
 def test_a_model_of_a_header_that_is_not_ascii_is_found_by_its_name(one: Setup) -> None:
     one.hosts[0].set_hints("模型".encode().decode("latin-1"))
-    told = read(one, "/falctl/why?model=%E6%A8%A1%E5%9E%8B")
-    assert "warm on runner 0" in told["conclusion"]
+
+    def is_warm() -> bool:
+        return "warm on runner 0" in read(one, "/falctl/why?model=%E6%A8%A1%E5%9E%8B")["conclusion"]
+
+    until(is_warm, within_s=PATIENCE_S, what="the hints are heard of")
     assert "nobody holds it" in read(one, "/falctl/why?model=%ED%A0%80")["conclusion"], (
         "half a surrogate pair"
     )
