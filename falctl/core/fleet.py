@@ -103,8 +103,24 @@ class Runner:
             del self.used[next(iter(self.used))]
 
     def lacks(self, running: Running) -> bool:
-        """Return whether it was not warm for what it ran, and is not now: it does not list that model."""
-        return not running.warm and self.hints is not None and running.hint not in self.hints
+        """
+        Return whether it does not list the model that it has just run: its hints are of another kind.
+
+        One that was warm may have dropped it by itself in the meantime, but not if loads are ordered: then it only
+        counted as warm because a load had ended well.
+        """
+        if self.hints is None or running.hint in self.hints or running.hint in self.leaving:
+            return False
+        return not running.warm or (self.takes_jobs and running.hint in self.loaded)
+
+    def load_over(self, hint: Hint, told: frozenset[Hint] | None) -> bool:
+        """Note that a load has ended and the runner then holds *told*, None: as far as we know; False: none was."""
+        if self.loading.pop(hint, None) is None:
+            return False
+        self.leaving = frozenset()
+        if told is not None:
+            self.hints = self.counted(told)
+        return True
 
     def fits(self, hint: Hint, size_bytes: int | None) -> bool:
         """Return whether a model of that size can be on its card at all: as far as we know, or because it is there."""

@@ -187,14 +187,14 @@ class Scheduler:
                 self.state.fleet.missed(running.hint)
 
     def _loaded(self, event: LoadEnded, view: Runner, now: float) -> None:
-        if view.loading.pop(event.hint, None) is None:
+        if not view.load_over(event.hint, event.hints):
             return
-        view.leaving = frozenset()
         self.state.changes.note(event.hint, view.runner, wanted=True)
         self.decisions.load_ended(event, now=now)
         if event.ok:
             self.ended.loaded(event.hint, event.load_s)
-            self.state.costs.loaded(event.hint, event.tier, event.load_s)
+            if event.load_s > 0:  # else it was there, and nothing is known about loads
+                self.state.costs.loaded(event.hint, event.tier, event.load_s)
             self.state.fleet.found([event.hint])
             if view.hints is not None:
                 view.hints |= {event.hint}
