@@ -173,13 +173,13 @@ class Fleet:
         )
 
     def serve(self, hint: Hint, runner: RunnerId) -> RunnerId | None:
-        """Remember that *runner* was the last to be sent a request for *hint*; return who was it before."""
+        """Remember that *runner* was the last to be sent a request for *hint*; return who is not warm for it any more."""
         before = self._drop(hint)
         self._last_served[hint] = runner
         self._served.setdefault(runner, set()).add(hint)
         if len(self._last_served) > LAST_SERVED_MAX:
             self._drop(next(iter(self._last_served)))
-        return before
+        return before if before is not None and self.runners[before].hints is None else None
 
     def give_up(self, hint: Hint) -> None:
         """Ask for no more load jobs for *hint*: the last has failed."""

@@ -275,7 +275,7 @@ class Scheduler:
         self._in_flight[move.request] = (move.runner, view.epoch, waiting)
         if hint is not None:
             view.use(hint, self._dispatches)
-            self.state.changes.note(None, fleet.serve(hint, move.runner))  # may not be warm for it any more
+            self.state.changes.note(None, fleet.serve(hint, move.runner))
         self.state.changes.note(hint, move.runner)
         if view.hints is None:
             self.state.changes.all = True  # it is warm for something new
