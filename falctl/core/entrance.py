@@ -119,6 +119,7 @@ class Entrance:
         self.state.changes.all = True
         for gone in waiting:
             self.state.queue.pop(gone.request)
+            self.fair.refund(gone.client, gone.priority, gone.share_s)
         return [gone.request for gone in waiting]
 
     def _slots(self) -> int:

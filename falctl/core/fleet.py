@@ -159,8 +159,12 @@ class Fleet:
     def warm(self, hint: Hint, runner: Runner) -> bool:
         """Return whether *runner* is warm for *hint*: it says so, or, if it gives no hints, served it last."""
         if runner.hints is None:
-            return self._last_served.get(hint) == runner.runner
+            return self.served_last(hint, runner)
         return hint in runner.hints
+
+    def served_last(self, hint: Hint, runner: Runner) -> bool:
+        """Return whether no other runner has been sent a request for *hint* since *runner* was."""
+        return self._last_served.get(hint) == runner.runner
 
     def held(self, runner: Runner) -> Collection[Hint]:
         """Return all that *runner* is `warm` for."""
