@@ -80,6 +80,8 @@ class HostSpec:
     """Prefix of the URL of a stored file, without the trailing slash: ``http://127.0.0.1:8808/files``."""
     config: dict[str, Any]
     """`falctl.config.Config` as JSON."""
+    data_dir: str = ""
+    """The folder that a fal.App knows as ``/data``; made when one runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +115,11 @@ class Drain:
 
 
 @dataclass(frozen=True, slots=True)
+class Ending:
+    """To a host: `Stop` will follow when what runs has finished; the app may tell it to hurry."""
+
+
+@dataclass(frozen=True, slots=True)
 class Stop:
     """To a host: tear the app down and exit with 0. To the router: close and exit with 0."""
 
@@ -139,6 +146,8 @@ class Ready:
     """The child serves. A host's ``slots`` is its app's max_multiplexing."""
 
     slots: int = 0
+    grace_s: float | None = None
+    """How long running requests of this app get to finish at the end; None: as the configuration says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,6 +227,7 @@ Message: TypeAlias = (
     | RouterSpec
     | RunnerChanged
     | Drain
+    | Ending
     | Stop
     | Reload
     | Stage
@@ -238,6 +248,7 @@ _KINDS: Final[dict[str, type[Any]]] = {
         RouterSpec,
         RunnerChanged,
         Drain,
+        Ending,
         Stop,
         Reload,
         Stage,

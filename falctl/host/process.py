@@ -19,6 +19,7 @@ from falctl import logs
 from falctl.app import App
 from falctl.config import Config
 from falctl.errors import EXIT_FAILED, EXIT_OK, FalctlError
+from falctl.host.fal.sdk import Local, make_local_on_import
 from falctl.host.life import Life
 from falctl.host.loader import load_app
 from falctl.host.start import start
@@ -54,6 +55,7 @@ def _run(control: Control) -> None:
     config = Config.model_validate(spec.config)
     logs.configure(config.log.level)
     control.send(Stage(one_line(f"importing {spec.app}")))
+    make_local_on_import(Local(spec.files_url, Path(spec.data_dir)))
     app_class = load_app(spec.app, cwd=Path(spec.cwd))
     # Not asyncio.run: it would cancel what is left and wait for it, and an app thread may never return.
     loop = uvloop.new_event_loop()

@@ -60,6 +60,8 @@ class Member:
         self.drained = asyncio.Event()
         self.exit_code = EXIT_FAILED
         """The exit code that `falctl up` should end with if this child cannot start."""
+        self.grace_s: float | None = None
+        """How long what runs in it gets to finish at the end, if its app says so."""
         self._launch = launch
         self._changed = changed
         self._buried = buried
@@ -125,7 +127,8 @@ class Member:
         match message:
             case Stage(text):
                 self.feed(Staged(epoch, text))
-            case Ready():
+            case Ready(grace_s=grace_s):
+                self.grace_s = grace_s
                 self.feed(BecameReady(epoch))
             case Failed(text, exit_code):
                 self.exit_code = exit_code

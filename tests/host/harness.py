@@ -145,6 +145,7 @@ class Host:
             files_dir=str(self.files),
             files_url="http://127.0.0.1:8808/files",
             config=Config.model_validate(config or {}).model_dump(mode="json"),
+            data_dir=str(self.home / "data"),
         )
         self.said: queue.Queue[Message] = queue.Queue()
         self.send(self.spec)
