@@ -54,6 +54,9 @@ Host to router: ``cache=hit|join|ram|disk|none;load_s=0.000000;exec_s=0.000000``
 leave; the router turns it into the receipt and removes it.
 """
 
+EXIT_RETIRED: Final = 71
+"""A host's exit code: its app asked for another process, by an answer 503 of a fal.App for instance."""
+
 
 # --- control channel: supervisor to child ------------------------------------------------------
 

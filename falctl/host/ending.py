@@ -8,8 +8,6 @@ from typing import Final, NoReturn
 
 EXIT_CARD_BROKEN: Final = 70
 """Its CUDA context is unusable."""
-EXIT_RETIRED: Final = 71
-"""Its app asked for another process, by an answer 503 of a fal.App for instance."""
 EXIT_OVERDUE: Final = 72
 """A sync endpoint ran for longer than its app allows; nothing else can stop it."""
 

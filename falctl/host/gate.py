@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from falctl.host.answer import Answer, UnsendableError, without_ours
 from falctl.host.deadline import Deadline, overdue
-from falctl.host.ending import EXIT_CARD_BROKEN, EXIT_RETIRED, end_process
+from falctl.host.ending import EXIT_CARD_BROKEN, end_process
 from falctl.host.failures import bounced, render, unsendable
 from falctl.host.head import RequestHead, read_head
 from falctl.host.keeper import Keeper
@@ -23,7 +23,7 @@ from falctl.host.loader import OWN_PATHS
 from falctl.host.ticket import CURRENT, Ticket
 from falctl.tasks import spawn
 from falctl.toolkit import RequestCancelled
-from falctl.wire import H_HINTS
+from falctl.wire import EXIT_RETIRED, H_HINTS
 
 log = logging.getLogger(__name__)
 

@@ -22,6 +22,7 @@ from falctl.errors import EXIT_FAILED, EXIT_OK, FalctlError
 from falctl.host.fal.sdk import Local, make_local_on_import
 from falctl.host.life import Life
 from falctl.host.loader import load_app
+from falctl.host.serving import check_app
 from falctl.host.start import start
 from falctl.host.telling import one_line, said
 from falctl.lifeline import Control
@@ -57,6 +58,7 @@ def _run(control: Control) -> None:
     control.send(Stage(one_line(f"importing {spec.app}")))
     make_local_on_import(Local(spec.files_url, Path(spec.data_dir)))
     app_class = load_app(spec.app, cwd=Path(spec.cwd))
+    check_app(app_class, spec)
     # Not asyncio.run: it would cancel what is left and wait for it, and an app thread may never return.
     loop = uvloop.new_event_loop()
     loop.run_until_complete(_live(control, spec, config, app_class=app_class))

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import logging
+import os
+
 from starlette.types import ASGIApp
 
 from falctl.app import App
 from falctl.host.app_threads import AppThreads
 from falctl.host.fal.adapter import FalApp
+from falctl.host.fal.settings import check_cards, notes
 from falctl.host.hint_source import HintSource
 from falctl.host.limits import Limits
 from falctl.host.routes import build_routes
+from falctl.wire import HostSpec
+
+log = logging.getLogger(__name__)
 
 
 def build_web(app: App, *, threads: AppThreads, hints: HintSource) -> ASGIApp:
@@ -17,6 +24,21 @@ def build_web(app: App, *, threads: AppThreads, hints: HintSource) -> ASGIApp:
     if isinstance(app, FalApp):
         return app.build_web(threads=threads, hints=hints)
     return build_routes(app, threads=threads, hints=hints)
+
+
+def check_app(app_class: type[App], spec: HostSpec) -> None:
+    """
+    Say what of a fal.App's settings does not count here; the first runner says it for all.
+
+    Raises:
+        ConfigError: it wants more cards than this runner has.
+    """
+    if not issubclass(app_class, FalApp):
+        return
+    check_cards(app_class.settings, cards=len(spec.cards), named=spec.app)
+    if (spec.runner, spec.epoch) == (0, 1):
+        for note in notes(app_class.settings, os.environ):
+            log.warning("fal.app %s", note)
 
 
 def limits_of(app: App) -> Limits:

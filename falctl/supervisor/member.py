@@ -25,7 +25,7 @@ from falctl.core.lifecycle import (
 from falctl.core.types import Epoch
 from falctl.errors import EXIT_FAILED
 from falctl.supervisor.child import Child, Launch, spawn
-from falctl.wire import Drained, Failed, Message, Ready, Stage, Stop
+from falctl.wire import EXIT_RETIRED, Drained, Failed, Message, Ready, Stage, Stop
 
 log = logging.getLogger(__name__)
 
@@ -121,7 +121,7 @@ class Member:
         log.log(
             logging.DEBUG if wanted else logging.INFO, "%s.exited epoch=%d code=%d", self.name, epoch, code
         )
-        self.feed(Exited(epoch, code))
+        self.feed(Exited(epoch, code, retired=code == EXIT_RETIRED))
 
     def _hear(self, epoch: Epoch, message: Message) -> None:
         match message:

@@ -28,6 +28,8 @@ _OF_GPUS: Final = ("cuda", "cudnn", "nvml", "nccl", "cublas", "cufft", "cusolver
 
 async def answer_unexpected(request: Request, error: Exception) -> Response:
     """Return the answer to an error that the app did not mean for its client."""
+    if isinstance(error.__cause__, BaseExceptionGroup):
+        error.__cause__ = None  # the same error once more, as starlette's middlewares raise it again
     if runs_out_of_memory(error) or not any(word in str(error).lower() for word in _OF_GPUS):
         return await answer_error(request, error)
     ticket = CURRENT.get()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -67,7 +66,7 @@ def check_cards(settings: Settings, *, cards: int, named: str) -> None:
         raise ConfigError(msg)
 
 
-def notes(settings: Settings, environ: Mapping[str, str] = os.environ) -> list[str]:
+def notes(settings: Settings, environ: Mapping[str, str]) -> list[str]:
     """Return what a person should hear of *settings*, each in one line."""
     told = []
     if settings.ignored:
@@ -89,7 +88,7 @@ def _declared(fal_class: type[Any], base: type[Any]) -> dict[str, Any]:
     defaults: Mapping[str, Any] = base.host_kwargs
     given: dict[str, Any] = dict(fal_class.host_kwargs)
     for name in ("num_gpus", "machine_type", "requirements", "regions"):
-        given[name] = getattr(fal_class, name, None)
+        given[name] = given.get(name) or getattr(fal_class, name, None)
     return {
         name: value
         for name, value in given.items()
