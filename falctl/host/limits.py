@@ -19,6 +19,8 @@ class Limits:
     request_timeout_s: float | None = None
     grace_s: float | None = None
     """How long running requests get to finish at the end; this one goes before the configuration."""
+    keep_alive_s: float | None = None
+    """A runner that has served and is idle for so long makes way for a fresh process, which frees its memory."""
 
 
 async def within(timeout_s: float | None, setup: Coroutine[Any, Any, None]) -> None:

@@ -10,6 +10,7 @@ from starlette.types import ASGIApp
 from falctl.app import App
 from falctl.host.app_threads import AppThreads
 from falctl.host.fal.adapter import FalApp
+from falctl.host.fal.health import HealthWatch
 from falctl.host.fal.settings import check_cards, notes
 from falctl.host.hint_source import HintSource
 from falctl.host.limits import Limits
@@ -41,9 +42,20 @@ def check_app(app_class: type[App], spec: HostSpec) -> None:
             log.warning("fal.app %s", note)
 
 
-def limits_of(app: App) -> Limits:
+def limits_of(app: App, spec: HostSpec) -> Limits:
     """Return the limits that *app* sets itself."""
     if not isinstance(app, FalApp):
         return Limits()
     settings = app.settings
-    return Limits(settings.startup_timeout_s, settings.request_timeout_s, settings.grace_s)
+    spared = spec.runner < settings.min_concurrency
+    return Limits(
+        startup_timeout_s=settings.startup_timeout_s,
+        request_timeout_s=settings.request_timeout_s,
+        grace_s=settings.grace_s,
+        keep_alive_s=None if spared else settings.keep_alive_s,
+    )
+
+
+def health_of(app: App) -> HealthWatch | None:
+    """Return the watch of *app*'s own health check; call after `build_web`."""
+    return app.health if isinstance(app, FalApp) else None

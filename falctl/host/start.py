@@ -15,6 +15,7 @@ from falctl.config import Config
 from falctl.errors import StartError
 from falctl.host.app_threads import AppThreads
 from falctl.host.context import Context
+from falctl.host.fal.health import HealthWatch
 from falctl.host.gate import Gate
 from falctl.host.hint_source import HintSource
 from falctl.host.keeper import Keeper
@@ -24,7 +25,7 @@ from falctl.host.loads import Loads
 from falctl.host.own_paths import OwnPaths
 from falctl.host.pins import prove_cards
 from falctl.host.report import Report
-from falctl.host.serving import build_web, limits_of
+from falctl.host.serving import build_web, health_of, limits_of
 from falctl.host.telling import from_the_app, said, user_line
 from falctl.host.ticket import Slots
 from falctl.lifeline import Control
@@ -44,6 +45,7 @@ class Served:
     report: Report
     listener: Listener
     limits: Limits
+    health: HealthWatch | None
 
 
 async def start(app_class: type[App], control: Control, spec: HostSpec, config: Config) -> Served:
@@ -67,7 +69,7 @@ async def start(app_class: type[App], control: Control, spec: HostSpec, config: 
     report = Report(Board.attach(control.board_fd), spec, slots=slots, hints=hints)
     app.runner = Context(spec, config, report=report, hints=hints, threads=threads)
     web = build_web(app, threads=threads, hints=hints)
-    limits = limits_of(app)
+    limits = limits_of(app, spec)
     control.send(Stage("setup"))
     await within(limits.startup_timeout_s, call_hook(app.setup, "setup()", threads=threads))
     report.changed(await threads.run(hints.ask) if hints.given else None)
@@ -75,7 +77,7 @@ async def start(app_class: type[App], control: Control, spec: HostSpec, config: 
     ours = OwnPaths(keeper, Loads(report, threads))
     listener = Listener(Gate(web, ours, keeper, limits.request_timeout_s), Path(spec.socket))
     await listener.listen()
-    return Served(app, slots, threads, report, listener, limits)
+    return Served(app, slots, threads, report, listener, limits, health_of(app))
 
 
 async def call_hook(hook: Callable[[], Any], name: str, *, threads: AppThreads) -> None:

@@ -109,6 +109,8 @@ class Slots:
         self.count = count
         self.draining = False
         self.served = 0
+        self.idle_at = monotonic_s()
+        """Since when no request holds a slot, where none does."""
         self._held: dict[Ticket, None] = {}
         self._idle = asyncio.Event()
         self._idle.set()
@@ -134,6 +136,7 @@ class Slots:
         del self._held[ticket]
         self.served += 1
         if not self._held:
+            self.idle_at = monotonic_s()
             self._idle.set()
 
     def find(self, request: str) -> Ticket | None:

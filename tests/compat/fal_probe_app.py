@@ -181,6 +181,34 @@ class NoHints(fal.App):
         return 1
 
 
+class ShortLived(fal.App, keep_alive=1):
+    def teardown(self) -> None:
+        print("TEARDOWN")
+
+    @fal.endpoint("/")
+    def run(self) -> None:
+        pass
+
+
+class Condition(BaseModel):
+    sick: bool
+
+
+class Sickly(fal.App):
+    sick = False
+
+    @fal.endpoint("/")
+    def run(self, condition: Condition, response: Response) -> None:
+        self.sick = condition.sick
+        response.headers["x-fal-runner-health-check"] = "true"
+
+    @fal.endpoint("/check", health_check=fal.HealthCheck(call_regularly=False))
+    def check(self) -> None:
+        if self.sick:
+            raise RuntimeError("I am sick")
+        print("shown: checked well")
+
+
 class Wide(fal.App, num_gpus=2):
     @fal.endpoint("/")
     def run(self) -> None:

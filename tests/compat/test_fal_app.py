@@ -200,6 +200,31 @@ def test_an_async_endpoint_over_its_request_timeout_is_cancelled_and_the_runner_
             assert host.post("/slowly").status == 504
 
 
+def test_a_runner_that_served_and_is_idle_for_its_keep_alive_is_torn_down_for_another() -> None:
+    with Host(f"{PROBE}::ShortLived") as host:
+        host.post("/")
+        assert host.process.wait(timeout=STEP_S) == EXIT_RETIRED
+        assert "TEARDOWN" in host.output()
+
+
+def test_one_that_has_served_nothing_stays() -> None:
+    with Host(f"{PROBE}::ShortLived") as host:
+        until(
+            lambda: host.row.beat_at > host.row.progress_at + 2, within_s=STEP_S, what="it was idle for 2 s"
+        )
+        assert host.process.poll() is None
+
+
+def test_an_app_whose_health_check_fails_when_it_asks_for_one_is_replaced() -> None:
+    with Host(f"{PROBE}::Sickly") as host:
+        well = host.post("/", {"sick": False})
+        assert (well.status, "x-fal-runner-health-check" in well.headers) == (200, False)
+        assert host.post("/", {"sick": True}).status == 200
+        assert host.process.wait(timeout=STEP_S) == EXIT_RETIRED
+        assert "health check /check: status 500" in host.output()
+        assert "shown: checked well" in host.output()
+
+
 def test_a_setup_over_its_startup_timeout_ends_the_start() -> None:
     assert "startup_timeout, 1 s" in refusal("SlowStart").message
 

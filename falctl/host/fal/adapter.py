@@ -24,6 +24,7 @@ from falctl.errors import ConfigError, RequestError
 from falctl.host.app_threads import AppThreads
 from falctl.host.failures import answer_error
 from falctl.host.fal.answers import FalAnswers, answer_unexpected
+from falctl.host.fal.health import HealthWatch, read_check
 from falctl.host.fal.sdk import SDK
 from falctl.host.fal.settings import Settings, read_settings
 from falctl.host.hint_source import HintSource
@@ -42,6 +43,7 @@ class FalApp(App):
     def __init__(self) -> None:
         self.fal: Any = self.fal_class()
         _set_current(self.fal)
+        self.health: HealthWatch | None = None
         self._lifespan: AbstractAsyncContextManager[Any] | None = None
 
     def build_web(self, *, threads: AppThreads, hints: HintSource) -> ASGIApp:
@@ -53,7 +55,9 @@ class FalApp(App):
         """
         app = self.fal
         routes = {
-            signature: method if signature.is_websocket else _route(method, threads=threads, hints=hints)
+            signature: method
+            if signature.is_websocket or signature.health_check  # a check must not wait for a slot's thread
+            else _route(method, threads=threads, hints=hints)
             for signature, method in app.collect_routes().items()
         }
         app.collect_routes = lambda: routes
@@ -69,7 +73,11 @@ class FalApp(App):
         web.add_exception_handler(RequestError, answer_error)
         web.add_exception_handler(Exception, answer_unexpected)
         self._lifespan = web.router.lifespan_context(web)
-        return FalAnswers(web)
+        answers = FalAnswers(web)
+        check = read_check(self.fal_class.host_kwargs.get("health_check_config"))
+        self.health = None if check is None else HealthWatch(check, answers)
+        answers.wants_check = None if self.health is None else self.health.asked
+        return answers
 
     async def setup(self) -> None:
         """Enter the SDK's lifespan, which calls the app's `setup`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from typing import Final
 
@@ -21,6 +22,8 @@ _ENDS_RUNNER: Final = 503
 """fal's rule: one answer 503 ends the runner that gave it."""
 _STOP: Final = b"x-fal-stop-runner"
 """By which an app says whether this answer ends its runner; for the platform, so no client sees it."""
+_CHECK: Final = b"x-fal-runner-health-check"
+"""By which an app asks for its health check."""
 _UPLOAD_POLICY: Final = b"x-app-fal-upload-policy"
 _OF_GPUS: Final = ("cuda", "cudnn", "nvml", "nccl", "cublas", "cufft", "cusolver", "cusparse", "triton")
 """An unexpected error whose text holds one of these is the GPU's: the SDK's rule, however crude."""
@@ -43,6 +46,8 @@ class FalAnswers:
 
     def __init__(self, web: ASGIApp) -> None:
         self._web = web
+        self.wants_check: asyncio.Event | None = None
+        """Set when an answer asks for the app's health check."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -51,7 +56,7 @@ class FalAnswers:
             await render(BadRequestError(msg))(scope, receive, send)
             return
 
-        await self._web(scope, receive, _Outgoing(send).send)
+        await self._web(scope, receive, _Outgoing(send, self.wants_check).send)
 
 
 class _Outgoing:
@@ -62,14 +67,17 @@ class _Outgoing:
     whole before that, and must be known to be, so that the slot is free and the hints are new when its bytes leave.
     """
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, wants_check: asyncio.Event | None) -> None:
         self._send = send
+        self._wants_check = wants_check
         self._missing_bytes: int | None = None
         self._whole = False
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            await self._send(_without_stop(message))
+            if self._wants_check is not None and any(n.lower() == _CHECK for n, _ in message["headers"]):
+                self._wants_check.set()
+            await self._send(_for_client(message))
             self._missing_bytes = _length(message)
             return
         if self._whole:
@@ -85,9 +93,9 @@ def _length(head: Message) -> int | None:
     return int(lengths[0]) if lengths and lengths[0].isdigit() else None
 
 
-def _without_stop(head: Message) -> Message:
+def _for_client(head: Message) -> Message:
     said = {value.strip().lower() for name, value in head["headers"] if name.lower() == _STOP}
     ends = b"true" in said or (head["status"] == _ENDS_RUNNER and b"false" not in said)
     if ends and (ticket := CURRENT.get()) is not None:
         ticket.ends_runner = True
-    return {**head, "headers": [(n, v) for n, v in head["headers"] if n.lower() != _STOP]}
+    return {**head, "headers": [(n, v) for n, v in head["headers"] if n.lower() not in (_STOP, _CHECK)]}

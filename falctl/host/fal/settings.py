@@ -19,6 +19,9 @@ class Settings:
     request_timeout_s: float | None
     startup_timeout_s: float | None
     grace_s: float | None
+    keep_alive_s: float | None
+    min_concurrency: int
+    """So many runners stay warm whatever `keep_alive_s` says."""
     num_gpus: int | None
     secrets: tuple[str, ...]
     ignored: tuple[str, ...]
@@ -34,11 +37,11 @@ def read_settings(fal_class: type[Any], base: type[Any], *, named: str) -> Setti
     """
     declared = _declared(fal_class, base)
 
-    def number(name: str) -> float | None:
+    def number(name: str, *, zero: bool = False) -> float | None:
         value = declared.get(name)
         if value is None:
             return None
-        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+        if isinstance(value, bool) or not isinstance(value, int | float) or value < 0 or not (value or zero):
             msg = f"APP {named!r}: {name} is {value!r}; it must be a number above 0"
             raise ConfigError(msg)
         return float(value)
@@ -48,6 +51,8 @@ def read_settings(fal_class: type[Any], base: type[Any], *, named: str) -> Setti
         request_timeout_s=number("request_timeout"),
         startup_timeout_s=number("startup_timeout"),
         grace_s=number("termination_grace_period_seconds"),
+        keep_alive_s=number("keep_alive", zero=True),
+        min_concurrency=int(number("min_concurrency", zero=True) or 0),
         num_gpus=int(count) if (count := number("num_gpus")) is not None else None,
         secrets=tuple(declared.get("secrets") or ()),
         ignored=tuple(f"{name}={declared[name]!r}" for name in _IGNORED if name in declared),
