@@ -81,10 +81,9 @@ class Probe(fal.App, name="probe", keep_alive=300):
         assert self.leaving.wait(GATE_S)
 
     def about_this_request(self) -> dict[str, object]:
-        request = self.current_request
-        assert request is not None
+        request = getattr(self, "current_request", None)  # not in old SDKs
         return {
-            "id": request.request_id,
+            "id": None if request is None else request.request_id,
             "thread": threading.current_thread().name,
             "setup_thread": self.setup_thread,
             "hint_threads": sorted(self.hint_threads),
@@ -188,6 +187,10 @@ class ShortLived(fal.App, keep_alive=1):
     @fal.endpoint("/")
     def run(self) -> None:
         pass
+
+
+class Kept(ShortLived, min_concurrency=1):
+    pass
 
 
 class Condition(BaseModel):

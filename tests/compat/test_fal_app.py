@@ -207,8 +207,13 @@ def test_a_runner_that_served_and_is_idle_for_its_keep_alive_is_torn_down_for_an
         assert "TEARDOWN" in host.output()
 
 
-def test_one_that_has_served_nothing_stays() -> None:
-    with Host(f"{PROBE}::ShortLived") as host:
+@pytest.mark.parametrize(("name", "requests"), [("ShortLived", 0), ("Kept", 1)])
+def test_one_that_has_served_nothing_stays_and_so_do_the_first_of_min_concurrency(
+    name: str, requests: int
+) -> None:
+    with Host(f"{PROBE}::{name}") as host:
+        for _ in range(requests):
+            host.post("/")
         until(
             lambda: host.row.beat_at > host.row.progress_at + 2, within_s=STEP_S, what="it was idle for 2 s"
         )

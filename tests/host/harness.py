@@ -100,6 +100,7 @@ class Host:
         environ: Mapping[str, str] | None = None,
         cwd: Path = REPOSITORY,
         wait: bool = True,
+        python: str = sys.executable,
     ) -> None:
         self.home = Path(tempfile.mkdtemp(prefix="f"))
         self.files = self.home / "files"
@@ -111,7 +112,7 @@ class Host:
         self._errors = (self.home / "stderr").open("wb")
         family = secrets.token_hex(8)
         self.process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "falctl.host"],
+            [python, "-P", "-m", "falctl.host"],
             stdin=subprocess.DEVNULL,
             stdout=self._errors,
             stderr=self._errors,

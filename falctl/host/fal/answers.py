@@ -31,14 +31,21 @@ _OF_GPUS: Final = ("cuda", "cudnn", "nvml", "nccl", "cublas", "cufft", "cusolver
 
 async def answer_unexpected(request: Request, error: Exception) -> Response:
     """Return the answer to an error that the app did not mean for its client."""
-    if isinstance(error.__cause__, BaseExceptionGroup):
-        error.__cause__ = None  # the same error once more, as starlette's middlewares raise it again
+    _ungroup(error)
     if runs_out_of_memory(error) or not any(word in str(error).lower() for word in _OF_GPUS):
         return await answer_error(request, error)
     ticket = CURRENT.get()
     log.error("request.failed request=%s", ticket.request if ticket else "-", exc_info=from_the_app(error))
     body = {"detail": "GPU error", "error_type": "runner_server_error"}
     return JSONResponse(body, _ENDS_RUNNER, {H_ERROR_TYPE: "runner_server_error"})
+
+
+def _ungroup(error: Exception) -> None:
+    """Forget the group in which starlette's middlewares raised *error* a first time: the log would tell it twice."""
+    if isinstance(error.__cause__, BaseExceptionGroup):
+        error.__cause__ = None
+    if isinstance(error.__context__, BaseExceptionGroup):
+        error.__context__ = None
 
 
 class FalAnswers:
