@@ -81,10 +81,10 @@ class HostSpec:
     files_dir: str
     files_url: str
     """Prefix of the URL of a stored file, without the trailing slash: ``http://127.0.0.1:8808/files``."""
+    data_dir: str
+    """The folder that a fal.App knows as ``/data``; made when one runs."""
     config: dict[str, Any]
     """`falctl.config.Config` as JSON."""
-    data_dir: str = ""
-    """The folder that a fal.App knows as ``/data``; made when one runs."""
 
 
 @dataclass(frozen=True, slots=True)
