@@ -69,8 +69,8 @@ class Probe(fal.App, name="probe", keep_alive=300):
             case "stay":
                 response.status_code = 503
                 response.headers["x-fal-stop-runner"] = "false"
-            case "hang":
-                threading.Event().wait()
+            case "own-hints":
+                response.headers["X-Fal-Runner-Hints"] = "of,the,app"
             case _:
                 pass
         return self.about_this_request()

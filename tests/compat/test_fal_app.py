@@ -72,6 +72,18 @@ def test_hints_are_published_before_the_answer_is_out_also_of_a_stream(probe: Ho
     assert "streamed" in probe.row.hints  # type: ignore[operator]
 
 
+def test_a_hints_header_of_the_apps_own_gives_way(probe: Host) -> None:
+    connection = probe.connect()
+    body = '{"what": "own-hints"}'
+    connection.request("POST", "/", body, {"content-type": "application/json"})
+    response = connection.getresponse()
+    response.read()
+    sent = [value for name, value in response.getheaders() if name.lower() == "x-fal-runner-hints"]
+    connection.close()
+    assert len(sent) == 1
+    assert sent != ["of,the,app"]
+
+
 def test_an_app_without_provide_hints_gives_none(probe: Host) -> None:
     with Host(f"{PROBE}::NoHints") as host:
         reply = host.post("/")

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from falctl.clock import monotonic_s
+from falctl.core.lifecycle import STABLE_S
 from tests.process.harness import Falctl, Reply
 from tests.wait import until
 
@@ -40,13 +42,15 @@ def test_an_app_reads_back_what_we_serve_and_nothing_else_of_this_machine(
 def test_a_runner_that_an_answer_ended_is_replaced_and_warm_for_nothing(probe: Falctl) -> None:
     probe.post("/", {"what": "load", "arg": "m"})
     assert probe.status()["runners"][0]["hints"] == ["m"]
-    epoch = probe.life(0).epoch
+    epoch, ready_at = probe.life(0).epoch, probe.life(0).since_at
+    until(lambda: monotonic_s() - ready_at > STABLE_S, within_s=STEP_S, what="it has served a while")
     assert probe.post("/", {"what": "oom"}).status == 503
     until(
         lambda: probe.life(0).epoch > epoch and probe.life(0).state == "ready",
         within_s=STEP_S,
         what="another runner",
     )
+    probe.wait_line(r"cpu0.backoff epoch=\d+ retired: its app asked for another process")
     assert probe.status()["runners"][0]["hints"] == []
     assert probe.post("/", {"what": "load", "arg": "n"}).status == 200
 
@@ -54,7 +58,8 @@ def test_a_runner_that_an_answer_ended_is_replaced_and_warm_for_nothing(probe: F
 def test_on_ctrl_c_the_app_is_told_while_its_requests_run_and_torn_down_after(tmp_path: Path) -> None:
     entered = tmp_path / "entered"
     replies: list[Reply] = []
-    with Falctl(f"{PROBE}::Probe", args=("--runners", "1")) as f:
+    patient = '[runners]\ndrain_timeout = "1h"\n'
+    with Falctl(f"{PROBE}::Probe", args=("--runners", "1"), config=patient) as f:
         asking = threading.Thread(
             target=lambda: replies.append(f.post(f"/until-exit?entered={entered}", timeout_s=STEP_S))
         )
