@@ -236,10 +236,10 @@ def test_an_app_whose_health_check_fails_when_it_asks_for_one_is_replaced() -> N
     with Host(f"{PROBE}::Sickly") as host:
         well = host.post("/", {"sick": False})
         assert (well.status, "x-fal-runner-health-check" in well.headers) == (200, False)
+        until(lambda: "shown: checked well" in host.output(), within_s=STEP_S, what="a check of the well one")
         assert host.post("/", {"sick": True}).status == 200
         assert host.process.wait(timeout=STEP_S) == EXIT_RETIRED
         assert "health check /check: status 500" in host.output()
-        assert "shown: checked well" in host.output()
 
 
 def test_a_setup_over_its_startup_timeout_ends_the_start() -> None:
@@ -253,7 +253,7 @@ def test_a_setup_over_its_startup_timeout_ends_the_start() -> None:
         ("Negative", "request_timeout is -1; it must be a number above 0", 2),
         ("Pathless", 'has no endpoint; mark a method with @fal.endpoint("/")', 2),
         ("Taken", "has the path '/queue', which falctl keeps", 2),
-        ("Nobody", "it has FailsToStart, Impatient, NamedAsSettings, Negative, NoHints", 2),
+        ("Nobody", "it has FailsToStart, Impatient, Kept, NamedAsSettings, Negative, NoHints", 2),
     ],
 )
 def test_what_cannot_be_served_is_refused_in_one_line(name: str, said: str, code: int) -> None:

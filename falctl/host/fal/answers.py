@@ -79,11 +79,11 @@ class _Outgoing:
         self._wants_check = wants_check
         self._missing_bytes: int | None = None
         self._whole = False
+        self._asks = False
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            if self._wants_check is not None and any(n.lower() == _CHECK for n, _ in message["headers"]):
-                self._wants_check.set()
+            self._asks = any(name.lower() == _CHECK for name, _ in message["headers"])
             await self._send(_for_client(message))
             self._missing_bytes = _length(message)
             return
@@ -93,6 +93,8 @@ class _Outgoing:
             self._missing_bytes -= len(message.get("body", b""))
             self._whole = self._missing_bytes <= 0
         await self._send({**message, "more_body": False} if self._whole else message)
+        if self._asks and self._wants_check is not None and (self._whole or not message.get("more_body")):
+            self._wants_check.set()  # now that this answer is out: it should not end with its runner
 
 
 def _length(head: Message) -> int | None:
