@@ -11,7 +11,7 @@ up: $(VENV)/.installed
 	$(BIN)/falctl up $(ARGS)
 
 # Most tests start real processes and wait for them, so a few at a time; then the gate: every branch of core and board.
-test: $(VENV)/.installed-test
+test: $(VENV)/.installed-test $(VENV)/fal-1.60/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile $(ARGS)
 	$(BIN)/coverage run --source falctl/core,falctl/board -m pytest -q tests/core tests/board
 	$(BIN)/coverage report --fail-under=100
@@ -41,3 +41,9 @@ $(VENV)/.installed: $(VENV)/bin/python pyproject.toml
 $(VENV)/.installed-test: $(VENV)/bin/python pyproject.toml
 	$(BIN)/pip install --disable-pip-version-check -q $(PIP_ARGS) -e '.[test]'
 	@touch $@ $(VENV)/.installed
+
+# The oldest SDK of fal that we serve, in an environment of its own: it wants an older FastAPI.
+$(VENV)/fal-1.60/.installed: tests/compat/fal-1.60.txt | $(VENV)/bin/python
+	$(BIN)/python -m venv $(VENV)/fal-1.60
+	$(VENV)/fal-1.60/bin/pip install --disable-pip-version-check -q -r tests/compat/fal-1.60.txt
+	@touch $@

@@ -110,6 +110,13 @@ class App:
     def teardown(self) -> Any:
         """Release what `setup` took; may be ``async``. Runs once, after the runner has drained."""
 
+    def handle_exit(self) -> Any:
+        """
+        Hear that the runner will be stopped, while requests still run: those that can end early may be told to.
+
+        Called once, on the main thread; must return at once.
+        """
+
     def provide_hints(self) -> Iterable[str]:
         """
         Return the hints this runner is warm for right now; empty means it takes anything.

@@ -56,6 +56,11 @@ class Home:
         return self.root / "files"
 
     @property
+    def data(self) -> Path:
+        """What apps of fal know as ``/data``; it outlives falctl."""
+        return self.root / "data"
+
+    @property
     def sockets(self) -> Path:
         return self.root / "run"
 

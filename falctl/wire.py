@@ -54,6 +54,9 @@ Host to router: ``cache=hit|join|ram|disk|none;load_s=0.000000;exec_s=0.000000``
 leave; the router turns it into the receipt and removes it.
 """
 
+EXIT_RETIRED: Final = 71
+"""A host's exit code: its app asked for another process, by an answer 503 of a fal.App for instance."""
+
 
 # --- control channel: supervisor to child ------------------------------------------------------
 
@@ -78,6 +81,8 @@ class HostSpec:
     files_dir: str
     files_url: str
     """Prefix of the URL of a stored file, without the trailing slash: ``http://127.0.0.1:8808/files``."""
+    data_dir: str
+    """The folder that a fal.App knows as ``/data``; made when one runs."""
     config: dict[str, Any]
     """`falctl.config.Config` as JSON."""
 
@@ -113,6 +118,11 @@ class Drain:
 
 
 @dataclass(frozen=True, slots=True)
+class Ending:
+    """To a host: `Stop` will follow when what runs has finished; the app may tell it to hurry."""
+
+
+@dataclass(frozen=True, slots=True)
 class Stop:
     """To a host: tear the app down and exit with 0. To the router: close and exit with 0."""
 
@@ -139,6 +149,8 @@ class Ready:
     """The child serves. A host's ``slots`` is its app's max_multiplexing."""
 
     slots: int = 0
+    grace_s: float | None = None
+    """How long running requests of this app get to finish at the end; None: as the configuration says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,6 +230,7 @@ Message: TypeAlias = (
     | RouterSpec
     | RunnerChanged
     | Drain
+    | Ending
     | Stop
     | Reload
     | Stage
@@ -238,6 +251,7 @@ _KINDS: Final[dict[str, type[Any]]] = {
         RouterSpec,
         RunnerChanged,
         Drain,
+        Ending,
         Stop,
         Reload,
         Stage,

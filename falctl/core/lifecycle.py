@@ -7,6 +7,7 @@ The life of one child process, as a machine: what its supervisor is told, and wh
     starting   Watched, over setup_timeout    starting   Kill
     ready      Watched, hung                  ready      Kill
     any        Exited                         backoff    (nothing until the pause is over)
+    ready      Exited, retired after a while  backoff    (the shortest pause; it is no failure)
     any        Exited, too many in the window failed
     backoff    Tick, the pause is over        starting   Spawn(epoch + 1)
     any        Condemned                      failed     Kill, unless it is dead already
@@ -72,6 +73,8 @@ class Exited:
 
     epoch: Epoch
     code: int
+    retired: bool = False
+    """Its app asked for another process, as fal's do after each error of the GPU: no crash, if it had served a while."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,8 +195,8 @@ class Life:
                     self._enter("ready", now)
             case CouldNotStart(_, message):
                 self._complaint = message
-            case Exited(_, code):
-                self._bury(code, now)
+            case Exited():
+                self._bury(event, now)
             case Watched(_, vitals):
                 return self._watch(vitals, now)
             case _:
@@ -207,15 +210,19 @@ class Life:
         self._enter("starting", now, "spawned")
         return [Spawn(self.epoch)]
 
-    def _bury(self, code: int, now: float) -> None:
+    def _bury(self, exited: Exited, now: float) -> None:
         if self.state == "draining":
             return self._enter("stopped", now)
         at = f" (it was at: {self.reason})" if self.state == "starting" and self.reason else ""
-        why = self._killed_for or self._complaint or describe_exit(code) + at
+        why = self._killed_for or self._complaint or describe_exit(exited.code) + at
         if self._condemned:
             return self._enter("failed", now, why)
         if self.state == "ready" and now - self.since_at >= STABLE_S:
             self._failures = 0
+            if exited.retired:
+                self._enter("backoff", now, "retired: its app asked for another process")
+                self.restart_at = now + self.limits.backoff_min_s
+                return None
         self._failures += 1
         self._exits.append(now)
         while self._exits[0] < now - self.limits.restarts_window_s:

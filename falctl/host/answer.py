@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable
 from typing import Final
 
+from starlette.responses import Response
 from starlette.types import Message, Send
 
 from falctl.clock import monotonic_s
@@ -74,12 +75,18 @@ class Answer:
         """Forget a head that has not been sent, so that another answer can take its place."""
         self._head = None
 
+    async def instead(self, response: Response) -> None:
+        """Send *response* while the app still works on its own, which nobody will see."""
+        self._head, self.started = None, True
+        await response({"type": "http"}, _nothing, self._send)
+
     async def _send_head(self) -> None:
         if self._head is None:
             return
         head, self._head, self.started = self._head, None, True
         headers = [*head.get("headers", ()), (H_TIMINGS.encode(), self._timings())]
         if (hints := self._keeper.hints_header()) is not None:
+            headers = [field for field in headers if field[0].lower() != H_HINTS.encode()]
             headers.append((H_HINTS.encode(), hints))
         await self._send({**head, "headers": headers})
 
@@ -88,6 +95,10 @@ class Answer:
         exec_s = max(0.0, monotonic_s() - self._ticket.started_at - load_s)
         cache = self._keeper.verdict(self._ticket)
         return f"cache={cache};load_s={load_s:.6f};exec_s={exec_s:.6f}".encode()
+
+
+async def _nothing() -> Message:
+    return {"type": "http.request"}
 
 
 def without_ours(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:

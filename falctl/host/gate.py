@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from typing import Final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from falctl.host.answer import Answer, UnsendableError, without_ours
+from falctl.host.deadline import Deadline, overdue
+from falctl.host.ending import EXIT_CARD_BROKEN, end_process
 from falctl.host.failures import bounced, render, unsendable
 from falctl.host.head import RequestHead, read_head
 from falctl.host.keeper import Keeper
@@ -22,12 +23,10 @@ from falctl.host.loader import OWN_PATHS
 from falctl.host.ticket import CURRENT, Ticket
 from falctl.tasks import spawn
 from falctl.toolkit import RequestCancelled
-from falctl.wire import H_HINTS
+from falctl.wire import EXIT_RETIRED, H_HINTS
 
 log = logging.getLogger(__name__)
 
-EXIT_CARD_BROKEN: Final = 70
-"""Of a process whose CUDA context is unusable; the supervisor starts another."""
 _OURS: Final = b"/falctl/"
 _READ: Final = frozenset({"GET", "HEAD"})
 
@@ -35,10 +34,13 @@ _READ: Final = frozenset({"GET", "HEAD"})
 class Gate:
     """The ASGI application of a host, around the app's."""
 
-    def __init__(self, app: ASGIApp, ours: ASGIApp, keeper: Keeper) -> None:
+    def __init__(
+        self, app: ASGIApp, ours: ASGIApp, keeper: Keeper, request_timeout_s: float | None = None
+    ) -> None:
         self._app = app
         self._ours = ours
         self._keeper = keeper
+        self._request_timeout_s = request_timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -69,6 +71,7 @@ class Gate:
             return
         CURRENT.set(ticket)  # this task serves one request, so nobody needs the old value back
         answer = Answer(ticket, send, keeper=self._keeper)
+        deadline = Deadline(ticket, answer, self._request_timeout_s)
         try:
             await self._run(_app_scope(scope, head), receive, answer, ticket)
         except asyncio.CancelledError:
@@ -79,13 +82,20 @@ class Gate:
         except Exception:  # noqa: BLE001 - starlette raises again what `answer_error` has logged and answered
             log.debug("request.raised request=%s", ticket.request)
         finally:
+            deadline.cancel()
             await self._keeper.end(ticket)
         if ticket.broke_card:
-            logging.shutdown()
-            os._exit(EXIT_CARD_BROKEN)
+            end_process(EXIT_CARD_BROKEN)
+        if ticket.ends_runner:
+            await self._retire(ticket)
         if not answer.complete:
             # Returning here makes the server close the connection without a final chunk, which is what we mean.
             log.info("request.broken request=%s", ticket.request)
+
+    async def _retire(self, ticket: Ticket) -> None:
+        log.warning("runner.retires request=%s: its app asks for another process", ticket.request)
+        await self._keeper.slots.wait_idle()  # no new request is let in
+        end_process(EXIT_RETIRED)
 
     async def _run(self, scope: Scope, receive: Receive, answer: Answer, ticket: Ticket) -> None:
         body = await _read_body(receive)
@@ -110,7 +120,8 @@ class Gate:
     async def _answer_cancelled(self, scope: Scope, receive: Receive, answer: Answer, ticket: Ticket) -> None:
         if not (answer.started or ticket.gone):
             answer.drop_head()
-            await render(RequestCancelled())(scope, receive, answer.send)
+            error = overdue() if ticket.overdue else RequestCancelled()
+            await render(error)(scope, receive, answer.send)
 
 
 def _app_scope(scope: Scope, head: RequestHead) -> Scope:

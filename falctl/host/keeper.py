@@ -42,7 +42,7 @@ class Keeper:
         if ticket.ending:
             return
         ticket.ending = True
-        if ticket.broke_card:
+        if ticket.broke_card or ticket.ends_runner:
             # Failing quickly would make this the runner that is always free, and draw every request here.
             self.slots.draining = True
             self.report.draining()

@@ -8,11 +8,13 @@ from collections.abc import Coroutine
 from typing import Any, Final
 
 from falctl.clock import monotonic_s
-from falctl.errors import FalctlError, StartError
+from falctl.errors import EXIT_OK, FalctlError, StartError
+from falctl.host.retire import retired
 from falctl.host.start import Served, call_hook
+from falctl.host.telling import from_the_app
 from falctl.lifeline import Control
 from falctl.tasks import spawn
-from falctl.wire import Drain, Drained, Message, Ready, Stop
+from falctl.wire import EXIT_RETIRED, Drain, Drained, Ending, Message, Ready, Stop
 
 log = logging.getLogger(__name__)
 
@@ -28,34 +30,50 @@ class Life:
         self._teardown_timeout_s = teardown_timeout_s
         self._served: Served | None = None
         self._stopped = asyncio.Event()
+        self._told_app = False
 
-    async def live(self, starting: Coroutine[Any, Any, Served]) -> None:
-        """Serve what *starting* starts until `Stop`. Raises what *starting* raises."""
+    async def live(self, starting: Coroutine[Any, Any, Served]) -> int:
+        """Serve what *starting* starts until `Stop`, or until it retires; return the exit code. Raises what *starting* raises."""
         spawn(self._obey(self._control.messages(asyncio.get_running_loop())), name="control")
         start = spawn(_outcome(starting), name="start")
         stop = spawn(self._stopped.wait(), name="stop")
         await asyncio.wait({start, stop}, return_when=asyncio.FIRST_COMPLETED)
         if not start.done():
             log.info("host.stopped_while_starting")
-            return
+            return EXIT_OK
         served = start.result()
         if isinstance(served, FalctlError):
             raise served
         self._served = served
         spawn(_beat(served), name="beat")
-        self._control.send(Ready(served.slots.count))
-        await stop
+        retire = spawn(retired(served), name="retire")
+        self._control.send(Ready(served.slots.count, served.limits.grace_s))
+        await asyncio.wait({stop, retire}, return_when=asyncio.FIRST_COMPLETED)
+        self._tell_app()
         await self._end(served)
+        return EXIT_OK if self._stopped.is_set() else EXIT_RETIRED
 
     async def _obey(self, messages: asyncio.Queue[Message]) -> None:
         while True:
             match await messages.get():
                 case Drain(within_s):
                     spawn(self._drain(within_s), name="drain")
+                case Ending():
+                    self._tell_app()
                 case Stop():
                     self._stopped.set()
                 case other:
                     log.warning("control.unexpected kind=%s", type(other).__name__)
+
+    def _tell_app(self) -> None:
+        """On the main thread: the app's own are taken by the very requests that this is about."""
+        if self._served is None or self._told_app:
+            return
+        self._told_app = True
+        try:
+            self._served.app.handle_exit()
+        except Exception as error:
+            log.exception("app.handle_exit_failed", exc_info=from_the_app(error))
 
     async def _drain(self, within_s: float) -> None:
         if (served := self._served) is not None:

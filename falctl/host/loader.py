@@ -9,10 +9,12 @@ import sys
 from collections import Counter
 from pathlib import Path
 from types import ModuleType
-from typing import Final, TypeGuard
+from typing import Any, Final, TypeGuard
 
 from falctl.app import App, endpoints_of
 from falctl.errors import ConfigError
+from falctl.host.fal.adapter import adapt, is_fal_app, paths_of
+from falctl.host.fal.sdk import HOW_TO_INSTALL, is_missing
 from falctl.host.telling import from_the_app, said, user_line
 from falctl.wire import RESERVED_PREFIXES
 
@@ -42,9 +44,8 @@ def load_app(name: str, *, cwd: Path) -> type[App]:
             msg = f"APP {name!r} names no class; {_HOW}"
             raise ConfigError(msg)
         module = _import_module(module_name, cwd=cwd, named=name)
-    app_class = _find_class(module, class_name, named=name)
-    _check(app_class, named=name)
-    return app_class
+    found = _find_class(module, class_name, named=name)
+    return _checked(found, named=name)
 
 
 def _import_file(path: Path, *, named: str) -> ModuleType:
@@ -82,35 +83,45 @@ def _import_module(module_name: str, *, cwd: Path, named: str) -> ModuleType:
 
 
 def _import_failed(error: BaseException, *, named: str) -> ConfigError:
+    if is_missing(error):
+        return ConfigError(f"APP {named!r} needs fal's SDK, which is not installed here: {HOW_TO_INSTALL}")
     log.error("app.import_failed app=%s", named, exc_info=from_the_app(error))
     return ConfigError(f"APP {named!r} cannot be imported: {said(error)}{user_line(error)}")
 
 
-def _find_class(module: ModuleType, class_name: str, *, named: str) -> type[App]:
+def _find_class(module: ModuleType, class_name: str, *, named: str) -> type[Any]:
     names = vars(module)
     if class_name not in names:
-        apps = sorted(name for name, value in names.items() if _is_app(value))
+        apps = sorted(name for name, value in names.items() if _is_app(value) or is_fal_app(value))
         instead = f"; it has {', '.join(apps)}" if apps else ""
         msg = f"APP {named!r}: {module.__file__} has no class {class_name!r}{instead}"
         raise ConfigError(msg)
-    found = names[class_name]
-    if not _is_app(found):
-        msg = f"APP {named!r}: {class_name} is not a subclass of falctl.App"
-        raise ConfigError(msg)
-    return found
+    found: object = names[class_name]
+    if isinstance(found, type) and (_is_app(found) or is_fal_app(found)):
+        return found
+    msg = f"APP {named!r}: {class_name} is not a subclass of falctl.App or fal.App"
+    raise ConfigError(msg)
 
 
 def _is_app(value: object) -> TypeGuard[type[App]]:
     return isinstance(value, type) and issubclass(value, App) and value is not App
 
 
-def _check(app_class: type[App], *, named: str) -> None:
-    endpoints = endpoints_of(app_class)
+def _checked(found: type[Any], *, named: str) -> type[App]:
+    if _is_app(found):
+        _check_paths([(e.path, e.method) for e in endpoints_of(found)], package="falctl", named=named)
+        _check_slots(found, named=named)
+        return found
+    _check_paths(paths_of(found), package="fal", named=named)
+    return adapt(found, named=named)
+
+
+def _check_paths(endpoints: list[tuple[str, str]], *, package: str, named: str) -> None:
     if not endpoints:
-        msg = f'APP {named!r} has no endpoint; mark a method with @falctl.endpoint("/")'
+        msg = f'APP {named!r} has no endpoint; mark a method with @{package}.endpoint("/")'
         raise ConfigError(msg)
-    for path, count in Counter(e.path for e in endpoints).items():
-        methods = " and ".join(e.method for e in endpoints if e.path == path)
+    for path, count in Counter(path for path, _ in endpoints).items():
+        methods = " and ".join(method for its, method in endpoints if its == path)
         if count > 1:
             msg = f"APP {named!r}: the endpoints {methods} have one path, {path!r}"
             raise ConfigError(msg)
@@ -119,6 +130,9 @@ def _check(app_class: type[App], *, named: str) -> None:
         ):
             msg = f"APP {named!r}: endpoint {methods} has the path {path!r}, which falctl keeps for itself; choose another"
             raise ConfigError(msg)
+
+
+def _check_slots(app_class: type[App], *, named: str) -> None:
     slots: object = app_class.max_multiplexing
     if not isinstance(slots, int) or isinstance(slots, bool) or slots < 1:
         msg = f"APP {named!r}: max_multiplexing is {slots!r}; it must be an int of at least 1"

@@ -18,9 +18,11 @@ import uvloop
 from falctl import logs
 from falctl.app import App
 from falctl.config import Config
-from falctl.errors import EXIT_FAILED, EXIT_OK, FalctlError
+from falctl.errors import EXIT_FAILED, FalctlError
+from falctl.host.fal.sdk import Local, make_local_on_import
 from falctl.host.life import Life
 from falctl.host.loader import load_app
+from falctl.host.serving import check_app
 from falctl.host.start import start
 from falctl.host.telling import one_line, said
 from falctl.lifeline import Control
@@ -33,8 +35,7 @@ def run(control: Control) -> NoReturn:
     """Be the host that *control* describes, until it says stop. Call on the main thread."""
     code = EXIT_FAILED
     try:
-        _run(control)
-        code = EXIT_OK
+        code = _run(control)
     except FalctlError as error:
         code = error.exit_code
         control.send(Failed(one_line(str(error)), code))
@@ -48,18 +49,21 @@ def run(control: Control) -> NoReturn:
         os._exit(code)
 
 
-def _run(control: Control) -> None:
+def _run(control: Control) -> int:
     spec = control.spec
     assert isinstance(spec, HostSpec), "started as a host"
     config = Config.model_validate(spec.config)
     logs.configure(config.log.level)
     control.send(Stage(one_line(f"importing {spec.app}")))
+    make_local_on_import(Local(spec.files_url, Path(spec.data_dir)))
     app_class = load_app(spec.app, cwd=Path(spec.cwd))
+    check_app(app_class, spec)
     # Not asyncio.run: it would cancel what is left and wait for it, and an app thread may never return.
     loop = uvloop.new_event_loop()
-    loop.run_until_complete(_live(control, spec, config, app_class=app_class))
+    code: int = loop.run_until_complete(_live(control, spec, config, app_class=app_class))
+    return code
 
 
-async def _live(control: Control, spec: HostSpec, config: Config, *, app_class: type[App]) -> None:
+async def _live(control: Control, spec: HostSpec, config: Config, *, app_class: type[App]) -> int:
     life = Life(control, teardown_timeout_s=config.runners.teardown_timeout)
-    await life.live(start(app_class, control, spec, config))
+    return await life.live(start(app_class, control, spec, config))

@@ -33,18 +33,30 @@ def build_routes(app: App, *, threads: AppThreads, hints: HintSource) -> FastAPI
     web.add_api_route("/health", _health, methods=["GET"])
     for endpoint in endpoints_of(type(app)):
         method = getattr(app, endpoint.method)
-        if inspect.iscoroutinefunction(method):
-            route = _on_the_loop(method)
-        else:
-            route = _on_a_thread(method, threads=threads, hints=hints)
         try:
-            route.__signature__ = _signature(method)  # type: ignore[attr-defined]
+            route = endpoint_route(method, threads=threads, hints=hints)
             web.add_api_route(endpoint.path, route, methods=["POST"], name=endpoint.method)
         except Exception as error:
             # FastAPI, pydantic and the annotations themselves each raise their own kinds here.
             msg = f"endpoint {type(app).__name__}.{endpoint.method} cannot be served: {said(error)}"
             raise ConfigError(msg) from error
     return web
+
+
+def endpoint_route(
+    method: Callable[..., Any], *, threads: AppThreads, hints: HintSource
+) -> Callable[..., Any]:
+    """
+    Return what FastAPI is to call for *method*, with its signature: on the loop if it is async, else on an app thread.
+
+    Raises whatever reading its annotations raises.
+    """
+    if inspect.iscoroutinefunction(method):
+        route = _on_the_loop(method)
+    else:
+        route = _on_a_thread(method, threads=threads, hints=hints)
+    route.__signature__ = _signature(method)  # type: ignore[attr-defined]
+    return route
 
 
 def _health() -> dict[str, str]:

@@ -15,15 +15,17 @@ from falctl.config import Config
 from falctl.errors import StartError
 from falctl.host.app_threads import AppThreads
 from falctl.host.context import Context
+from falctl.host.fal.health import HealthWatch
 from falctl.host.gate import Gate
 from falctl.host.hint_source import HintSource
 from falctl.host.keeper import Keeper
+from falctl.host.limits import Limits, within
 from falctl.host.listener import Listener
 from falctl.host.loads import Loads
 from falctl.host.own_paths import OwnPaths
 from falctl.host.pins import prove_cards
 from falctl.host.report import Report
-from falctl.host.routes import build_routes
+from falctl.host.serving import build_web, health_of, limits_of
 from falctl.host.telling import from_the_app, said, user_line
 from falctl.host.ticket import Slots
 from falctl.lifeline import Control
@@ -42,6 +44,8 @@ class Served:
     threads: AppThreads
     report: Report
     listener: Listener
+    limits: Limits
+    health: HealthWatch | None
 
 
 async def start(app_class: type[App], control: Control, spec: HostSpec, config: Config) -> Served:
@@ -64,15 +68,16 @@ async def start(app_class: type[App], control: Control, spec: HostSpec, config: 
     hints = HintSource(app)
     report = Report(Board.attach(control.board_fd), spec, slots=slots, hints=hints)
     app.runner = Context(spec, config, report=report, hints=hints, threads=threads)
-    web = build_routes(app, threads=threads, hints=hints)
+    web = build_web(app, threads=threads, hints=hints)
+    limits = limits_of(app, spec)
     control.send(Stage("setup"))
-    await call_hook(app.setup, "setup()", threads=threads)
+    await within(limits.startup_timeout_s, call_hook(app.setup, "setup()", threads=threads))
     report.changed(await threads.run(hints.ask) if hints.given else None)
     keeper = Keeper(slots=slots, hints=hints, report=report, threads=threads)
     ours = OwnPaths(keeper, Loads(report, threads))
-    listener = Listener(Gate(web, ours, keeper), Path(spec.socket))
+    listener = Listener(Gate(web, ours, keeper, limits.request_timeout_s), Path(spec.socket))
     await listener.listen()
-    return Served(app, slots, threads, report, listener)
+    return Served(app, slots, threads, report, listener, limits, health_of(app))
 
 
 async def call_hook(hook: Callable[[], Any], name: str, *, threads: AppThreads) -> None:

@@ -45,6 +45,10 @@ class Ticket:
     """Its answer is an error: how long that took says nothing of the model."""
     broke_card: bool = False
     """It met a CUDA error that no later call of this process survives."""
+    ends_runner: bool = False
+    """By fal's rules its answer is the last of this process: another is to take its place."""
+    overdue: bool = False
+    """It has run for longer than its app allows."""
 
     def cancel(self) -> None:
         """Stop the request where that is possible; a sync endpoint only learns of it."""
@@ -56,14 +60,21 @@ class Ticket:
         self.gone = True
         self._stop()
 
-    def _stop(self) -> None:
-        if not (self.in_endpoint_thread or self.ending):
+    def expire(self) -> bool:
+        """Note that its time is over; return whether it could be stopped, as a sync endpoint cannot."""
+        self.overdue = True
+        return self._stop()
+
+    def _stop(self) -> bool:
+        stoppable = not (self.in_endpoint_thread or self.ending)
+        if stoppable:
             self.task.cancel()
+        return stoppable
 
     @property
     def stopping(self) -> bool:
         """Return whether nothing more should be computed for it."""
-        return self.cancelled or self.gone
+        return self.cancelled or self.gone or self.overdue
 
     def leased(self, name: str, verdict: Verdict, load_s: float) -> None:
         """Note that the app got a model. Called on the thread that serves this request."""
@@ -98,6 +109,8 @@ class Slots:
         self.count = count
         self.draining = False
         self.served = 0
+        self.idle_at = monotonic_s()
+        """Since when no request holds a slot, where none does."""
         self._held: dict[Ticket, None] = {}
         self._idle = asyncio.Event()
         self._idle.set()
@@ -123,6 +136,7 @@ class Slots:
         del self._held[ticket]
         self.served += 1
         if not self._held:
+            self.idle_at = monotonic_s()
             self._idle.set()
 
     def find(self, request: str) -> Ticket | None:

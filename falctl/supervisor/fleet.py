@@ -127,6 +127,7 @@ class Fleet:
             files_dir=str(ground.home.files),
             files_url=f"{public_url(ground.url, self.config.server)}/files",
             config=self.config.model_dump(mode="json"),
+            data_dir=str(ground.home.data),
         )
         return Launch(
             module="falctl.host",

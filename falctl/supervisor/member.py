@@ -25,7 +25,7 @@ from falctl.core.lifecycle import (
 from falctl.core.types import Epoch
 from falctl.errors import EXIT_FAILED
 from falctl.supervisor.child import Child, Launch, spawn
-from falctl.wire import Drained, Failed, Message, Ready, Stage, Stop
+from falctl.wire import EXIT_RETIRED, Drained, Failed, Message, Ready, Stage, Stop
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +60,8 @@ class Member:
         self.drained = asyncio.Event()
         self.exit_code = EXIT_FAILED
         """The exit code that `falctl up` should end with if this child cannot start."""
+        self.grace_s: float | None = None
+        """How long what runs in it gets to finish at the end, if its app says so."""
         self._launch = launch
         self._changed = changed
         self._buried = buried
@@ -119,13 +121,14 @@ class Member:
         log.log(
             logging.DEBUG if wanted else logging.INFO, "%s.exited epoch=%d code=%d", self.name, epoch, code
         )
-        self.feed(Exited(epoch, code))
+        self.feed(Exited(epoch, code, retired=code == EXIT_RETIRED))
 
     def _hear(self, epoch: Epoch, message: Message) -> None:
         match message:
             case Stage(text):
                 self.feed(Staged(epoch, text))
-            case Ready():
+            case Ready(grace_s=grace_s):
+                self.grace_s = grace_s
                 self.feed(BecameReady(epoch))
             case Failed(text, exit_code):
                 self.exit_code = exit_code

@@ -23,7 +23,7 @@ from falctl.supervisor.gpus import Gpus
 from falctl.supervisor.keeper import Keeper
 from falctl.supervisor.member import Member
 from falctl.supervisor.output import say
-from falctl.wire import Drain
+from falctl.wire import Drain, Ending
 
 log = logging.getLogger(__name__)
 
@@ -187,7 +187,9 @@ class Supervisor:
 
     async def _drain(self) -> None:
         """Let what runs finish: the router refuses what is new and what waits."""
-        within_s = self._fleet.config.runners.drain_timeout
+        runners = self._fleet.runners.values()
+        declared = [member.grace_s for member in runners if member.grace_s is not None]
+        within_s = max(declared, default=self._fleet.config.runners.drain_timeout)
         router = self._fleet.router
         if self._hurry.is_set() or within_s == 0 or router.life.state != "ready":
             return
@@ -195,6 +197,8 @@ class Supervisor:
             f"falctl: stopping; what runs gets {within_s:g} s to finish, what waits is refused (Ctrl-C again: at once)"
         )
         router.send(Drain(within_s))
+        for member in runners:
+            member.send(Ending())
         waits = [tasks.spawn(event.wait(), name="drain") for event in (router.drained, self._hurry)]
         await asyncio.wait(waits, timeout=within_s + 1.0, return_when=asyncio.FIRST_COMPLETED)
         for wait in waits:

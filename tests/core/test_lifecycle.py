@@ -63,6 +63,29 @@ def test_a_start_goes_through_its_stages_to_ready() -> None:
     assert (life.reason, life.since_at) == ("", 2.0)
 
 
+def test_a_runner_that_retires_after_a_while_is_replaced_as_often_as_it_likes() -> None:
+    life, now = ready_life(), 0.0
+    for n in range(1, 3 * LIMITS.restarts_max):
+        now += STABLE_S
+        life.handle(Exited(Epoch(n), 71, retired=True), now=now)
+        assert (life.state, life.restart_at - now) == ("backoff", LIMITS.backoff_min_s)
+        assert "its app asked" in life.reason
+        now = life.restart_at
+        assert life.handle(Tick(), now=now) == [Spawn(Epoch(n + 1))]
+        life.handle(BecameReady(Epoch(n + 1)), now=now)
+
+
+def test_a_runner_that_retires_at_once_each_time_is_given_up() -> None:
+    life, now = ready_life(), 0.0
+    for n in range(1, LIMITS.restarts_max + 1):
+        life.handle(Exited(Epoch(n), 71, retired=True), now=now)
+        now = life.restart_at
+        life.handle(Tick(), now=now)
+        life.handle(BecameReady(Epoch(n + 1)), now=now)
+    life.handle(Exited(Epoch(LIMITS.restarts_max + 1), 71, retired=True), now=now)
+    assert life.state == "failed"
+
+
 def test_an_exit_is_followed_by_a_pause_that_doubles_up_to_its_bound() -> None:
     life = Life(LifeLimits(600.0, 3600.0, 120.0, 100, 600.0, 1.0, 60.0))
     life.handle(Begin(), now=0.0)

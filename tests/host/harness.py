@@ -100,6 +100,7 @@ class Host:
         environ: Mapping[str, str] | None = None,
         cwd: Path = REPOSITORY,
         wait: bool = True,
+        python: str = sys.executable,
     ) -> None:
         self.home = Path(tempfile.mkdtemp(prefix="f"))
         self.files = self.home / "files"
@@ -111,7 +112,7 @@ class Host:
         self._errors = (self.home / "stderr").open("wb")
         family = secrets.token_hex(8)
         self.process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "falctl.host"],
+            [python, "-P", "-m", "falctl.host"],
             stdin=subprocess.DEVNULL,
             stdout=self._errors,
             stderr=self._errors,
@@ -145,6 +146,7 @@ class Host:
             files_dir=str(self.files),
             files_url="http://127.0.0.1:8808/files",
             config=Config.model_validate(config or {}).model_dump(mode="json"),
+            data_dir=str(self.home / "data"),
         )
         self.said: queue.Queue[Message] = queue.Queue()
         self.send(self.spec)

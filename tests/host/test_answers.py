@@ -12,7 +12,7 @@ import pytest
 from starlette.types import Message, Receive, Scope, Send
 
 from falctl.host import gate as host_gate
-from falctl.host.gate import EXIT_CARD_BROKEN
+from falctl.host.ending import EXIT_CARD_BROKEN
 from falctl.host.keeper import Keeper
 from tests.host.conftest import PROBE, Gate
 from tests.host.harness import STEP_S, Host, idle

@@ -30,7 +30,7 @@ HEAD = RequestHead(RequestId("r"), Hint("a"), [])
 
 
 def keeper_on(board: Board, slots: Slots) -> Keeper:
-    spec = HostSpec(0, 1, "a:A", "/", "/s", [], [], "", "/f", "u", Config().model_dump(mode="json"))
+    spec = HostSpec(0, 1, "a:A", "/", "/s", [], [], "", "/f", "u", "/d", Config().model_dump(mode="json"))
     hints = HintSource(Hinting())
     report = Report(board, spec, slots=slots, hints=hints)
     return Keeper(slots=slots, hints=hints, report=report, threads=AppThreads(1))

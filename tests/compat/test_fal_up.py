@@ -1,0 +1,78 @@
+"""A real fal.App behind `falctl up`: files that come back, an end that it hears of, a runner that it has replaced."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from falctl.clock import monotonic_s
+from falctl.core.lifecycle import STABLE_S
+from tests.process.harness import Falctl, Reply
+from tests.wait import until
+
+pytestmark = pytest.mark.process
+
+PROBE = Path(__file__).parent / "fal_probe_app.py"
+STEP_S = 60.0
+
+
+@pytest.fixture(scope="module")
+def probe() -> Iterator[Falctl]:
+    with Falctl(f"{PROBE}::Probe", args=("--runners", "1"), env={"FAL_KEY": "real:secret"}) as f:
+        yield f
+
+
+def test_an_app_reads_back_what_we_serve_and_nothing_else_of_this_machine(
+    probe: Falctl, tmp_path: Path
+) -> None:
+    stored = probe.post("/store").json
+    url = stored["bytes"]
+    assert probe.get(url.removeprefix(probe.url)).body == b"abc"
+    assert probe.post(f"/read?url={url}&folder={tmp_path}").json == 3
+    assert probe.post(f"/look?url={stored['image']}").json == [8, 6]
+    elsewhere = url.replace(probe.url, "http://127.0.0.1:9")
+    assert probe.post(f"/read?url={elsewhere}&folder={tmp_path}").status == 500
+    assert "Hostname resolves to a non-routable address" in probe.log
+
+
+def test_a_runner_that_an_answer_ended_is_replaced_and_warm_for_nothing(probe: Falctl) -> None:
+    probe.post("/", {"what": "load", "arg": "m"})
+    assert probe.status()["runners"][0]["hints"] == ["m"]
+    epoch, ready_at = probe.life(0).epoch, probe.life(0).since_at
+    until(lambda: monotonic_s() - ready_at > STABLE_S, within_s=STEP_S, what="it has served a while")
+    assert probe.post("/", {"what": "oom"}).status == 503
+    until(
+        lambda: probe.life(0).epoch > epoch and probe.life(0).state == "ready",
+        within_s=STEP_S,
+        what="another runner",
+    )
+    probe.wait_line(r"cpu0.backoff epoch=\d+ retired: its app asked for another process")
+    assert probe.status()["runners"][0]["hints"] == []
+    assert probe.post("/", {"what": "load", "arg": "n"}).status == 200
+
+
+def test_on_ctrl_c_the_app_is_told_while_its_requests_run_and_torn_down_after(tmp_path: Path) -> None:
+    entered = tmp_path / "entered"
+    replies: list[Reply] = []
+    patient = '[runners]\ndrain_timeout = "1h"\n'
+    with Falctl(f"{PROBE}::Probe", args=("--runners", "1"), config=patient) as f:
+        asking = threading.Thread(
+            target=lambda: replies.append(f.post(f"/until-exit?entered={entered}", timeout_s=STEP_S))
+        )
+        asking.start()
+        until(entered.exists, within_s=STEP_S, what="the request runs")
+        assert f.stop(signal.SIGINT, within_s=STEP_S) == 0
+        asking.join(STEP_S)
+        assert [reply.status for reply in replies] == [200]
+        assert "HANDLE_EXIT on MainThread" in f.log
+        assert "TEARDOWN in TERMINATING" in f.log
+
+
+def test_what_runs_gets_the_apps_own_time_to_finish() -> None:
+    with Falctl(f"{PROBE}::Impatient", args=("--runners", "1")) as f:
+        f.stop()
+        assert "what runs gets 77 s to finish" in f.log
