@@ -225,10 +225,9 @@ class Job:
         return [Save("attempt")]
 
     def _attempt_ended(self, outcome: Outcome) -> list[Action]:
-        again = retries(outcome, self.rules, attempts=self.attempts, failures=self.failures)
-        if self.cancel_asked and (again or outcome.status == CANCELLED.status):
+        if self.cancel_asked and outcome.status == CANCELLED.status:
             return self._end(CANCELLED)
-        if not again:
+        if not retries(outcome, self.rules, attempts=self.attempts, failures=self.failures):
             return self._end(outcome)
         if (condition := outcome.failed_by) is not None:
             self.failures[condition] = self.failures.get(condition, 0) + 1
@@ -287,7 +286,6 @@ class Job:
 
     def _recover(self, *, dispatched: bool) -> list[Action]:
         assert self.state == "new"
-        self._cancel_saved = self.cancel_asked
         if not dispatched:
             return self._wait()
         self.state = "running"

@@ -278,7 +278,7 @@ def test_a_running_job_that_is_cancelled_may_still_end_well() -> None:
     assert world.cancel_promised
 
 
-@pytest.mark.parametrize("outcome", [CANCELLED, jobs.LOST, Outcome(503)])
+@pytest.mark.parametrize("outcome", [Outcome(499), jobs.LOST, Outcome(503)])
 def test_a_cancelled_job_is_not_tried_again(outcome: Outcome) -> None:
     world = started(World())
     world.tell(CancelAsked())
