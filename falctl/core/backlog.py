@@ -73,6 +73,10 @@ class Backlog:
         """Iterate over what the scheduler sees."""
         return iter(self._shown.values())
 
+    def is_shown(self, request: RequestId) -> bool:
+        """Return whether the scheduler sees *request*."""
+        return request in self._shown
+
     def add(self, entry: Entry) -> Change:
         """Let *entry* wait, in its place: at the end, unless it has waited before."""
         assert entry.request not in self._entries

@@ -168,8 +168,8 @@ class Scheduler:
         return []
 
     def _over_a_bound(self, event: Arrived, now: float) -> Refuse | None:
-        queue, client = self.state.queue, event.client
-        if len(queue) >= self.queue_max:
+        queue, client = self.state.queue, event.client if event.bounded else ""
+        if event.bounded and len(queue) >= self.queue_max:
             return Refuse(event.request, "queue_full", self.place_s(now=now), len(queue))
         if client and self.client_max and queue.count_of(client) >= self.client_max:
             after_s = self.place_s(now=now) / self.pace.share(client, clients=queue.clients)

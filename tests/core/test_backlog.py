@@ -58,6 +58,7 @@ def test_what_is_shown_is_the_window_and_the_first_of_each_hint(
         for one in plain:
             ahead = [e for e in plain if e.priority == one.priority and e.order < one.order]
             assert backlog.position(one.request) == len(ahead)
+            assert backlog.is_shown(one.request) == (one in shown)
         for name in (None, Hint("a")):
             mine = [e for e in plain if e.hint == name]
             assert backlog.counts().get(name, 0) == len(mine)
