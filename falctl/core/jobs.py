@@ -213,7 +213,7 @@ class Job:
                 return self._wait_again(0.0)
             case AttemptEnded(outcome):
                 assert self.state == "running"
-                return self._attempt_ended(outcome)
+                return self._attempt_ended(outcome, rest_s=pause_s(self.attempts))
             case _:
                 assert_never(event)
 
@@ -224,14 +224,14 @@ class Job:
         self.attempts += 1
         return [Save("attempt")]
 
-    def _attempt_ended(self, outcome: Outcome) -> list[Action]:
+    def _attempt_ended(self, outcome: Outcome, *, rest_s: float) -> list[Action]:
         if self.cancel_asked and outcome.status == CANCELLED.status:
             return self._end(CANCELLED)
         if not retries(outcome, self.rules, attempts=self.attempts, failures=self.failures):
             return self._end(outcome)
         if (condition := outcome.failed_by) is not None:
             self.failures[condition] = self.failures.get(condition, 0) + 1
-        return self._wait_again(pause_s(self.attempts))
+        return self._wait_again(rest_s)
 
     # --- what becomes of a record ----------------------------------------------------------------
 
@@ -289,7 +289,7 @@ class Job:
         if not dispatched:
             return self._wait()
         self.state = "running"
-        return self._attempt_ended(LOST)
+        return self._attempt_ended(LOST, rest_s=0.0)  # it has its old place, and a restart took its time
 
     def _cancel(self) -> list[Action]:
         if self._cancel_saved and self.outcome is None:

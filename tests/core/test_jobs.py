@@ -371,6 +371,12 @@ def test_a_crash_while_it_rests_charges_no_second_failure() -> None:
     assert world.disk.end == WELL
 
 
+def test_a_failed_attempt_rests_and_one_that_a_restart_broke_does_not() -> None:
+    assert started(World()).job.handle(AttemptEnded(Outcome(503))) == [Save("retry"), Wait(0.25)]
+    job = Job(RequestId("q"), attempts=1)
+    assert job.handle(Recovered(dispatched=True)) == [Save("retry"), Wait(0.0)]
+
+
 def test_a_retry_that_is_not_noted_is_made_all_the_same() -> None:
     world = started(World())
     world.answered(Outcome(503))

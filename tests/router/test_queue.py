@@ -44,7 +44,7 @@ def status(setup: Setup, request: str, query: str = "") -> dict[str, Any]:
 
 def becomes(setup: Setup, request: str, word: str) -> dict[str, Any]:
     return until(
-        lambda: found if (found := status(setup, request))["status"] == word else None,
+        lambda: found if (found := status(setup, request))["status"] == word else {},
         within_s=PATIENCE_S,
         what=f"{request} {word}",
     )
