@@ -34,7 +34,7 @@ def state(f: Falctl, request: str) -> dict[str, Any]:
 
 
 def all_ready(f: Falctl) -> bool:
-    return f.get("/health").json["runners_ready"] == 2
+    return bool(f.get("/health").json["runners_ready"] == 2)
 
 
 def kill(f: Falctl, victim: str) -> None:

@@ -8,6 +8,7 @@ transaction and after every crash.
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -77,6 +78,8 @@ def open_database(path: Path) -> sqlite3.Connection:
         StartError: what is there is damaged, of another program, or of a newer falctl; it is left as it is.
     """
     try:
+        # SQLite gives its log the mode of the database, and would give that what the umask leaves.
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
         connection = connect(path)
         try:
             _make_ready(connection, path)
