@@ -231,6 +231,20 @@ def test_beyond_the_bound_ended_jobs_leave_first_and_then_submissions_are_refuse
     assert left(tmp_path) == []
 
 
+@pytest.mark.parametrize("replaced", [False, True])
+def test_what_would_be_written_to_a_deleted_file_is_refused(tmp_path: Path, *, replaced: bool) -> None:
+    async def use(store: JobStore) -> None:
+        await store.submit(job(1))
+        path = tmp_path / "jobs.db"
+        path.rename(tmp_path / "away")
+        if replaced:
+            path.touch()
+        with pytest.raises(StorageFullError, match="was deleted"):
+            await store.submit(job(2))
+
+    using(tmp_path, use)
+
+
 def test_an_end_is_kept_even_where_no_room_is_left(tmp_path: Path) -> None:
     limits = StoreLimits(keep_s=3600.0, max_bytes=ROW_BYTES + 100)
 

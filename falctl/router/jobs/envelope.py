@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-from falctl.core.retries import DEFAULT_RULES, RetryRules
+from falctl.core.retries import DEFAULT_RULES, Condition, RetryRules
 from falctl.core.types import Hint, Priority, Wanted
 from falctl.router.answers import RawHeaders
 
@@ -62,5 +62,10 @@ def unpack(content: bytes) -> Envelope:
         table["client"],
         table["priority"],
         table["start_by"],
-        RetryRules(never=table["never_retry"], asked=table["retries"]),
+        _rules(never=table["never_retry"], asked=table["retries"]),
     )
+
+
+def _rules(*, never: bool, asked: dict[Condition, int]) -> RetryRules:
+    """Return one object for all the many that say nothing."""
+    return RetryRules(never=never, asked=asked) if never or asked else DEFAULT_RULES

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Coroutine
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, TypeAlias, assert_never
 
@@ -43,11 +43,15 @@ _FOR_GOOD: Final[dict[RefuseCode, Outcome]] = {
 
 @dataclass(slots=True)
 class Live:
-    """A job that has not ended, with what its owner must remember."""
+    """
+    A job that has not ended, with what its owner must remember.
+
+    Tens of thousands may wait, so it consists of few objects: the garbage collector walks them all, in mid-request.
+    """
 
     job: jobs.Job
-    envelope: Envelope
-    submitted_at: float
+    packed: bytes
+    """Its envelope as it stands on the disk."""
     entry: Entry | None = None
     """None: its number is not known, because it is not durable yet."""
     decision: Decision | None = None
@@ -56,8 +60,13 @@ class Live:
     bounced: Dispatch | None = None
     """The slot that it was not let into, until the scheduler has been told."""
     delivered: Delivered | None = None
-    cancelled: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set when its cancellation is durable, or it has ended."""
+    cancelled: asyncio.Event | None = None
+    """Set when its cancellation is durable, or it has ended; None: nobody waits for that."""
+
+    @property
+    def envelope(self) -> Envelope:
+        """Return all of the request but its body, made anew."""
+        return unpack(self.packed)
 
 
 _Step: TypeAlias = jobs.Wait | jobs.Withdraw | jobs.Send | jobs.GiveBack | jobs.StopAttempt
@@ -102,10 +111,10 @@ class Keeper:
         return live
 
     async def _submit(self, request: RequestId, envelope: Envelope, body: bytes) -> Live | StorageFullError:
-        live = Live(jobs.Job(request, envelope.rules), envelope, _wall_s())
+        live = Live(jobs.Job(request, envelope.rules), pack(envelope))
         self._tell(live, jobs.Submitted())
         try:
-            number = await self.store.submit(NewJob(request, pack(envelope), body))
+            number = await self.store.submit(NewJob(request, live.packed, body))
         except StorageFullError as error:
             self._tell(live, jobs.NotSaved("job"))
             return error
@@ -118,8 +127,9 @@ class Keeper:
         """Return whether *live* is to end, once that is durable; False: its end is known already."""
         if live.job.outcome is not None and not live.job.cancel_asked:
             return False
+        cancelled = live.cancelled = live.cancelled or asyncio.Event()
         self._tell(live, jobs.CancelAsked())
-        await live.cancelled.wait()
+        await cancelled.wait()
         return True
 
     async def keep_for_ever(self) -> None:
@@ -156,7 +166,7 @@ class Keeper:
             dict(saved.failures),
             cancel_asked=saved.cancel_asked,
         )
-        live = Live(job, envelope, saved.submitted_at, _entry(saved.request, saved.number, envelope))
+        live = Live(job, saved.envelope, _entry(saved.request, saved.number, envelope))
         self._jobs[saved.request] = live
         self._tell(live, jobs.Recovered(saved.dispatched))
 
@@ -173,11 +183,12 @@ class Keeper:
             case jobs.Save():
                 self._work(self._save(live, action), name=f"save-{action.record}-{live.job.request}")
             case jobs.Acknowledge(record):
-                if record == "cancel":
+                if record == "cancel" and live.cancelled is not None:
                     live.cancelled.set()
             case jobs.Finish():
                 del self._jobs[live.job.request]
-                live.cancelled.set()
+                if live.cancelled is not None:
+                    live.cancelled.set()
                 log.debug("job.ended request=%s state=%s", live.job.request, live.job.state)
             case _:
                 self._move(live, action)

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Final
 
-from falctl.core.retries import ATTEMPTS_MAX, CONDITIONS, Condition, RetryRules
+from falctl.core.retries import ATTEMPTS_MAX, CONDITIONS, DEFAULT_RULES, Condition, RetryRules
 from falctl.errors import BadRequestError
 
 _NO_RETRY: Final = b"x-fal-no-retry"
@@ -25,7 +25,7 @@ def retry_rules(head: Mapping[bytes, bytes]) -> RetryRules:
     never = head.get(_NO_RETRY, b"").strip().lower() in _YES
     given = head.get(_RETRY_CONFIG)
     if given is None:
-        return RetryRules(never=never)
+        return RetryRules(never=True) if never else DEFAULT_RULES
     try:
         table = json.loads(given)
     except (ValueError, RecursionError):

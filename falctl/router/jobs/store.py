@@ -61,6 +61,7 @@ class JobStore:
         folder.mkdir(mode=0o700, exist_ok=True)
         path = folder / "jobs.db"
         writing = open_database(path)
+        self._path, self._inode = path, path.stat().st_ino
         self._bodies = Bodies(folder / "bodies")
         self._reading = connect(path)
         self._reading.execute("PRAGMA query_only = ON")
@@ -89,6 +90,8 @@ class JobStore:
 
         def write(transaction: Transaction) -> int | StorageFullError:
             connection = transaction.connection
+            if not self._in_place():
+                return StorageFullError(f"{self._path} was deleted while falctl ran: what is written is lost; start falctl again")  # fmt: skip
             wanted = ROW_BYTES + len(job.envelope) + len(job.body)
             if not _make_room(transaction, wanted, self.limits.max_bytes):
                 return StorageFullError(f"the queue holds as many bytes as queue.max_disk allows, {self.limits.max_bytes}; send it again later, or raise that")  # fmt: skip
@@ -222,6 +225,12 @@ class JobStore:
         self._reading.close()
 
     # --- how -------------------------------------------------------------------------------------
+
+    def _in_place(self) -> bool:
+        try:
+            return self._path.stat().st_ino == self._inode
+        except OSError:
+            return False
 
     async def _stored(self, content: bytes) -> _Payload:
         if len(content) <= INLINE_BYTES_MAX:
