@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from starlette.types import Send
 
+from falctl import wire
 from tests.router.client import Reply, ask
 from tests.router.fake_host import PATIENCE_S, Gate, Handler, Seen, answer, say_ok
 from tests.router.harness import Setup, idle, serving, waits
@@ -305,6 +306,35 @@ def test_thousands_that_wait_show_the_scheduler_a_window(setup: Setup) -> None:
     assert result(setup, last).status == 200
 
 
+def test_a_job_waits_while_no_runner_is_left_and_runs_when_one_is_back() -> None:
+    with serving() as setup:
+        setup.change(0, 1, "failed")
+        until(lambda: not setup.status()["runners"][0]["slots"], within_s=PATIENCE_S, what="no runner")
+        request = submit(setup)["request_id"]
+        assert status(setup, request)["status"] == "IN_QUEUE"
+        setup.hosts.pop(0).close()
+        setup.add_host(0, epoch=2)
+        setup.change(0, 2, "ready")
+        assert result(setup, request).status == 200
+
+
+def test_a_drain_waits_for_what_runs_and_leaves_what_waits_to_the_next() -> None:
+    with serving() as setup:
+        gate = Gate()
+        setup.hosts[0].handler = gate
+        running, waiting = submit(setup)["request_id"], submit(setup)["request_id"]
+        becomes(setup, running, "IN_PROGRESS")
+        assert setup.router is not None
+        setup.router.send(wire.Drain(30.0))
+        assert not setup.router.heard(wire.Drained, within_s=0.5)
+        gate.opened.set()
+        setup.router.expect(wire.Drained)
+        setup.router.kill()
+        setup.start_router()
+        assert [result(setup, request).status for request in (running, waiting)] == [200, 200]
+        assert [seen.request for seen in setup.hosts[0].seen] == [running, waiting]
+
+
 def test_no_place_to_keep_it_is_507() -> None:
     with serving(config={"queue": {"max_disk": "1MiB"}}) as setup:
         gate = Gate()
@@ -317,8 +347,6 @@ def test_no_place_to_keep_it_is_507() -> None:
 
 
 def test_a_damaged_queue_is_said_by_the_router_in_one_line() -> None:
-    from falctl import wire
-
     setup = Setup()
     try:
         setup.home.jobs.mkdir(exist_ok=True)
