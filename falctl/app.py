@@ -71,14 +71,16 @@ class RunnerContext(Protocol):
         load: Callable[[str], M],
         *,
         unload: Callable[[M], None] | None = None,
+        check: Callable[[str], object] | None = None,
         overlaps: bool = False,
     ) -> ModelCache[M]:
         """
         Return a cache of at most `cache.max_models` models that publishes the hints whenever it changes.
 
         *load* makes the model of a name (it may raise; then nothing is cached); *unload* frees what a dropped
-        model holds beyond its Python references. *overlaps*: *load* may run on another thread while a request
-        executes, which it may only if it moves bytes and constructs nothing.
+        model holds beyond its Python references. *check* is called before any model is dropped for a load, and
+        raises if there can be no such model: a wrong name then costs no warm one. *overlaps*: *load* may run on
+        another thread while a request executes, which it may only if it moves bytes and constructs nothing.
         """
         ...
 

@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field
 
 from falctl import App, endpoint
 from falctl.toolkit import Image, RequestError, encode_image
-from runners.model_names import UnusableModelError, find_model
+from runners.model_names import Source, UnusableModelError, find_model
 
 _SEEDS: Final = 1 << 32
 
@@ -87,7 +87,7 @@ class AnyModelRunner(App):
         transformers.utils.logging.disable_progress_bar()
         transformers.utils.logging.set_verbosity_error()  # it asks for torchvision, which nothing here needs
         self.dtype = getattr(torch, _dtype_name(self.runner.models_dtype, device=self.runner.device))
-        self.models = self.runner.model_cache(load=self._load, unload=unload)
+        self.models = self.runner.model_cache(load=self._load, unload=unload, check=self._find)
         # Nothing imported so far is ever dropped. Left out of it, a collection takes 1 ms instead of 340
         # (measured: a demo model loaded, 2-core Xeon), and each eviction needs one.
         gc.collect()
@@ -138,8 +138,11 @@ class AnyModelRunner(App):
 
         return report
 
+    def _find(self, name: str) -> Source:
+        return find_model(name, paths=self.runner.models_paths, allow=self.runner.models_allow)
+
     def _load(self, name: str) -> Any:
-        source = find_model(name, paths=self.runner.models_paths, allow=self.runner.models_allow)
+        source = self._find(name)
         try:
             pipeline = self.pipelines.from_pretrained(
                 source.place,

@@ -26,7 +26,7 @@ _PEN: Final = Pen()
 
 def explain_command(request: str, *, json_output: bool) -> int:
     """Print the story of a request. Raises FalctlError: none runs, or it does not remember the request."""
-    told = read(f"/falctl/explain/{urllib.parse.quote(request, safe='')}")
+    told = read(f"/falctl/explain/{urllib.parse.quote(request, safe='', errors='surrogatepass')}")
     return _print(told, story(told), json_output=json_output)
 
 

@@ -49,7 +49,7 @@ class Released:
 
 @dataclass(frozen=True, slots=True)
 class LoadEnded:
-    """A load that we asked for is over; what is resident now is told by `HintsChanged` before."""
+    """A load that we asked for is over. One that was not needed took 0 seconds."""
 
     runner: RunnerId
     epoch: Epoch
@@ -57,6 +57,8 @@ class LoadEnded:
     ok: bool
     load_s: float
     tier: str = "disk"
+    hints: frozenset[Hint] | None = None
+    """What the runner is warm for now: after a load that failed, its victims may still be there. None: nobody has told."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -103,8 +103,24 @@ class Runner:
             del self.used[next(iter(self.used))]
 
     def lacks(self, running: Running) -> bool:
-        """Return whether it was not warm for what it ran, and is not now: it does not list that model."""
-        return not running.warm and self.hints is not None and running.hint not in self.hints
+        """
+        Return whether it does not list the model that it has just run: its hints are of another kind.
+
+        One that was warm may have dropped it by itself in the meantime, but not if loads are ordered: then it only
+        counted as warm because a load had ended well.
+        """
+        if self.hints is None or running.hint in self.hints or running.hint in self.leaving:
+            return False
+        return not running.warm or (self.takes_jobs and running.hint in self.loaded)
+
+    def load_over(self, hint: Hint, told: frozenset[Hint] | None) -> bool:
+        """Note that a load has ended and the runner then holds *told*, None: as far as we know; False: none was."""
+        if self.loading.pop(hint, None) is None:
+            return False
+        self.leaving = frozenset()
+        if told is not None:
+            self.hints = self.counted(told)
+        return True
 
     def fits(self, hint: Hint, size_bytes: int | None) -> bool:
         """Return whether a model of that size can be on its card at all: as far as we know, or because it is there."""
@@ -143,8 +159,12 @@ class Fleet:
     def warm(self, hint: Hint, runner: Runner) -> bool:
         """Return whether *runner* is warm for *hint*: it says so, or, if it gives no hints, served it last."""
         if runner.hints is None:
-            return self._last_served.get(hint) == runner.runner
+            return self.served_last(hint, runner)
         return hint in runner.hints
+
+    def served_last(self, hint: Hint, runner: Runner) -> bool:
+        """Return whether no other runner has been sent a request for *hint* since *runner* was."""
+        return self._last_served.get(hint) == runner.runner
 
     def held(self, runner: Runner) -> Collection[Hint]:
         """Return all that *runner* is `warm` for."""
@@ -156,13 +176,14 @@ class Fleet:
             r for r in self.runners.values() if self.warm(hint, r) or hint in r.loading or r.executes(hint)
         )
 
-    def serve(self, hint: Hint, runner: RunnerId) -> None:
-        """Remember that *runner* was the last to be sent a request for *hint*."""
-        self._drop(hint)
+    def serve(self, hint: Hint, runner: RunnerId) -> RunnerId | None:
+        """Remember that *runner* was the last to be sent a request for *hint*; return who is not warm for it any more."""
+        before = self._drop(hint)
         self._last_served[hint] = runner
         self._served.setdefault(runner, set()).add(hint)
         if len(self._last_served) > LAST_SERVED_MAX:
             self._drop(next(iter(self._last_served)))
+        return before if before is not None and self.runners[before].hints is None else None
 
     def give_up(self, hint: Hint) -> None:
         """Ask for no more load jobs for *hint*: the last has failed."""
@@ -183,9 +204,10 @@ class Fleet:
         for hint in self._served.pop(runner, ()):
             del self._last_served[hint]
 
-    def _drop(self, hint: Hint) -> None:
+    def _drop(self, hint: Hint) -> RunnerId | None:
         if (runner := self._last_served.pop(hint, None)) is not None:
             self._served[runner].discard(hint)
+        return runner
 
 
 def _remember(table: OrderedDict[Hint, None], hint: Hint) -> None:

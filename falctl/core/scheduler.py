@@ -9,11 +9,12 @@ knowledge: what is here, what it costs, what is wanted.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import InitVar, dataclass, field, replace
 from typing import Final, assert_never
 
 from falctl.core.decisions import Decisions
 from falctl.core.ended import EndedRing
+from falctl.core.entrance import Entrance
 from falctl.core.events import (
     Action,
     Arrived,
@@ -26,21 +27,18 @@ from falctl.core.events import (
     Load,
     LoadEnded,
     Refuse,
-    RefuseCode,
     Released,
     RunnerDown,
     RunnerDrains,
     RunnerUp,
     Tick,
 )
-from falctl.core.fair import FairShare
 from falctl.core.fleet import Fleet, Loaded, Runner, Running
 from falctl.core.learning import learn_release
-from falctl.core.pace import Pace
 from falctl.core.policies.base import Execute, LoadModel, Move, Policy, State
 from falctl.core.policies.explain import plain
 from falctl.core.queue import Waiting, WaitingQueue
-from falctl.core.types import Epoch, Hint, RequestId, RunnerId, Wanted
+from falctl.core.types import Epoch, RequestId, RunnerId
 
 BOUNCES_MAX: Final = 10
 """A request bounced this often is refused: fal's own bound on attempts (fal-client 1.0.3, MAX_ATTEMPTS)."""
@@ -56,24 +54,25 @@ class Scheduler:
     """
 
     policy: Policy
-    queue_max: int
-    client_max: int = 0
+    queue_max: InitVar[int]
+    client_max: InitVar[int] = 0
     state: State = field(default_factory=State)
-    fair: FairShare = field(default_factory=FairShare)
-    pace: Pace = field(default_factory=Pace)
+    entrance: Entrance = field(init=False)
     decisions: Decisions = field(default_factory=Decisions)
     ended: EndedRing = field(default_factory=EndedRing)
     _in_flight: dict[RequestId, tuple[RunnerId, Epoch, Waiting]] = field(default_factory=dict)
-    _arrivals: int = 0
     _dispatches: int = 0
     _draining: bool = False
+
+    def __post_init__(self, queue_max: int, client_max: int) -> None:
+        self.entrance = Entrance(self.state, queue_max, client_max)
 
     def handle(self, event: Event, *, now: float) -> list[Action]:
         """Apply *event* at monotonic instant *now*; return what to do, in order."""
         refused = self._apply(event, now)
-        refused += [*self._late(now), *self._too_large(event)]
+        refused += [*self.entrance.refuse_late(now=now), *self.entrance.refuse_unfit(event)]
         actions = [*refused, *self._decide(now), *self._give_up()]
-        self.pace.watch(waiting=bool(self.state.queue), now=now)
+        self.entrance.pace.watch(waiting=bool(self.state.queue), now=now)
         for action in actions:
             if isinstance(action, Refuse):
                 self.decisions.refused(action, now=now)
@@ -120,7 +119,7 @@ class Scheduler:
             case Arrived():
                 return self._arrive(event, now)
             case Cancelled(request):
-                if self._drop(request, now):
+                if self.entrance.drop(request, now=now):
                     self.decisions.happened(request, "cancelled", now=now)
             case Released() | LoadEnded() | Bounced() | HintsChanged() | RunnerDrains():
                 return self._hear(event, now)
@@ -130,7 +129,7 @@ class Scheduler:
                 self._down(runner, now, returns=returns)
             case Drains():
                 self._draining = True
-                return self._refuse_all("draining")
+                return [*self.entrance.refuse_all("draining")]
             case Tick():
                 pass
             case _:
@@ -138,48 +137,15 @@ class Scheduler:
         return []
 
     def _arrive(self, event: Arrived, now: float) -> list[Action]:
-        refusal = Refuse(event.request, "draining") if self._draining else self._over_a_bound(event, now)
+        refusal = self.entrance.refusal(event, now=now)
+        if self._draining:
+            refusal = Refuse(event.request, "draining")
         if refusal is not None:
             self.decisions.arrived(event, due=now, now=now)
             return [refusal]
-        self._arrivals += 1
-        costs, wanted = self.state.costs, event.wanted
-        if wanted is not None:
-            if event.size_bytes:
-                costs.declare(wanted.hint, event.size_bytes)
-            self.state.demand.arrived(wanted.hint, event.client, now=now)
-        exec_s = costs.mean_exec.value if wanted is None else costs.exec_s(wanted.hint)
-        share_s = exec_s / max(sum(runner.slots for runner in self.state.fleet.runners.values()), 1)
-        due = self.fair.due(event.client, event.priority, share_s, now=now)
-        waiting = Waiting(
-            event.request,
-            wanted,
-            event.client,
-            now,
-            self._arrivals,
-            due=due,
-            start_by=event.start_by,
-            priority=event.priority,
-            share_s=share_s,
-        )
-        self.state.queue.add(waiting)
-        self.state.changes.note(waiting.hint, wanted=True)
-        self.decisions.arrived(event, due=due, now=now)
+        waiting = self.entrance.admit(event, now=now)
+        self.decisions.arrived(event, due=waiting.due, now=now)
         return []
-
-    def _over_a_bound(self, event: Arrived, now: float) -> Refuse | None:
-        queue, client = self.state.queue, event.client if event.bounded else ""
-        if event.bounded and len(queue) >= self.queue_max:
-            return Refuse(event.request, "queue_full", self.place_s(now=now), len(queue))
-        if client and self.client_max and queue.count_of(client) >= self.client_max:
-            after_s = self.place_s(now=now) / self.pace.share(client, clients=queue.clients)
-            return Refuse(event.request, "client_queue_full", after_s, queue.count_of(client))
-        return None
-
-    def place_s(self, *, now: float) -> float:
-        """Return in how many seconds the next place in the queue should turn free."""
-        slots = sum(runner.slots for runner in self.state.fleet.runners.values())
-        return self.pace.gap_s(prior_s=self.state.costs.mean_exec.value / max(slots, 1), now=now)
 
     def _hear(
         self, event: Released | LoadEnded | Bounced | HintsChanged | RunnerDrains, now: float
@@ -221,14 +187,14 @@ class Scheduler:
                 self.state.fleet.missed(running.hint)
 
     def _loaded(self, event: LoadEnded, view: Runner, now: float) -> None:
-        if view.loading.pop(event.hint, None) is None:
+        if not view.load_over(event.hint, event.hints):
             return
-        view.leaving = frozenset()
         self.state.changes.note(event.hint, view.runner, wanted=True)
         self.decisions.load_ended(event, now=now)
         if event.ok:
             self.ended.loaded(event.hint, event.load_s)
-            self.state.costs.loaded(event.hint, event.tier, event.load_s)
+            if event.load_s > 0:  # else it was there, and nothing is known about loads
+                self.state.costs.loaded(event.hint, event.tier, event.load_s)
             self.state.fleet.found([event.hint])
             if view.hints is not None:
                 view.hints |= {event.hint}
@@ -244,7 +210,7 @@ class Scheduler:
             return []
         waiting = replace(entry[2], attempts=entry[2].attempts + 1)
         if waiting.attempts >= BOUNCES_MAX:
-            return [Refuse(request, "bounced_too_often", self.place_s(now=now))]
+            return [Refuse(request, "bounced_too_often", self.entrance.place_s(now=now))]
         if self._draining:
             return [Refuse(request, "draining")]
         self.state.queue.add(waiting)
@@ -309,12 +275,11 @@ class Scheduler:
         self._in_flight[move.request] = (move.runner, view.epoch, waiting)
         if hint is not None:
             view.use(hint, self._dispatches)
-            fleet.serve(hint, move.runner)
+            self.state.changes.note(None, fleet.serve(hint, move.runner))
         self.state.changes.note(hint, move.runner)
         if view.hints is None:
             self.state.changes.all = True  # it is warm for something new
-        if now > waiting.arrived_at:  # else it has had no place
-            self.pace.leave(waiting.client, now=now)
+        self.entrance.served(waiting, now=now)
         dispatch = Dispatch(
             move.request, move.runner, view.epoch, warm, now - waiting.arrived_at, move.reason
         )
@@ -340,54 +305,12 @@ class Scheduler:
         )
         return load
 
-    def _late(self, now: float) -> list[Action]:
-        """Refuse what should have started by now."""
-        late = self.state.queue.late(now)
-        for request in late:
-            self._drop(request, now)
-            self.state.changes.all = True
-        return [Refuse(request, "start_timeout") for request in late]
-
-    def _drop(self, request: RequestId, now: float) -> bool:
-        """Forget *request*; its client is not charged for it. Return whether it waited."""
-        if (gone := self.state.queue.pop(request)) is None:
-            return False
-        self.pace.leave(gone.client, now=now)
-        self.fair.refund(gone.client, gone.priority, gone.share_s)
-        return True
-
-    def _too_large(self, event: Event) -> list[Action]:
-        """Refuse what fits no card, if *event* can have brought that about."""
-        match event:
-            case Arrived(wanted=Wanted(hint)):
-                hints: list[Hint | None] = [hint]
-            case RunnerUp() | RunnerDown():
-                hints = list(self.state.queue.hints())
-            case _:
-                return []
-        return [action for hint in hints if hint is not None for action in self._refuse_unfit(hint)]
-
-    def _refuse_unfit(self, hint: Hint) -> list[Action]:
-        fleet, size_bytes = self.state.fleet, self.state.costs.size_bytes(hint)
-        if size_bytes is None or not fleet.runners or fleet.fits(hint, size_bytes):
-            return []
-        requests = [waiting.request for waiting in self.state.queue if waiting.hint == hint]
-        for request in requests:
-            self.state.queue.pop(request)
-        return [Refuse(request, "model_too_large", size_bytes=size_bytes) for request in requests]
-
     def _give_up(self) -> list[Action]:
         """Refuse what waits when no runner is up and none will be."""
         fleet = self.state.fleet
         if self.state.queue and not fleet.runners and not fleet.returning:
-            return self._refuse_all("no_runner")
+            return [*self.entrance.refuse_all("no_runner")]
         return []
-
-    def _refuse_all(self, code: RefuseCode) -> list[Action]:
-        requests = [waiting.request for waiting in self.state.queue]
-        for request in requests:
-            self.state.queue.pop(request)
-        return [Refuse(request, code) for request in requests]
 
 
 def _with_load(dispatch: Dispatch, waiting: Waiting, view: Runner) -> Dispatch:

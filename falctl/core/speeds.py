@@ -82,7 +82,9 @@ class Speeds:
     _cards: OrderedDict[str, _Card] = field(default_factory=OrderedDict)
     _usual: OrderedDict[Hint, _Usual] = field(default_factory=OrderedDict)
     _factors: dict[str, float] = field(default_factory=dict)
-    """What follows from the rest, by card and by model."""
+    """What follows from the rest, by card and by model; of a large fleet, as it was a few executions ago."""
+    _since: int = 0
+    """Executions since they were made."""
 
     def learn(self, card: str, hint: Hint, exec_s: float) -> None:
         """Take in an execution."""
@@ -92,7 +94,9 @@ class Speeds:
             known = self._cards.get(card) or self._cards.setdefault(card, _Card(self._siblings(card)))
             known.add(x - usual.mean)
             _keep(self._cards, card, CARDS_MAX)
-            self._weigh()
+            self._since += 1
+            if self._since > len(self._cards) // 4:
+                self._weigh()
         usual.add(x - log(self.factor(card)))
         _keep(self._usual, hint, HINTS_MAX)
 
@@ -122,6 +126,7 @@ class Speeds:
         return new
 
     def _weigh(self) -> None:
+        self._since = 0
         middle = sum(card.mean for card in self._cards.values()) / max(len(self._cards), 1)
         logs = {name: _shrunk(card.mean - middle, card.error2) for name, card in self._cards.items()}
         models: dict[str, list[float]] = {}

@@ -44,11 +44,14 @@ class Context:
         load: Callable[[str], M],
         *,
         unload: Callable[[M], None] | None = None,
+        check: Callable[[str], object] | None = None,
         overlaps: bool = False,
     ) -> ModelCache[M]:
         """Return a cache that publishes the hints whenever it changes; see `RunnerContext`."""
         hooks = CacheHooks(changed=self._cache_changed, leased=_leased)
-        cache = ModelCache(load, unload=unload, models_max=self._models_max, overlaps=overlaps, hooks=hooks)
+        cache = ModelCache(
+            load, unload=unload, check=check, models_max=self._models_max, overlaps=overlaps, hooks=hooks
+        )
         self._report.caches.append(cache)
         return cache
 

@@ -70,11 +70,12 @@ class HintSource:
         """
         Take *loaded* for warm and *evicted* for cold until the app has been asked.
 
-        A load job may end while every app thread is busy, and `provide_hints` is called on those alone.
+        A load job may end while every app thread is busy, and `provide_hints` is called on those alone. A name that
+        cannot be published is not presumed: it would break the header of an answer.
         """
         if self.known is not None:
             kept = tuple(h for h in self.known if h not in evicted and h != loaded)
-            self.known = (loaded, *kept)
+            self.known = clean([loaded, *kept]).kept
 
     def holds(self, hint: Hint | None) -> bool:
         """Return whether *hint* is known to be warm."""

@@ -12,7 +12,6 @@ import logging
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from falctl.clock import monotonic_s
 from falctl.host.app_threads import AppThreads
 from falctl.host.load_order import LoadOrder
 from falctl.host.report import Report
@@ -44,11 +43,10 @@ class Loads:
         return True
 
     def _load(self, cache: ModelCache[Any], order: LoadOrder) -> None:
-        began_at = monotonic_s()
         try:
-            cache.load(order.hint, evict=order.evict)
+            load_s = cache.load(order.hint, evict=order.evict)
         except Exception as error:  # noqa: BLE001 - the app's code; whoever asks for this model hears of it
             log.warning("load.failed model=%s %s: %s", order.hint, type(error).__name__, error)
             self._report.soon(self._report.load_ended, order, None)
         else:
-            self._report.soon(self._report.load_ended, order, monotonic_s() - began_at)
+            self._report.soon(self._report.load_ended, order, load_s)

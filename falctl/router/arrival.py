@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from typing import Final
 
 from falctl.core.events import Arrived
@@ -58,7 +59,7 @@ def _start_by(head: dict[bytes, bytes], now: float) -> float | None:
         seconds = float(given)
     except ValueError:
         seconds = 0.0
-    if not seconds >= _START_TIMEOUT_MIN_S:
+    if not _START_TIMEOUT_MIN_S <= seconds < math.inf or b"_" in given:
         msg = f"X-Fal-Request-Timeout: {given.decode('latin-1')!r} is no number of seconds from {_START_TIMEOUT_MIN_S}"
         raise BadRequestError(msg)
     return now + seconds

@@ -63,8 +63,8 @@ class Driver:
             ConfigError: the policy cannot be made; nothing has changed.
         """
         self.scheduler.policy = self._policy(routing)
-        self.scheduler.queue_max = queue.max
-        self.scheduler.client_max = queue.max_per_client
+        self.scheduler.entrance.queue_max = queue.max
+        self.scheduler.entrance.client_max = queue.max_per_client
 
     def submit(self, arrived: Arrived) -> Decision:
         """Let a request whose body has been read wait for a runner."""
@@ -100,7 +100,7 @@ class Driver:
 
     def place_s(self) -> float:
         """Return in how many seconds the next place in the queue should turn free."""
-        return self.scheduler.place_s(now=monotonic_s())
+        return self.scheduler.entrance.place_s(now=monotonic_s())
 
     def drain(self) -> None:
         """Refuse what waits and whatever comes."""

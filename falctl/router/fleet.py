@@ -101,7 +101,7 @@ class FleetLinks:
     async def _load(self, link: Link, load: Load) -> None:
         log.info("runner.loads runner=%d model=%s evicts=%s", load.runner, load.hint, ",".join(load.evict))
         if not await link.load(load.hint, load.evict):
-            self._driver.handle(LoadEnded(load.runner, load.epoch, load.hint, ok=False, load_s=0.0))
+            self._end_load(link, wire.LoadEnded(load.epoch, load.hint, ok=False, load_s=0.0))
 
     def find(self, runner: RunnerId, epoch: Epoch) -> Link | None:
         """Return the link to that incarnation; None if it is gone."""
@@ -146,12 +146,18 @@ class FleetLinks:
             case wire.Released(_, request, exec_s, load_s):
                 released = Released(RequestId(request), link.runner, link.epoch, exec_s, load_s)
                 self._driver.handle(released)
-            case wire.LoadEnded(_, hint, ok, load_s, tier):
-                self._driver.handle(LoadEnded(link.runner, link.epoch, Hint(hint), ok, load_s, tier))
+            case wire.LoadEnded():
+                self._end_load(link, message)
             case wire.Draining():
                 self._driver.handle(RunnerDrains(link.runner, link.epoch))
             case wire.HintsChanged():
                 pass  # the refresh has told
+
+    def _end_load(self, link: Link, load: wire.LoadEnded) -> None:
+        hints = self._hints(link.runner, link.epoch)
+        self._driver.handle(
+            LoadEnded(link.runner, link.epoch, Hint(load.hint), load.ok, load.load_s, load.tier, hints)
+        )
 
     def lost(self, link: Link) -> None:
         """Send nothing to a runner whose slots we do not hear of; it may be back at once."""

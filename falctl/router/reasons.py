@@ -84,7 +84,7 @@ class Reasons:
         decisions = self._scheduler.decisions
         since_s = monotonic_s() - self._started_at
         return (
-            f"nothing is remembered of request {request[:64]}: this router knows the last "
+            f"nothing is remembered of request {_shown(request[:64])}: this router knows the last "
             f"{len(decisions):,} requests since it started {since_s:.0f} s ago, and "
             "forgets earlier ones"
         )
@@ -112,6 +112,11 @@ class Reasons:
         }
 
 
+def _shown(text: str) -> str:
+    """Return *text* as a terminal may show it."""
+    return text if text.isprintable() else ascii(text)
+
+
 def reason_routes(reasons: Reasons) -> list[Route]:
     """Return the paths under which *reasons* are read."""
 
@@ -134,7 +139,7 @@ def reason_routes(reasons: Reasons) -> list[Route]:
         return _json(reasons.ended(None if after is None else int(after)))
 
     return [
-        Route("/falctl/explain/{request}", explain),
+        Route("/falctl/explain/{request:path}", explain),
         Route("/falctl/why", why),
         Route("/falctl/ended", ended),
     ]

@@ -60,11 +60,12 @@ class _Entry:
 class ModelCache(Generic[M]):
     """At most *models_max* models by name; made by ``self.runner.model_cache(load=...)``. Thread-safe."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what an author may say, and what the host does
         self,
         load: Callable[[str], M],
         *,
         unload: Callable[[M], None] | None = None,
+        check: Callable[[str], object] | None = None,
         models_max: int = 3,
         overlaps: bool = False,
         hooks: CacheHooks = CacheHooks(),
@@ -74,6 +75,7 @@ class ModelCache(Generic[M]):
         """Whether *load* may run beside a request: it only moves bytes, it constructs nothing."""
         self._load = load
         self._unload = unload
+        self._check = check
         self._hooks = hooks
         self._lock = threading.Lock()
         self._entries: dict[str, _Entry] = {}  # least recently used first
@@ -109,8 +111,11 @@ class ModelCache(Generic[M]):
         """
         Load *name* ahead of any request for it, after dropping *evict*; return the seconds that took, 0 if it was there.
 
-        Blocks while it loads; raises what the load raised. A model of *evict* that is in use stays.
+        Blocks while it loads; raises what the load raised. A model of *evict* that is in use stays; all do if the
+        name does not pass the cache's check.
         """
+        if self._check is not None:
+            self._check(name)
         for victim in evict:
             self.evict(victim)
         began_at = monotonic_s()
@@ -173,6 +178,8 @@ class ModelCache(Generic[M]):
         entry.busy = True
         outer, _loader.active = getattr(_loader, "active", False), True
         try:
+            if self._check is not None:
+                self._check(entry.name)
             self._make_room(incoming=1)
             self._hooks.changed()
             began_at = monotonic_s()

@@ -121,6 +121,10 @@ def test_an_app_whose_hints_are_of_another_kind_works_in_parallel_too() -> None:
         play.come(n * 2.0, f"q{n}", "sdxl", 4.0)
     play.until(800.0)
     assert len(play.started) > 390, "half of the fleet is enough"
+    play.come(850.0, "before", "sdxl")
+    play.come(870.0, "after", "sdxl")
+    play.until(880.0)
+    assert play.where["after"] == play.where["before"], "it may be warm where it ran last"
     play.come(900.0, "listed", "lora-2")
     play.until()
     assert waited_s(play, "listed", 900.0) == 0

@@ -265,6 +265,48 @@ def test_a_model_whose_load_fails_is_executed_so_that_its_client_hears_why() -> 
     assert s.handle(LoadEnded(R0, E1, C, ok=True, load_s=1.0), now=2.0) == []
 
 
+def test_a_load_that_failed_costs_no_victim_that_is_still_there() -> None:
+    s = scheduler(hints=frozenset({B}))
+    [load] = s.handle(arrived("1", A), now=0.0)
+    assert isinstance(load, Load)
+    assert load.evict == (B,)
+    s.handle(HintsChanged(R0, E1, frozenset({B})), now=0.5)
+    assert s.fleet.runners[R0].hints == frozenset(), "it is leaving"
+    s.handle(LoadEnded(R0, E1, A, ok=False, load_s=0.0, hints=frozenset({B})), now=1.0)
+    assert s.fleet.runners[R0].hints == frozenset({B})
+
+
+def test_a_model_that_is_loaded_by_jobs_and_never_listed_is_executed_without_them() -> None:
+    s = scheduler()
+    s.handle(arrived("1", A), now=0.0)
+    [dispatch] = s.handle(LoadEnded(R0, E1, A, ok=True, load_s=1.0, hints=frozenset()), now=1.0)
+    assert isinstance(dispatch, Dispatch)
+    s.handle(HintsChanged(R0, E1, frozenset({B})), now=2.0)
+    s.handle(Released(dispatch.request, R0, E1, 1.0, 0.0), now=2.0)
+    assert list(s.fleet.unlisted) == [A]
+    [again] = s.handle(arrived("2", A), now=3.0)
+    assert isinstance(again, Dispatch)
+
+
+def test_a_model_that_leaves_for_another_while_its_last_request_ends_is_not_one_that_is_never_listed() -> (
+    None
+):
+    s = scheduler()
+    s.handle(arrived("1", A), now=0.0)
+    s.handle(LoadEnded(R0, E1, A, ok=True, load_s=1.0), now=1.0)
+    s.fleet.runners[R0].leaving = frozenset({A})
+    s.fleet.runners[R0].hints = frozenset()
+    s.handle(Released(RequestId("1"), R0, E1, 1.0, 0.0), now=2.0)
+    assert not s.fleet.unlisted
+
+
+def test_a_load_of_what_was_there_teaches_nothing() -> None:
+    s = scheduler()
+    s.handle(arrived("1", A), now=0.0)
+    s.handle(LoadEnded(R0, E1, A, ok=True, load_s=0.0), now=1.0)
+    assert s.state.costs.learnt_load_s(A) is None
+
+
 def test_a_runner_whose_hints_are_gone_is_asked_for_no_load() -> None:
     s = scheduler(overlaps=False)
     s.handle(arrived("1", A), now=0.0)

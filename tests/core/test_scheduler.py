@@ -373,7 +373,7 @@ def test_a_full_queue_refuses_and_says_when_a_place_should_be_free() -> None:
 
 def test_a_job_of_the_durable_queue_is_let_in_whatever_waits() -> None:
     s = Script(queue_max=1)
-    s.scheduler.client_max = 1
+    s.scheduler.entrance.client_max = 1
     s.up(0)
     for n in range(2):
         s.come(f"q{n}")
@@ -383,7 +383,7 @@ def test_a_job_of_the_durable_queue_is_let_in_whatever_waits() -> None:
 
 def test_one_client_cannot_take_every_place() -> None:
     s = Script(queue_max=50)
-    s.scheduler.client_max = 3
+    s.scheduler.entrance.client_max = 3
     s.up(0)
     for n in range(4):
         assert s.feed(Arrived(RequestId(f"a{n}"), None, "a")) in ([], ["a0@0"])
@@ -405,7 +405,7 @@ def test_a_client_is_told_of_its_own_places() -> None:
     for _ in range(60):
         s.now += 2.0
         running = s.done(running[0].partition("@")[0], 0)
-    s.scheduler.client_max = 1
+    s.scheduler.entrance.client_max = 1
     for client in "ab":
         [refusal] = s.scheduler.handle(Arrived(RequestId(f"late-{client}"), None, client), now=s.now)
         assert isinstance(refusal, Refuse)

@@ -175,6 +175,14 @@ def test_a_refusal_prints_the_line_to_add(artist: Host, model: str, line: str) -
 
 
 @process
+def test_a_wrong_name_costs_no_warm_model(artist: Host) -> None:
+    for model in (CLASSIC, INK):
+        assert artist.post("/", ask(model)).status == 200
+    assert artist.post("/", ask("nowhere")).status == 404
+    assert artist.row.hints == (INK, CLASSIC)
+
+
+@process
 @pytest.mark.parametrize(
     "wrong",
     [

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from falctl import App
+from falctl.core.types import Hint
 from falctl.host.hint_source import HintSource
 
 
@@ -47,6 +48,15 @@ def test_an_app_that_makes_up_bad_hints_does_not_fill_the_log(caplog: pytest.Log
         app.now = [f"{n},"]
         source.accept(source.ask())
     assert len(caplog.records) == 256
+
+
+@pytest.mark.parametrize("name", ["模型", "a,b", "a\r\nX-Other: b", " a", ""])
+def test_a_loaded_model_whose_name_fits_no_header_is_not_presumed_to_be_a_hint(name: str) -> None:
+    source = HintSource(Changing())
+    source.presume(loaded=Hint("b"), evicted=())
+    source.presume(loaded=Hint(name), evicted=())
+    assert source.known == ("b",)
+    assert source.header() == b"b"
 
 
 def test_an_app_without_provide_hints_gives_none_which_is_not_the_same_as_no_hint() -> None:

@@ -265,3 +265,23 @@ def test_a_load_is_timed_and_so_is_the_wait_for_it() -> None:
     assert cache.residents()[0].load_s >= 0.05
     assert waits[0] >= 0.05
     assert waits[1] == 0.0
+
+
+def test_a_name_that_does_not_pass_the_check_costs_no_model() -> None:
+    shelf = Shelf()
+
+    def check(name: str) -> None:
+        if name == "wrong":
+            raise KeyError(name)
+
+    cache = ModelCache(shelf.load, check=check, models_max=2)
+    use(cache, "a", "b")
+    with pytest.raises(KeyError):
+        cache.load("wrong", evict=("a",))
+    with pytest.raises(KeyError), cache.lease("wrong"):
+        pass
+    assert set(cache.resident) == {"a", "b"}
+    assert shelf.log == ["load a", "load b"]
+    assert cache.load("c", evict=("a",)) > 0
+    assert cache.load("c") == 0
+    assert set(cache.resident) == {"b", "c"}

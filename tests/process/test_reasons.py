@@ -99,8 +99,11 @@ def test_a_request_that_made_a_load_with_an_eviction_is_explained() -> None:
 def test_why_a_model_waits_for_its_busy_holder_is_told() -> None:
     with Falctl(SIMULATED, config=AUTO, args=ONE) as f, ThreadPoolExecutor(2) as pool:
         f.post("/", {"model": "m", "exec_s": 0})
-        busy: list[Future[Reply]] = [pool.submit(f.post, "/", {"model": "m", "exec_s": 6}) for _ in range(2)]
-        until(lambda: told(f, "why", "m")["waiting"] == 1, within_s=20.0, what="one executes, one waits")
+        busy: list[Future[Reply]] = [pool.submit(f.post, "/", {"model": "m", "exec_s": 15})]
+        until(lambda: f.status()["router"]["in_flight"] == [1], within_s=20.0, what="one executes")
+        busy.append(pool.submit(f.post, "/", {"model": "m", "exec_s": 0}))
+        [queued] = until(lambda: f.status()["queue"], within_s=20.0, what="one waits")
+        assert queued["why"].startswith("runner 0 busy, ")
         why = told(f, "why", "m")
         assert "holds for runner 0, free " in why["conclusion"]
         [runner] = why["runners"]
@@ -109,8 +112,6 @@ def test_why_a_model_waits_for_its_busy_holder_is_told() -> None:
         shown = f.run("why", "m")
         assert "holds for runner 0" in " ".join(shown.stdout.split())
         assert max(map(len, shown.stdout.splitlines())) <= 80
-        [queued] = f.status()["queue"]
-        assert queued["why"].startswith("runner 0 busy, ")
         assert "runner 0 busy" in f.run("status", "--once").stdout
         other = told(f, "why", "other")
         assert other["conclusion"].startswith("nobody waits; nobody holds it; a request now would ")

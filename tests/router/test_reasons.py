@@ -137,10 +137,24 @@ def test_only_the_oldest_models_are_told_why_they_wait(one: Setup) -> None:
     later.all()
 
 
+@pytest.mark.parametrize(
+    ("path", "shown"), [("a%2Fb", "a/b"), ("..%2F..", "../.."), ("%1B%5B31mred", r"'\x1b[31mred'")]
+)
+def test_what_is_no_request_is_said_to_be_none_in_letters_that_a_terminal_can_show(
+    one: Setup, path: str, shown: str
+) -> None:
+    reply = ask(one, "GET", f"/falctl/explain/{path}")
+    assert reply.status == 404
+    assert reply.json()["detail"].startswith(f"nothing is remembered of request {shown}: ")
+
+
 def test_a_model_of_a_header_that_is_not_ascii_is_found_by_its_name(one: Setup) -> None:
     one.hosts[0].set_hints("模型".encode().decode("latin-1"))
-    told = read(one, "/falctl/why?model=%E6%A8%A1%E5%9E%8B")
-    assert "warm on runner 0" in told["conclusion"]
+
+    def is_warm() -> bool:
+        return "warm on runner 0" in read(one, "/falctl/why?model=%E6%A8%A1%E5%9E%8B")["conclusion"]
+
+    until(is_warm, within_s=PATIENCE_S, what="the hints are heard of")
     assert "nobody holds it" in read(one, "/falctl/why?model=%ED%A0%80")["conclusion"], (
         "half a surrogate pair"
     )

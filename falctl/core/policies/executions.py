@@ -37,10 +37,13 @@ def regret(look: Look, runner: Runner, hint: Hint | None) -> float:
     return sum(look.queues.work_s(h) for h in sorted(look.state.fleet.held(runner)) if h != hint)
 
 
-def _order(look: Look, runner: Runner, hint: Hint | None) -> tuple[int, float, float, int, int]:
-    others = sorted(h for h in look.state.fleet.held(runner) if h != hint)
-    share = sum(map(look.state.demand.share, others))
-    return (len(runner.in_use), regret(look, runner, hint), share, runner.dispatched_order, runner.runner)
+def _order(look: Look, runner: Runner, hint: Hint | None) -> tuple[bool, int, float, float, int, int]:
+    fleet, demand = look.state.fleet, look.state.demand
+    # Where it ran last it may be warm, although nobody says so.
+    strange = hint is not None and hint in fleet.unlisted and not fleet.served_last(hint, runner)
+    share = sum(map(demand.share, sorted(h for h in fleet.held(runner) if h != hint)))
+    regret_s = regret(look, runner, hint)
+    return (strange, len(runner.in_use), regret_s, share, runner.dispatched_order, runner.runner)
 
 
 def _servable(state: State, runner: Runner) -> Iterator[Hint | None]:

@@ -19,7 +19,7 @@ from falctl.core.policies.room import Room
 from falctl.core.policies.worth import Worth, worth_at
 from falctl.core.types import Hint, RunnerId
 
-FRESH_S: Final = 0.25
+FRESH_S: Final = 1.0
 OVERDUE: Final = 5.0
 """A load that has taken so many times as long as it should is not waited for if a copy elsewhere pays."""
 
@@ -73,12 +73,13 @@ class Look:
 
     def refresh(self, changes: Changes, *, now: float) -> None:
         """Take in what has changed since, up to instant *now*."""
-        models = changes.models.union(*map(self._recount, changes.runners))
-        runners = changes.runners.union(r.runner for m in models for r in self.copies.get(m, ()))
+        ours = changes.runners & self._models.keys()  # one that drains still ends what it runs
+        models = changes.models.union(*map(self._recount, ours))
+        runners = ours.union(r.runner for m in models for r in self.copies.get(m, ()))
         self.queues.refresh(models, runners, now=now)
         self.room.forget(runners)
         self._hints |= changes.wanted
-        self._runners |= changes.runners
+        self._runners |= ours
 
     def _recount(self, number: RunnerId) -> frozenset[Hint]:
         """Take in what a runner holds now; return the models of which there is a copy more or less."""

@@ -38,6 +38,7 @@ class Queues:
     """Nothing that is due so much later goes before, whatever it costs."""
     _exec: dict[Hint, float] = field(default_factory=dict)
     _keys: dict[Hint, float] = field(default_factory=dict)
+    _load_keys: dict[Hint, float] = field(default_factory=dict)
     _others: dict[RunnerId, float] = field(default_factory=dict)
     _waiting_s: dict[RunnerId, float] = field(default_factory=dict)
     _backlog: dict[RunnerId, float] = field(default_factory=dict)
@@ -49,6 +50,7 @@ class Queues:
         for model in models:
             self._exec.pop(model, None)
             self._keys.pop(model, None)
+            self._load_keys.pop(model, None)
         for runner in runners:
             self._others.pop(runner, None)
             self._waiting_s.pop(runner, None)
@@ -85,16 +87,16 @@ class Queues:
 
     def load_s(self, hint: Hint) -> float:
         """Return what a load should take; an app that gives no hints is taken to load nothing until it was seen to."""
-        return self.state.costs.load_s(hint) if self._loads_are_known else 0.0
-
-    @property
-    def _loads_are_known(self) -> bool:
-        return not self.hintless or self.state.costs.mean_load.n > 0
+        return 0.0 if self.hintless and not self.state.costs.mean_load.n else self.state.costs.load_s(hint)
 
     def load_key(self, hint: Hint) -> float:
         """Return when *hint* is due if it has to be loaded first; never before its `execute_key`."""
-        start_s = self.knobs.head_start * self.exec_s(hint) + self.knobs.load_head_start * self.load_s(hint)
-        return self._due(hint) + min(start_s, self.head_start_max_s)
+        known = self._load_keys.get(hint)
+        if known is None:
+            knobs = self.knobs
+            start_s = knobs.head_start * self.exec_s(hint) + knobs.load_head_start * self.load_s(hint)
+            known = self._load_keys[hint] = self._due(hint) + min(start_s, self.head_start_max_s)
+        return known
 
     def _due(self, hint: Hint | None) -> float:
         head = self.state.queue.head(hint)
@@ -122,20 +124,26 @@ class Queues:
     def drained_s(self, hint: Hint) -> float:
         """Return the mean of that over those who hold *hint*."""
         holders = self.copies[hint]
+        if len(holders) == 1:
+            return self.backlog_s(holders[0])
         return sum(map(self.backlog_s, holders)) / len(holders)
 
     def others(self, runner: Runner, hint: Hint) -> float:
         """Return how many wait for the other models of *runner*, each model's share of its copies."""
-        known = self._others.get(runner.runner)
-        if known is None:
-            known = self._others[runner.runner] = self._over_models(runner, self._per_copy)
         mine = hint in runner.loading or hint in self.state.fleet.held(runner)
-        return known - self._per_copy(hint) if mine else known
+        return self.all_waiting(runner) - self._per_copy(hint) if mine else self.all_waiting(runner)
 
     def spared(self, hint: Hint) -> float:
         """Return the mean of that over those who hold *hint*: who would wait less beside a copy of it elsewhere."""
         holders = self.copies[hint]
-        return sum(self.others(r, hint) for r in holders) / len(holders)
+        return sum(map(self.all_waiting, holders)) / len(holders) - self._per_copy(hint)
+
+    def all_waiting(self, runner: Runner) -> float:
+        """Return how many wait for the models of *runner*, each model's share of its copies."""
+        known = self._others.get(runner.runner)
+        if known is None:
+            known = self._others[runner.runner] = self._over_models(runner, self._per_copy)
+        return known
 
     def _over_models(self, runner: Runner, figure: Callable[[Hint], float]) -> float:
         return sum(map(figure, self.state.fleet.held(runner))) + sum(map(figure, runner.loading))
