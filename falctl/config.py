@@ -127,6 +127,18 @@ class QueueConfig(Section):
         le=1 << 40,
         description="bytes of request bodies held in memory; beyond it 429",
     )
+    keep: Seconds = Field(
+        default=3600.0,
+        gt=0,
+        le=365 * 86400,
+        description="results and logs of jobs under /queue are deleted after this long",
+    )
+    max_disk: Bytes = Field(
+        default=10 << 30,
+        ge=1 << 20,
+        le=1 << 50,
+        description="bytes of jobs on the disk; beyond it the oldest results leave, then a submission is answered 507",
+    )
 
 
 class RoutingConfig(Section):

@@ -17,6 +17,8 @@ LIVE: Final = frozenset(
         "server.send_timeout",
         "queue.max",
         "queue.max_per_client",
+        "queue.keep",
+        "queue.max_disk",
         "queue.max_bytes",
         "routing.policy",
         "routing.locality",

@@ -139,3 +139,9 @@ class ModelTooLargeError(RequestError):
     """The model fits no card of this fleet."""
 
     status, error_type = 507, "model_too_large"
+
+
+class StorageFullError(RequestError):
+    """The job cannot be kept: the disk is full, or `queue.max_disk` is reached."""
+
+    status, error_type, retryable = 507, "storage_full", True

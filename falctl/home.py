@@ -73,6 +73,11 @@ class Home:
         """What the router has learnt of costs and demand; it outlives falctl."""
         return self.root / "learnt.json"
 
+    @property
+    def jobs(self) -> Path:
+        """The durable queue; it outlives falctl."""
+        return self.root / "jobs"
+
     def runner_socket(self, runner: int, epoch: int) -> Path:
         """Return the Unix socket of one incarnation of one runner."""
         return self.sockets / f"r{runner}-{epoch}.sock"

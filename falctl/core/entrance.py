@@ -33,6 +33,8 @@ class Entrance:
 
     def refusal(self, event: Arrived, *, now: float) -> Refuse | None:
         """Return the refusal of a request that there is no room for; None: it may wait."""
+        if not event.bounded:
+            return None
         queue, client = self.state.queue, event.client
         if len(queue) >= self.queue_max:
             return Refuse(event.request, "queue_full", self.place_s(now=now), len(queue))

@@ -23,6 +23,8 @@ class Arrived:
     """Refused if it has not started by this instant; None: it waits as long as it takes."""
     size_bytes: int | None = None
     """How large the wanted model is, if the request declares it."""
+    bounded: bool = True
+    """Refused if too many wait. False: it is a job of the durable queue, which has let it in and shows few of many."""
 
 
 @dataclass(frozen=True, slots=True)

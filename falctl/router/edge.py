@@ -19,6 +19,7 @@ from falctl.router.call import Call
 from falctl.router.guard import Guard
 from falctl.router.ledger import Ledger
 from falctl.router.proxy import Proxy
+from falctl.router.queue_routes import QueueRoutes
 from falctl.wire import RESERVED_PREFIXES
 
 log = logging.getLogger(__name__)
@@ -37,9 +38,12 @@ class UpgradeError(RequestError):
 class Edge:
     """The ASGI app of the router. ``guard`` is exchanged by a reload."""
 
-    def __init__(self, guard: Guard, proxy: Proxy, *, routes: ASGIApp, ledger: Ledger) -> None:
+    def __init__(
+        self, guard: Guard, proxy: Proxy, *, queue: QueueRoutes, routes: ASGIApp, ledger: Ledger
+    ) -> None:
         self.guard = guard
         self._proxy = proxy
+        self._queue = queue
         self._routes = routes
         self._ledger = ledger
 
@@ -77,6 +81,8 @@ class Edge:
         reads = call.scope["method"] in {"GET", "HEAD"}
         if first in _OWN:
             await self._answer_ourselves(call)
+        elif first == "queue":
+            await self._queue.serve(call)
         elif first in _RESERVED or (path == "/" and reads):
             raise NotFoundError(_kept(first))
         elif path in _SAME_EVERYWHERE and reads:

@@ -15,7 +15,7 @@ from falctl import wire
 from falctl.board.board import Board
 from falctl.config import Config
 from falctl.core.admission import ByteBudget
-from falctl.errors import ConfigError
+from falctl.errors import ConfigError, StartError
 from falctl.home import Home
 from falctl.lifeline import Control
 from falctl.router.body import Intake
@@ -25,11 +25,16 @@ from falctl.router.edge import Edge
 from falctl.router.files import FileStore
 from falctl.router.fleet import FleetLinks
 from falctl.router.guard import Guard
+from falctl.router.jobs.courier import Courier
+from falctl.router.jobs.keeper import Keeper
+from falctl.router.jobs.records import StoreLimits
+from falctl.router.jobs.store import JobStore
 from falctl.router.ledger import Ledger
 from falctl.router.listener import Listener
 from falctl.router.memory import Memory
 from falctl.router.proxy import Proxy, ProxyRules
 from falctl.router.publish import Publisher
+from falctl.router.queue_routes import QueueRoutes
 from falctl.router.reasons import Reasons
 from falctl.router.routes import make_routes
 from falctl.tasks import spawn
@@ -74,6 +79,13 @@ class Router:
         self._proxy = Proxy(
             self._driver, self._fleet, intake=self._intake, ledger=self._ledger, rules=_rules(config, guard)
         )
+        # What cannot be opened is said before anything is served.
+        self._keeper = Keeper(
+            JobStore(home.jobs, _store_limits(config)),
+            self._driver,
+            Courier(self._fleet, timeout_s=config.runners.request_timeout),
+        )
+        self._queue = QueueRoutes(self._keeper, self._intake, rules=self._proxy.rules)
         self._memory = Memory(home.learnt, self._driver.scheduler.state)
         routes = make_routes(
             status=self._report,
@@ -81,7 +93,7 @@ class Router:
             files=self._files,
             reasons=Reasons(self._driver.scheduler, epoch=spec.epoch),
         )
-        self._edge = Edge(guard, self._proxy, routes=routes, ledger=self._ledger)
+        self._edge = Edge(guard, self._proxy, queue=self._queue, routes=routes, ledger=self._ledger)
         self._listener = Listener(self._edge, self._limits)
 
     async def run(self, control: Control) -> None:
@@ -91,10 +103,13 @@ class Router:
         self._memory.recall()
         self._fleet.discover()
         self._publisher.publish()
+        if jobs := self._keeper.recover():
+            log.info("jobs.recovered count=%d", jobs)
         helpers = [
             spawn(self._publisher.publish_for_ever(), name="publish"),
             spawn(self._files.sweep_for_ever(), name="sweep"),
             spawn(self._memory.keep_for_ever(), name="memory"),
+            spawn(self._keeper.keep_for_ever(), name="jobs"),
         ]
         await self._fleet.greeted(within_s=_GREETINGS_WITHIN_S)
         await self._listener.open(socket.socket(fileno=control.listen_fd))
@@ -111,6 +126,7 @@ class Router:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_CLOSE_WITHIN_S):
                 await self._memory.keep()
+        self._keeper.close()
         await self._fleet.close()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_CLOSE_WITHIN_S):
@@ -146,13 +162,15 @@ class Router:
         self._intake.pause_s = config.server.body_timeout
         self._files.keep_s = config.files.keep
         self._edge.guard = Guard(config.server, admin_token=self._admin_token)
-        self._proxy.rules = _rules(config, self._edge.guard)
+        self._proxy.rules = self._queue.rules = _rules(config, self._edge.guard)
+        self._keeper.store.limits = _store_limits(config)
         logging.getLogger().setLevel(config.log.level.upper())
         self._ledger.note("configuration reloaded")
         log.info("router.reloaded")
 
     async def _drained(self, control: Control) -> None:
         await self._proxy.idle()
+        await self._keeper.idle()
         control.send(wire.Drained())
 
     def _report(self) -> dict[str, Any]:
@@ -175,7 +193,7 @@ def serve(spec: wire.RouterSpec, control: Control, home: Home) -> None:
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(main())
-    except ConfigError as error:
+    except (ConfigError, StartError) as error:
         control.send(wire.Failed(str(error), error.exit_code))
         raise SystemExit(error.exit_code) from None
 
@@ -183,6 +201,10 @@ def serve(spec: wire.RouterSpec, control: Control, home: Home) -> None:
 def _limits(config: Config) -> Limits:
     server = config.server
     return Limits(header_s=server.header_timeout, send_s=server.send_timeout, keep_alive_s=server.keep_alive)
+
+
+def _store_limits(config: Config) -> StoreLimits:
+    return StoreLimits(keep_s=config.queue.keep, max_bytes=config.queue.max_disk)
 
 
 def _rules(config: Config, guard: Guard) -> ProxyRules:

@@ -371,6 +371,16 @@ def test_a_full_queue_refuses_and_says_when_a_place_should_be_free() -> None:
     assert refusal.retry_after_s == pytest.approx(8.0, rel=0.05)
 
 
+def test_a_job_of_the_durable_queue_is_let_in_whatever_waits() -> None:
+    s = Script(queue_max=1)
+    s.scheduler.entrance.client_max = 1
+    s.up(0)
+    for n in range(2):
+        s.come(f"q{n}")
+    assert s.come("late") == ["late!queue_full"]
+    assert s.feed(Arrived(RequestId("job"), None, "c", bounded=False)) == []
+
+
 def test_one_client_cannot_take_every_place() -> None:
     s = Script(queue_max=50)
     s.scheduler.entrance.client_max = 3

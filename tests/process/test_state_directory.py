@@ -124,8 +124,11 @@ def test_it_is_closed_to_everybody_else() -> None:
             for path in f.home.root.iterdir()
         }
         assert stat.S_IMODE(f.home.root.stat().st_mode) == 0o700
-        assert modes == {"lock": 0o600, "board": 0o600, "token": 0o600, "files": 0o700, "run": 0o700}
-        for path in (*f.home.sockets.iterdir(), *f.home.files.iterdir()):
+        folders = {"files": 0o700, "run": 0o700, "jobs": 0o700}
+        assert modes == {"lock": 0o600, "board": 0o600, "token": 0o600, **folders}
+        databases = [path for path in f.home.jobs.iterdir() if path.is_file()]
+        assert databases
+        for path in (*f.home.sockets.iterdir(), *f.home.files.iterdir(), *databases):
             assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
         assert f.home.token.read_text() != "stale"
 
@@ -134,7 +137,7 @@ def test_nothing_secret_or_dead_is_left_when_it_has_ended() -> None:
     with Falctl(PAINTER, args=ONE) as f:
         paint(f)
         assert f.stop() == 0
-        assert {path.name for path in f.home.root.iterdir()} == {"lock", "files", "run"}
+        assert {path.name for path in f.home.root.iterdir()} == {"lock", "files", "run", "jobs"}
         assert f.home.lock.read_bytes() == b""
         assert list(f.home.files.iterdir()), "images are kept for files.keep"
 

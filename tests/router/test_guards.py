@@ -240,7 +240,7 @@ def test_cors_headers_of_the_app_are_replaced(named: Setup) -> None:
 
 @pytest.mark.parametrize(
     ("method", "path"),
-    [("GET", "/"), ("HEAD", "/"), ("GET", "/run/a"), ("POST", "/run"), ("POST", "/queue/x"), ("POST", "/v1/images"),
+    [("GET", "/"), ("HEAD", "/"), ("GET", "/run/a"), ("POST", "/run"), ("POST", "/v1/images"),
      ("GET", "/metrics"), ("GET", "/%72un/a")],
 )  # fmt: skip
 def test_paths_kept_for_later_say_so(plain: Setup, method: str, path: str) -> None:

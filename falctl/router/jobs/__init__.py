@@ -1,0 +1,1 @@
+"""The durable queue: jobs that survive whatever dies, from the disk up."""

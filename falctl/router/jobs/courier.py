@@ -1,0 +1,93 @@
+"""Takes one attempt of a job to its runner and brings the whole answer back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from falctl.clock import monotonic_s
+from falctl.core.events import Dispatch
+from falctl.core.jobs import LOST
+from falctl.core.retries import Outcome
+from falctl.core.types import RequestId
+from falctl.router.fleet import FleetLinks
+from falctl.router.headers import declare_json, to_client, to_host
+from falctl.router.jobs.envelope import Envelope
+from falctl.router.jobs.records import Answer
+from falctl.router.jobs.retry_headers import needs_retry
+from falctl.router.link import Link
+from falctl.router.transport import Incoming, LostError, Outgoing, UnreachableError
+from falctl.wire import H_BOUNCED
+
+_BOUNCED: Final = H_BOUNCED.encode()
+_INCOMPLETE: Final = Outcome(502, "runner_incomplete_response", "server_error")
+_TIMEOUT: Final = Outcome(504, "request_timeout", "timeout")
+_BODYLESS: Final = frozenset({204, 304})
+
+
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    """What became of an attempt; ``answer`` is None if none came."""
+
+    outcome: Outcome
+    answer: Answer | None
+    took_s: float
+
+
+class Courier:
+    """``timeout_s`` is `runners.request_timeout`: a runner that is lost after so long was killed for it."""
+
+    def __init__(self, fleet: FleetLinks, *, timeout_s: float) -> None:
+        self._fleet = fleet
+        self.timeout_s = timeout_s
+
+    async def deliver(self, dispatch: Dispatch, envelope: Envelope, body: bytes) -> Delivered | None:
+        """Return what became of it; None: the runner did not let it in."""
+        link = self._fleet.find(dispatch.runner, dispatch.epoch)
+        if link is None:
+            return None
+        began_at = monotonic_s()
+        link.began(dispatch.request)
+        try:
+            incoming = await link.transport.send(_outgoing(dispatch.request, envelope, body))
+        except UnreachableError:
+            link.bounced(dispatch.request)
+            return None
+        except LostError:
+            link.ended(dispatch.request)
+            return self._lost(LOST, began_at)
+        if incoming.status == 503 and any(name.lower() == _BOUNCED for name, _ in incoming.headers):
+            incoming.close()
+            link.bounced(dispatch.request)
+            return None
+        return await self._whole(link, dispatch.request, incoming, began_at)
+
+    def cancel(self, dispatch: Dispatch) -> Link | None:
+        """Return who can be asked to cancel what was sent by *dispatch*; None: it is gone."""
+        return self._fleet.find(dispatch.runner, dispatch.epoch)
+
+    async def _whole(self, link: Link, request: RequestId, incoming: Incoming, began_at: float) -> Delivered:
+        chunks, last = list[bytes](), False
+        try:
+            while not last:
+                chunk, last = await incoming.read()
+                chunks.append(chunk)
+        except LostError:
+            return self._lost(_INCOMPLETE, began_at)
+        finally:
+            incoming.close()
+            link.ended(request)
+        headers = to_client(incoming.headers, bodyless=incoming.status in _BODYLESS)
+        text = tuple((name.decode("latin-1"), value.decode("latin-1")) for name, value in headers)
+        outcome = Outcome(incoming.status, needs_retry=needs_retry(incoming.headers))
+        return Delivered(outcome, Answer(text, b"".join(chunks)), monotonic_s() - began_at)
+
+    def _lost(self, outcome: Outcome, began_at: float) -> Delivered:
+        took_s = monotonic_s() - began_at
+        return Delivered(_TIMEOUT if took_s >= self.timeout_s else outcome, None, took_s)
+
+
+def _outgoing(request: RequestId, envelope: Envelope, body: bytes) -> Outgoing:
+    given = declare_json(envelope.headers, body)
+    headers = to_host(given, request=request, wanted=envelope.wanted, hide=frozenset())
+    return Outgoing(envelope.method, envelope.path, envelope.query, headers, body)

@@ -1,0 +1,115 @@
+"""Jobs as rows: each statement once, and how its columns become values."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from dataclasses import asdict
+from typing import Any, Final, Literal, TypeAlias
+
+from falctl.core.retries import Outcome
+from falctl.core.types import RequestId
+from falctl.router.jobs.records import Ending, LogLine, SavedJob
+
+PayloadKind: TypeAlias = Literal["request", "result"]
+
+SELECT_JOB: Final = "SELECT id, number, envelope, submitted_at, attempts, failures, dispatched, cancel_asked, ended_at, ending FROM jobs "
+SELECT_LOGS: Final = (
+    "SELECT at, level, message FROM logs WHERE job = (SELECT number FROM jobs WHERE id = ?) ORDER BY rowid"
+)
+SELECT_PAYLOAD: Final = "SELECT content, file, headers FROM payloads WHERE job = (SELECT number FROM jobs WHERE id = ?) AND kind = ?"
+
+
+def job_of(row: tuple[Any, ...]) -> SavedJob:
+    """Return the job of a row of `SELECT_JOB`."""
+    (
+        request,
+        number,
+        envelope,
+        submitted_at,
+        attempts,
+        failures,
+        dispatched,
+        cancel_asked,
+        ended_at,
+        ending,
+    ) = row
+    return SavedJob(
+        RequestId(request),
+        number,
+        envelope,
+        submitted_at,
+        attempts,
+        json.loads(failures),
+        dispatched=bool(dispatched),
+        cancel_asked=bool(cancel_asked),
+        ending=None if ending is None else _ending_of(json.loads(ending), ended_at),
+    )
+
+
+def ending_text(ending: Ending) -> str:
+    """Return *ending*, but its instant, as it stands in its column."""
+    return json.dumps({"outcome": asdict(ending.outcome), "inference_s": ending.inference_s})
+
+
+def _ending_of(table: dict[str, Any], ended_at: float) -> Ending:
+    return Ending(Outcome(**table["outcome"]), table["inference_s"], ended_at)
+
+
+def used_bytes(connection: sqlite3.Connection) -> int:
+    """Return what all jobs take on the disk."""
+    used: int = connection.execute("SELECT bytes FROM usage").fetchone()[0]
+    return used
+
+
+def insert_payload(
+    connection: sqlite3.Connection,
+    number: int,
+    kind: PayloadKind,
+    payload: tuple[int, bytes | None, str | None],
+) -> None:
+    """Add a payload of so many bytes, which stands here or in a file."""
+    connection.execute(
+        "INSERT INTO payloads (job, kind, size, content, file) VALUES (?, ?, ?, ?, ?)",
+        (number, kind, *payload),
+    )
+
+
+def delete_payloads(
+    connection: sqlite3.Connection, number: int, kind: PayloadKind | None = None
+) -> list[str]:
+    """Delete the payloads of a job, of one kind or all; return the files that they stood in."""
+    rows = connection.execute(
+        "DELETE FROM payloads WHERE job = ? AND kind = coalesce(?, kind) RETURNING file", (number, kind)
+    )
+    return [file for (file,) in rows if file is not None]
+
+
+def delete_job(connection: sqlite3.Connection, number: int) -> list[str]:
+    """Delete all of a job; return the files that it leaves behind."""
+    files = delete_payloads(connection, number)
+    connection.execute("DELETE FROM logs WHERE job = ?", (number,))
+    connection.execute("DELETE FROM jobs WHERE number = ?", (number,))
+    return files
+
+
+def oldest_ended(connection: sqlite3.Connection) -> int | None:
+    """Return the number of the job that ended first; None: none has."""
+    row = connection.execute(
+        "SELECT number FROM jobs WHERE ended_at IS NOT NULL ORDER BY ended_at LIMIT 1"
+    ).fetchone()
+    return None if row is None else row[0]
+
+
+def insert_logs(connection: sqlite3.Connection, number: int, lines: list[LogLine], *, bytes_max: int) -> None:
+    """Add *lines* to those of a job, until they take *bytes_max*."""
+    row = connection.execute("SELECT total(size) FROM logs WHERE job = ?", (number,)).fetchone()
+    used = int(row[0])
+    for line in lines:
+        text = line.message.encode("utf-8", "replace").decode()
+        size = len(text.encode()) + 64
+        if (used := used + size) > bytes_max:
+            return
+        connection.execute(
+            "INSERT INTO logs VALUES (?, ?, ?, ?, ?)", (number, line.at, line.level, text, size)
+        )

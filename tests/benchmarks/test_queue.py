@@ -1,0 +1,32 @@
+"""`python -m benchmarks.queue` measures every contender on the disk that it is told."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_each_contender_stands_against_the_bare_disk(tmp_path: Path) -> None:
+    found, disk = tmp_path / "found.json", tmp_path / "disk"
+    disk.mkdir()
+    command = [sys.executable, "-m", "benchmarks.queue", "--rounds", "1", "--seconds", "0.2"]
+    done = subprocess.run(
+        [*command, "--folder", str(disk), "--json", str(found)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    (table,) = json.loads(found.read_text())["tables"]
+    assert table["baseline"] == "bare fdatasync"
+    assert list(table["rows"]) == ["bare fdatasync", "1 submitter", "64 submitters"]
+    commits = {name: row["commits per fdatasync#"] for name, row in table["rows"].items()}
+    assert commits["1 submitter"] == 1
+    assert commits["64 submitters"] >= 5
+    assert not list(disk.iterdir())

@@ -1,0 +1,361 @@
+"""The queue as fal's clients speak to it, on a real router with hosts that do as they are told."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from starlette.types import Send
+
+from falctl import wire
+from tests.router.client import Reply, ask
+from tests.router.fake_host import PATIENCE_S, Gate, Handler, Seen, answer, say_ok
+from tests.router.harness import Setup, idle, serving, waits
+from tests.wait import until
+
+
+@pytest.fixture
+def setup(shared: Setup) -> Iterator[Setup]:
+    """A router with one host, which says ok; at the end nothing waits or runs there."""
+    shared.hosts[0].handler = say_ok
+    shared.hosts[0].seen.clear()
+    yield shared
+    waits(shared, 0)
+    idle(shared)
+
+
+def submit(
+    setup: Setup, path: str = "", body: bytes = b"{}", headers: dict[str, str] | None = None
+) -> dict[str, Any]:
+    reply = ask(setup, path=f"/queue/owner/app{path}", body=body, headers=headers)
+    assert reply.status == 200, reply.body
+    found: dict[str, Any] = reply.json()
+    return found
+
+
+def status(setup: Setup, request: str, query: str = "") -> dict[str, Any]:
+    reply = ask(setup, "GET", f"/queue/owner/app/requests/{request}/status{query}")
+    found: dict[str, Any] = reply.json()
+    assert reply.status == (200 if found["status"] == "COMPLETED" else 202)
+    return found
+
+
+def becomes(setup: Setup, request: str, word: str) -> dict[str, Any]:
+    return until(
+        lambda: found if (found := status(setup, request))["status"] == word else {},
+        within_s=PATIENCE_S,
+        what=f"{request} {word}",
+    )
+
+
+def result(setup: Setup, request: str) -> Reply:
+    becomes(setup, request, "COMPLETED")
+    return ask(setup, "GET", f"/queue/owner/app/requests/{request}")
+
+
+def cancel(setup: Setup, request: str) -> Reply:
+    return ask(setup, "PUT", f"/queue/owner/app/requests/{request}/cancel")
+
+
+def in_turn(*handlers: Handler) -> Handler:
+    """Return a handler that is each of *handlers* once, then the last for ever."""
+    left = list(handlers)
+
+    async def handle(seen: Seen, send: Send) -> None:
+        await (left.pop(0) if len(left) > 1 else left[0])(seen, send)
+
+    return handle
+
+
+def saying(status: int, body: bytes = b"{}", *headers: tuple[bytes, bytes]) -> Handler:
+    async def handle(_: Seen, send: Send) -> None:
+        await answer(send, body, status=status, headers=headers)
+
+    return handle
+
+
+async def breaks(_: Seen, send: Send) -> None:
+    """Begin an answer, and break off."""
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"9")]})
+    await send({"type": "http.response.body", "body": b"half", "more_body": True})
+    msg = "the app fails"
+    raise ConnectionError(msg)
+
+
+# --- shapes ---------------------------------------------------------------------------------------
+
+
+def test_a_job_is_submitted_run_and_fetched(setup: Setup) -> None:
+    setup.hosts[0].handler = saying(
+        200, b'{"n": 1}', (b"content-type", b"application/json"), (b"x-own", b"caf\xe9")
+    )
+    told = submit(
+        setup,
+        "/sub/path?a=1&fal_max_queue_length=5",
+        b'{"model": "m"}',
+        headers={"x-fal-queue-priority": "low"},
+    )
+    request = told["request_id"]
+    base = f"http://127.0.0.1:{setup.port}/queue/owner/app/requests/{request}"
+    assert told == {
+        "status": "IN_QUEUE",
+        "request_id": request,
+        "queue_position": 0,
+        "response_url": base,
+        "status_url": f"{base}/status",
+        "cancel_url": f"{base}/cancel",
+    }
+    reply = result(setup, request)
+    assert (reply.status, reply.json()) == (200, {"n": 1})
+    assert reply.value("x-fal-request-id") == request
+    assert reply.value("x-own") == "caf\xe9"
+    assert ask(setup, "GET", f"/queue/owner/app/requests/{request}/response").body == reply.body
+    (seen,) = setup.hosts[0].seen
+    assert (seen.method, seen.raw_path, seen.query) == ("POST", b"/sub/path", b"a=1")
+    assert seen.body == b'{"model": "m"}'
+    assert seen.request == request
+    assert not seen.values("x-fal-queue-priority")
+
+
+def test_every_status_has_the_keys_that_the_clients_need(setup: Setup) -> None:
+    gate = Gate()
+    setup.hosts[0].handler = gate
+    running = submit(setup)["request_id"]
+    assert becomes(setup, running, "IN_PROGRESS")["logs"] is None
+    first, second = submit(setup)["request_id"], submit(setup)["request_id"]
+    low = submit(setup, headers={"x-fal-queue-priority": "low"})["request_id"]
+    assert [status(setup, request)["queue_position"] for request in (first, second, low)] == [0, 1, 0]
+    assert status(setup, running, "?logs=1")["logs"] == []
+    early = ask(setup, "GET", f"/queue/owner/app/requests/{running}")
+    assert (early.status, early.json()["error_type"]) == (400, "bad_request")
+    gate.opened.set()
+    done = becomes(setup, low, "COMPLETED")
+    assert done["metrics"]["inference_time"] >= 0
+    assert done["logs"] is None
+    assert "error" not in done
+    assert [seen.request for seen in setup.hosts[0].seen] == [running, first, second, low]
+
+
+def test_an_error_of_the_app_is_the_result(setup: Setup) -> None:
+    setup.hosts[0].handler = saying(422, b'{"detail": [{"loc": ["body"]}]}')
+    request = submit(setup)["request_id"]
+    reply = result(setup, request)
+    assert (reply.status, reply.json()["detail"][0]["loc"]) == (422, ["body"])
+    assert "error" in status(setup, request)
+    assert len(setup.hosts[0].seen) == 1, "it is not retried"
+
+
+def test_a_large_body_and_a_large_result_pass_whole(setup: Setup) -> None:
+    async def back(seen: Seen, send: Send) -> None:
+        await answer(send, seen.body)
+
+    setup.hosts[0].handler = back
+    body = bytes(range(256)) * 4000
+    assert result(setup, submit(setup, body=body)["request_id"]).body == body
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "code"),
+    [
+        ("GET", "/queue/owner/app/requests/unknown/status", 404),
+        ("GET", "/queue/owner/app/requests/unknown", 404),
+        ("PUT", "/queue/owner/app/requests/unknown/cancel", 404),
+        ("POST", "/queue/owner/app/requests/unknown/cancel", 404),
+        ("GET", "/queue/owner/app", 400),
+        ("POST", "/queue/owner", 404),
+        ("POST", "/queue//app", 404),
+        ("POST", "/queue/owner/app?fal_webhook=http://127.0.0.1:1/", 400),
+        ("POST", "/queue/owner/app?fal_max_queue_length=many", 400),
+    ],
+)
+def test_what_cannot_be_answered_is_refused_clearly(setup: Setup, method: str, path: str, code: int) -> None:
+    reply = ask(setup, method, path, body=b"{}" if method == "POST" else None)
+    assert reply.status == code
+    assert set(reply.json()) == {"detail", "error_type"}
+
+
+@pytest.mark.parametrize("config", ["[]", "no json", "7"])
+def test_a_retry_config_that_is_none_is_refused(setup: Setup, config: str) -> None:
+    reply = ask(setup, path="/queue/o/a", body=b"{}", headers={"x-fal-retry-config": config})
+    assert reply.status == 400
+    assert "X-Fal-Retry-Config" in reply.json()["detail"]
+
+
+def test_a_client_may_bound_the_queue_that_it_joins(setup: Setup) -> None:
+    gate = Gate()
+    setup.hosts[0].handler = gate
+    becomes(setup, submit(setup)["request_id"], "IN_PROGRESS")
+    submit(setup, "?fal_max_queue_length=0")
+    refused = ask(setup, path="/queue/owner/app?fal_max_queue_length=0", body=b"{}")
+    assert (refused.status, refused.value("x-fal-needs-retry")) == (429, "1")
+    gate.opened.set()
+
+
+# --- retries, deadlines, cancellation --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("broken", [saying(503), saying(504), breaks])
+def test_an_attempt_that_breaks_is_made_again(setup: Setup, broken: Handler) -> None:
+    setup.hosts[0].handler = in_turn(broken, say_ok)
+    reply = result(setup, submit(setup)["request_id"])
+    assert (reply.status, reply.body) == (200, b"ok")
+    assert len(setup.hosts[0].seen) == 2
+
+
+@pytest.mark.parametrize(
+    "headers", [{"x-fal-no-retry": "1"}, {"x-fal-retry-config": '{"server_error": {"retries": 0}}'}]
+)
+def test_who_wants_no_retry_gets_the_first_failure(setup: Setup, headers: dict[str, str]) -> None:
+    setup.hosts[0].handler = in_turn(saying(503, b'{"detail": "first"}'), say_ok)
+    reply = result(setup, submit(setup, headers=headers)["request_id"])
+    assert (reply.status, reply.json()) == (503, {"detail": "first"})
+
+
+def test_an_app_may_ask_for_another_attempt(setup: Setup) -> None:
+    setup.hosts[0].handler = in_turn(saying(500, b"{}", (b"x-fal-needs-retry", b"1")), say_ok)
+    assert result(setup, submit(setup)["request_id"]).status == 200
+
+
+def test_a_job_that_its_runner_does_not_let_in_goes_again_and_no_attempt_is_lost(setup: Setup) -> None:
+    setup.hosts[0].bounces = 1
+    assert result(setup, submit(setup, headers={"x-fal-no-retry": "1"})["request_id"]).status == 200
+
+
+def test_a_job_that_does_not_start_in_time_fails_as_fal_says(setup: Setup) -> None:
+    gate = Gate()
+    setup.hosts[0].handler = gate
+    becomes(setup, submit(setup)["request_id"], "IN_PROGRESS")
+    late = submit(setup, headers={"x-fal-request-timeout": "0.2"})["request_id"]
+    reply = result(setup, late)
+    assert (reply.status, reply.json()["error_type"]) == (504, "request_timeout")
+    gate.opened.set()
+
+
+def test_what_waits_can_be_cancelled_and_never_runs(setup: Setup) -> None:
+    gate = Gate()
+    setup.hosts[0].handler = gate
+    running, waiting = submit(setup)["request_id"], submit(setup)["request_id"]
+    becomes(setup, running, "IN_PROGRESS")
+    reply = cancel(setup, waiting)
+    assert (reply.status, reply.json()) == (202, {"status": "CANCELLATION_REQUESTED"})
+    assert result(setup, waiting).json()["error_type"] == "client_cancelled"
+    gate.opened.set()
+    assert result(setup, running).status == 200
+    again = cancel(setup, running)
+    assert (again.status, again.json()) == (400, {"status": "ALREADY_COMPLETED"})
+    assert [seen.request for seen in setup.hosts[0].seen] == [running]
+
+
+def test_what_runs_is_cancelled_at_its_host(setup: Setup) -> None:
+    async def until_cancelled(seen: Seen, send: Send) -> None:
+        import asyncio
+
+        async with asyncio.timeout(60):
+            while seen.request not in setup.hosts[0].cancelled:  # noqa: ASYNC110 - the host notes it in a list
+                await asyncio.sleep(0.01)
+        await answer(send, b'{"detail": "cancelled"}', status=499)
+
+    setup.hosts[0].handler = until_cancelled
+    request = submit(setup)["request_id"]
+    becomes(setup, request, "IN_PROGRESS")
+    assert cancel(setup, request).status == 202
+    assert result(setup, request).status == 499
+
+
+# --- what dies ------------------------------------------------------------------------------------
+
+
+def test_jobs_outlive_routers_and_each_ends_once(setup: Setup) -> None:
+    gate = Gate()
+    setup.hosts[0].handler = gate
+    requests = [submit(setup, body=json.dumps({"n": n}).encode())["request_id"] for n in range(20)]
+    becomes(setup, requests[0], "IN_PROGRESS")
+    for _ in range(3):
+        assert setup.router is not None
+        setup.router.kill()
+        setup.start_router()
+        assert status(setup, requests[7])["status"] in ("IN_QUEUE", "IN_PROGRESS")
+    gate.opened.set()
+    for request in requests:
+        assert result(setup, request).body == b"ok"
+    once = [seen.request for seen in setup.hosts[0].seen]
+    assert set(once) == set(requests)
+    assert [once.count(request) for request in requests[1:]] == [1] * 19
+
+
+def test_a_result_is_there_after_a_restart(setup: Setup) -> None:
+    request = submit(setup)["request_id"]
+    result(setup, request)
+    assert setup.router is not None
+    setup.router.kill()
+    setup.start_router()
+    assert result(setup, request).body == b"ok"
+
+
+def test_thousands_that_wait_show_the_scheduler_a_window(setup: Setup) -> None:
+    gate = Gate()
+    setup.hosts[0].handler = gate
+    for n in range(600):
+        submit(setup, body=b'{"model": "rare"}' if n == 599 else b'{"model": "m"}')
+    waits(setup, 512 + 1)
+    gate.opened.set()
+    last = submit(setup)["request_id"]
+    assert result(setup, last).status == 200
+
+
+def test_a_job_waits_while_no_runner_is_left_and_runs_when_one_is_back() -> None:
+    with serving() as setup:
+        setup.change(0, 1, "failed")
+        until(lambda: not setup.status()["runners"][0]["slots"], within_s=PATIENCE_S, what="no runner")
+        request = submit(setup)["request_id"]
+        assert status(setup, request)["status"] == "IN_QUEUE"
+        setup.hosts.pop(0).close()
+        setup.add_host(0, epoch=2)
+        setup.change(0, 2, "ready")
+        assert result(setup, request).status == 200
+
+
+def test_a_drain_waits_for_what_runs_and_leaves_what_waits_to_the_next() -> None:
+    with serving() as setup:
+        gate = Gate()
+        setup.hosts[0].handler = gate
+        running, waiting = submit(setup)["request_id"], submit(setup)["request_id"]
+        becomes(setup, running, "IN_PROGRESS")
+        assert setup.router is not None
+        setup.router.send(wire.Drain(30.0))
+        assert not setup.router.heard(wire.Drained, within_s=0.5)
+        gate.opened.set()
+        setup.router.expect(wire.Drained)
+        setup.router.kill()
+        setup.start_router()
+        assert [result(setup, request).status for request in (running, waiting)] == [200, 200]
+        assert [seen.request for seen in setup.hosts[0].seen] == [running, waiting]
+
+
+def test_no_place_to_keep_it_is_507() -> None:
+    with serving(config={"queue": {"max_disk": "1MiB"}}) as setup:
+        gate = Gate()
+        setup.hosts[0].handler = gate
+        submit(setup, body=b"x" * 900_000)
+        reply = ask(setup, path="/queue/o/a", body=b"x" * 900_000)
+        assert (reply.status, reply.json()["error_type"]) == (507, "storage_full")
+        assert "queue.max_disk" in reply.json()["detail"]
+        gate.opened.set()
+
+
+def test_a_damaged_queue_is_said_by_the_router_in_one_line() -> None:
+    setup = Setup()
+    try:
+        setup.home.jobs.mkdir(exist_ok=True)
+        (setup.home.jobs / "jobs.db").write_bytes(uuid.uuid4().bytes * 1000)
+        with pytest.raises(AssertionError):
+            setup.start_router(wait_for_runners=False)
+        assert setup.router is not None
+        failed = next(m for m in setup.router.received if isinstance(m, wire.Failed))
+        assert str(setup.home.jobs / "jobs.db") in failed.message
+        assert failed.exit_code == 1
+    finally:
+        setup.close()
