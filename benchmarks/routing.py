@@ -288,7 +288,7 @@ class Running:
 def _falctl(home: Path, policy: str) -> Iterator[Running]:
     (home / "c.toml").write_text(
         f'[routing]\npolicy = "{policy}"\n[runners]\ngpus = "none"\ncpu_count = {SETTING.runners}\n'
-        f"[cache]\nmax_models = {SETTING.models_max}\n[queue]\nmax = 100000\n[log]\nlevel = 'warning'\n"
+        f"[cache]\nmax_models = {SETTING.models_max}\n[queue]\nmax = 100000\nmax_per_client = 0\n[log]\nlevel = 'warning'\n"
     )
     environ = {k: v for k, v in os.environ.items() if not k.startswith("FALCTL_")}
     environ |= {"FALCTL_HOME": str(home / "f"), "OMP_NUM_THREADS": "1"}
