@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from falctl.cli.amounts import amount_of
 from falctl.cli.server import read
 from falctl.clock import monotonic_s
 from falctl.errors import EXIT_OK, ConfigError, NotRunningError, StartError
@@ -123,15 +124,7 @@ def _stopped_by_signals() -> threading.Event:
 def _seconds(text: str) -> float:
     from falctl.config_values import parse_duration
 
-    try:
-        seconds = float(str(parse_duration(text)))
-    except ValueError as error:
-        msg = f"--for {text}: {error}"
-        raise ConfigError(msg) from None
-    if seconds <= 0:
-        msg = f"--for {text}: write more than nothing"
-        raise ConfigError(msg)
-    return seconds
+    return amount_of("--for", text, parse_duration)
 
 
 def _say(text: str) -> None:

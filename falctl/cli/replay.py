@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from falctl.cli.amounts import amount_of
 from falctl.errors import EXIT_OK, ConfigError
 from falctl.policy_load import Tuning, find_policy
 from falctl.replay.report import Bounds, Figures, bounds, figures
@@ -86,15 +87,7 @@ def _setting(options: Options) -> Setting:
 def _bytes(text: str) -> int:
     from falctl.config_values import parse_size
 
-    try:
-        size = int(str(parse_size(text)))
-    except ValueError as error:
-        msg = f"--vram {text}: {error}"
-        raise ConfigError(msg) from None
-    if size <= 0:
-        msg = f"--vram {text}: write more than nothing"
-        raise ConfigError(msg)
-    return size
+    return int(amount_of("--vram", text, parse_size))
 
 
 def _check_sizes(jobs: Sequence[Job], trace: Path, setting: Setting) -> None:

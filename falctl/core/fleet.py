@@ -80,6 +80,11 @@ class Runner:
         return self.caps.loads and self.hints is not None
 
     @property
+    def may_begin_load(self) -> bool:
+        """Return whether a load could begin there now: as a job of its own, or as part of a cold execution."""
+        return self.can_load if self.takes_jobs else bool(self.free_slots)
+
+    @property
     def can_load(self) -> bool:
         """Return whether it would begin a load job now: one at a time, and beside executions only if it can."""
         if not (self.takes_jobs and self.accepting) or self.blocked or self.loading:

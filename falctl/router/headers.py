@@ -31,6 +31,7 @@ _HOP_BY_HOP: Final = frozenset(
 _NOT_TO_HOST: Final = _HOP_BY_HOP | {b"content-length", b"expect", H_REQUEST_ID.encode()}
 """The body is sent whole, with a length of its own; the request's id is ours to give."""
 
+_NO_BODY: Final = frozenset({204, 304})
 _NOT_TO_CLIENT: Final = _HOP_BY_HOP | {H_REQUEST_ID.encode(), b"x-fal-stop-runner"}
 
 
@@ -62,15 +63,15 @@ def to_host(
     return kept
 
 
-def to_client(headers: Iterable[tuple[bytes, bytes]], *, bodyless: bool) -> RawHeaders:
+def to_client(headers: Iterable[tuple[bytes, bytes]], *, status: int) -> RawHeaders:
     """
     Return what the client is sent of an app's *headers*, their values byte for byte.
 
-    *bodyless*: the status allows no body, so a length would be a promise that is not kept. An app's own CORS
+    Where the *status* allows no body a length would be a promise that is not kept. An app's own CORS
     headers never pass: who may read its answers is decided by `server.allow_origins` alone.
     """
     headers = [(name.lower(), value) for name, value in headers]
-    drop = _NOT_TO_CLIENT | _nominated(headers) | ({b"content-length"} if bodyless else frozenset())
+    drop = _NOT_TO_CLIENT | _nominated(headers) | ({b"content-length"} if status in _NO_BODY else frozenset())
     return [
         (name, value)
         for name, value in headers

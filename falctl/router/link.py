@@ -20,7 +20,7 @@ from typing import Final, Protocol, TypeAlias
 from falctl import wire
 from falctl.clock import monotonic_s
 from falctl.core.types import Epoch, RequestId, RunnerId
-from falctl.router.transport import LostError, Transport, UnreachableError
+from falctl.router.transport import Incoming, LostError, Outgoing, Transport, UnreachableError
 from falctl.tasks import spawn
 
 log = logging.getLogger(__name__)
@@ -31,6 +31,8 @@ RESYNC_S: Final = 2.0
 CANCEL_TIMEOUT_S: Final = 5.0
 FAREWELL_S: Final = 5.0
 """How long what a dead runner has still sent may be read, before its connections are closed."""
+
+_BOUNCED: Final = wire.H_BOUNCED.encode()
 
 News: TypeAlias = wire.Hello | wire.Released | wire.LoadEnded | wire.HintsChanged | wire.Draining
 
@@ -77,12 +79,31 @@ class Link:
         self._resync: asyncio.TimerHandle | None = None
         self._stream = spawn(self._listen(), name=f"stream-{runner}-{epoch}")
 
-    def began(self, request: RequestId) -> None:
-        """A request is being sent."""
-        self._held[request] = None
+    async def deliver(self, request: RequestId, outgoing: Outgoing) -> Incoming | None:
+        """
+        Send a request; return the beginning of its answer, or None if the host did not let it in.
 
-    def bounced(self, request: RequestId) -> None:
-        """The host has not let a request in that we sent."""
+        Whoever gets an answer says when that has `ended`.
+
+        Raises:
+            LostError: the app may have been entered; it is not to be sent again as if it had not.
+        """
+        self._held[request] = None
+        try:
+            incoming = await self.transport.send(outgoing)
+        except UnreachableError:
+            self._bounced(request)
+            return None
+        except LostError:
+            self.ended(request)
+            raise
+        if incoming.status == 503 and any(name.lower() == _BOUNCED for name, _ in incoming.headers):
+            incoming.close()
+            self._bounced(request)
+            return None
+        return incoming
+
+    def _bounced(self, request: RequestId) -> None:
         self._held.pop(request, None)
         self._doubt_at = self._doubt_at or monotonic_s()
         self._watch()

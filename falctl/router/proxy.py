@@ -31,14 +31,12 @@ from falctl.router.link import Link
 from falctl.router.receipt import Timings, read_timings
 from falctl.router.transport import Incoming, LostError, Outgoing, UnreachableError
 from falctl.tasks import spawn
-from falctl.wire import H_BOUNCED, H_CACHE, H_RUNNER
+from falctl.wire import H_CACHE, H_RUNNER
 
 log = logging.getLogger(__name__)
 
-_BOUNCED: Final = H_BOUNCED.encode()
 _RUNNER: Final = H_RUNNER.encode()
 _CACHE: Final = H_CACHE.encode()
-_NO_BODY: Final = frozenset({204, 304})
 
 
 @dataclass(slots=True)
@@ -102,7 +100,7 @@ class Proxy:
         except (UnreachableError, LostError) as error:
             msg = f"runner {link.runner} did not answer"
             raise RunnerLostError(msg) from error
-        headers = to_client(incoming.headers, bodyless=incoming.status in _NO_BODY)
+        headers = to_client(incoming.headers, status=incoming.status)
         await self._pass_on(call, incoming, [*headers, (REQUEST_ID, call.request.encode()), (ORIGIN, b"app")])
 
     async def idle(self) -> None:
@@ -156,23 +154,14 @@ class Proxy:
         link = self._fleet.find(dispatch.runner, dispatch.epoch)
         if link is None:
             return None
-        link.began(call.request)
         call.connection.on_gone = lambda: _cancel(link, call)
         try:
-            incoming = await link.transport.send(outgoing)
-        except UnreachableError:
-            link.bounced(call.request)
-            return None
+            incoming = await link.deliver(call.request, outgoing)
         except LostError as error:
-            link.ended(call.request)
             log.warning("request.lost request=%s runner=%d error=%s", call.request, link.runner, error)
             msg = f"runner {link.runner} was lost while it worked on this request"
             raise RunnerLostError(msg) from error
-        if incoming.status == 503 and any(name.lower() == _BOUNCED for name, _ in incoming.headers):
-            incoming.close()
-            link.bounced(call.request)
-            return None
-        return _Reached(dispatch, link, incoming)
+        return None if incoming is None else _Reached(dispatch, link, incoming)
 
     def _outgoing(self, call: Call, wanted: Wanted | None, body: bytes) -> Outgoing:
         scope = call.scope
@@ -203,7 +192,7 @@ def _cancel(link: Link, call: Call) -> None:
 
 def _receipt(call: Call, reached: _Reached, timings: Timings) -> RawHeaders:
     incoming = reached.incoming
-    headers = to_client(incoming.headers, bodyless=incoming.status in _NO_BODY)
+    headers = to_client(incoming.headers, status=incoming.status)
     headers += [
         (REQUEST_ID, call.request.encode()),
         (ORIGIN, b"app"),

@@ -35,12 +35,7 @@ def standing(state: State, hint: Hint | None, runner: Runner) -> Standing:
         return "loading it"
     # What could not be loaded is executed, so that its client hears why: that takes a slot.
     executes = runner.free_slots or hint not in state.fleet.unloadable
-    return "open" if executes and may_begin(runner) else "busy"
-
-
-def may_begin(runner: Runner) -> bool:
-    """Return whether a load could begin there now: as a job of its own, or as part of a cold execution."""
-    return runner.can_load if runner.takes_jobs else bool(runner.free_slots)
+    return "open" if executes and runner.may_begin_load else "busy"
 
 
 def plain(state: State, move: Move) -> tuple[Candidate, ...]:
@@ -110,14 +105,13 @@ def weigh(look: Look, hint: Hint, *, busy_too: bool = False) -> tuple[Candidate,
     for runner in look.state.fleet.runners.values():
         stands = standing(look.state, hint, runner)
         if stands == "open" or (busy_too and stands != "takes nothing"):
-            found.append(_weighed(look, hint, runner, price))
+            found.append(_weighed(look, hint, runner, stands=stands, price=price))
         else:
             found.append(Candidate(runner.runner, stands))
     return tuple(found)
 
 
-def _weighed(look: Look, hint: Hint, runner: Runner, price: float | None) -> Candidate:
-    stands = standing(look.state, hint, runner)
+def _weighed(look: Look, hint: Hint, runner: Runner, *, stands: Standing, price: float | None) -> Candidate:
     backlog_s = look.queues.backlog_s(runner)
     if stands in ("warm", "warm, busy", "loading it"):
         return Candidate(runner.runner, stands, backlog_s=backlog_s)

@@ -21,8 +21,8 @@ _Wish: TypeAlias = tuple[float, Hint, list[Runner]]
 
 
 def open_to_loads(look: Look) -> list[Runner]:
-    """Return the runners where a load could begin now: as a job of its own, or as part of a cold execution."""
-    return [r for r in look.runners if (r.can_load if r.takes_jobs else r.free_slots)]
+    """Return the runners where a load could begin now."""
+    return [r for r in look.runners if r.may_begin_load]
 
 
 def find_load(look: Look, open_runners: list[Runner]) -> Choice | None:

@@ -16,13 +16,10 @@ from falctl.router.jobs.envelope import Envelope
 from falctl.router.jobs.records import Answer
 from falctl.router.jobs.retry_headers import needs_retry
 from falctl.router.link import Link
-from falctl.router.transport import Incoming, LostError, Outgoing, UnreachableError
-from falctl.wire import H_BOUNCED
+from falctl.router.transport import Incoming, LostError, Outgoing
 
-_BOUNCED: Final = H_BOUNCED.encode()
 _INCOMPLETE: Final = Outcome(502, "runner_incomplete_response", "server_error")
 _TIMEOUT: Final = Outcome(504, "request_timeout", "timeout")
-_BODYLESS: Final = frozenset({204, 304})
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,18 +44,11 @@ class Courier:
         if link is None:
             return None
         began_at = monotonic_s()
-        link.began(dispatch.request)
         try:
-            incoming = await link.transport.send(_outgoing(dispatch.request, envelope, body))
-        except UnreachableError:
-            link.bounced(dispatch.request)
-            return None
+            incoming = await link.deliver(dispatch.request, _outgoing(dispatch.request, envelope, body))
         except LostError:
-            link.ended(dispatch.request)
             return self._lost(LOST, began_at)
-        if incoming.status == 503 and any(name.lower() == _BOUNCED for name, _ in incoming.headers):
-            incoming.close()
-            link.bounced(dispatch.request)
+        if incoming is None:
             return None
         return await self._whole(link, dispatch.request, incoming, began_at)
 
@@ -77,7 +67,7 @@ class Courier:
         finally:
             incoming.close()
             link.ended(request)
-        headers = to_client(incoming.headers, bodyless=incoming.status in _BODYLESS)
+        headers = to_client(incoming.headers, status=incoming.status)
         text = tuple((name.decode("latin-1"), value.decode("latin-1")) for name, value in headers)
         outcome = Outcome(incoming.status, needs_retry=needs_retry(incoming.headers))
         return Delivered(outcome, Answer(text, b"".join(chunks)), monotonic_s() - began_at)
