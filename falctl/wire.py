@@ -25,7 +25,18 @@ ACCEPTED: Final = 202
 LOAD_PATH: Final = "/falctl/load"
 """POST ``{"hint": name, "evict": [names]}`` on a host's socket: load a model without a request for it."""
 
-RESERVED_PREFIXES: Final = ("/falctl", "/health", "/files", "/run", "/queue", "/v1", "/metrics")
+RESERVED_PREFIXES: Final = (
+    "/falctl",
+    "/health",
+    "/files",
+    "/run",
+    "/queue",
+    "/ws",
+    "/fal",
+    "/api/fal",
+    "/v1",
+    "/metrics",
+)
 """Paths that the router answers itself or keeps for later; an app's endpoint may not begin with one."""
 
 H_REQUEST_ID: Final = "x-fal-request-id"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from typing import Final
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Final, TypeAlias
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -19,14 +20,16 @@ from falctl.router.call import Call
 from falctl.router.guard import Guard
 from falctl.router.ledger import Ledger
 from falctl.router.proxy import Proxy
-from falctl.router.queue_routes import QueueRoutes
 from falctl.wire import RESERVED_PREFIXES
 
 log = logging.getLogger(__name__)
 
 _RESERVED: Final = frozenset(prefix.strip("/") for prefix in RESERVED_PREFIXES)
-_OWN: Final = frozenset({"falctl", "health", "files"})
 _SAME_EVERYWHERE: Final = frozenset({"/openapi.json", "/docs"})
+
+
+Room: TypeAlias = Callable[[Call], Awaitable[None]]
+"""Answers every request under one prefix of the paths; raises RequestError, nothing being sent."""
 
 
 class UpgradeError(RequestError):
@@ -38,13 +41,11 @@ class UpgradeError(RequestError):
 class Edge:
     """The ASGI app of the router. ``guard`` is exchanged by a reload."""
 
-    def __init__(
-        self, guard: Guard, proxy: Proxy, *, queue: QueueRoutes, routes: ASGIApp, ledger: Ledger
-    ) -> None:
+    def __init__(self, guard: Guard, proxy: Proxy, *, rooms: Mapping[str, Room], ledger: Ledger) -> None:
+        """*rooms* by the prefix that each answers, without slashes around it, of one or two parts: "api/fal"."""
         self.guard = guard
         self._proxy = proxy
-        self._queue = queue
-        self._routes = routes
+        self._rooms = rooms
         self._ledger = ledger
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -77,22 +78,28 @@ class Edge:
         if not path.startswith("/"):
             msg = f"not a path: {path}"
             raise BadRequestError(msg)
-        first = path.split("/", 2)[1]
+        first, *rest = path.split("/", 3)[1:]
         reads = call.scope["method"] in {"GET", "HEAD"}
-        if first in _OWN:
-            await self._answer_ourselves(call)
-        elif first == "queue":
-            await self._queue.serve(call)
-        elif first in _RESERVED or (path == "/" and reads):
+        prefixes = (first, "/".join([first, *rest[:1]]))
+        room = next((self._rooms[prefix] for prefix in prefixes if prefix in self._rooms), None)
+        if room is not None:
+            await room(call)
+        elif not _RESERVED.isdisjoint(prefixes) or (path == "/" and reads):
             raise NotFoundError(_kept(first))
         elif path in _SAME_EVERYWHERE and reads:
             await self._proxy.serve_directly(call)
         else:
             await self._proxy.serve(call)
 
-    async def _answer_ourselves(self, call: Call) -> None:
+
+def own_room(routes: ASGIApp) -> Room:
+    """Return the room whose requests *routes*, an ASGI application of our own, answers."""
+
+    async def serve(call: Call) -> None:
         call.body_read = True  # the connection reads on by itself behind the answer
-        await self._routes(call.scope, call.receive, call.send_own)
+        await routes(call.scope, call.receive, call.send_own)
+
+    return serve
 
 
 def _kept(first: str) -> str:

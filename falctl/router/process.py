@@ -21,7 +21,7 @@ from falctl.lifeline import Control
 from falctl.router.body import Intake
 from falctl.router.connection import Limits
 from falctl.router.driver import Driver
-from falctl.router.edge import Edge
+from falctl.router.edge import Edge, Room, own_room
 from falctl.router.files import FileStore
 from falctl.router.fleet import FleetLinks
 from falctl.router.guard import Guard
@@ -93,7 +93,12 @@ class Router:
             files=self._files,
             reasons=Reasons(self._driver.scheduler, epoch=spec.epoch),
         )
-        self._edge = Edge(guard, self._proxy, queue=self._queue, routes=routes, ledger=self._ledger)
+        ours = own_room(routes)
+        rooms: dict[str, Room] = {
+            "queue": self._queue.serve,
+            **dict.fromkeys(("falctl", "health", "files"), ours),
+        }
+        self._edge = Edge(guard, self._proxy, rooms=rooms, ledger=self._ledger)
         self._listener = Listener(self._edge, self._limits)
 
     async def run(self, control: Control) -> None:

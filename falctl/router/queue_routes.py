@@ -17,6 +17,7 @@ from falctl.core.jobs import CANCELLED
 from falctl.core.retries import Outcome
 from falctl.core.types import RequestId
 from falctl.errors import BadRequestError, NotFoundError, QueueFullError
+from falctl.router.address import read_address
 from falctl.router.answers import ORIGIN, REQUEST_ID
 from falctl.router.arrival import arrival
 from falctl.router.body import Intake
@@ -180,15 +181,12 @@ class QueueRoutes:
 
 
 def _target(raw_path: bytes) -> _Target:
-    parts = raw_path.split(b"/")[2:]
-    if len(parts) < 2 or not all(parts[:2]):
-        msg = "the queue is at /queue/{owner}/{alias}; any owner and alias will do"
-        raise NotFoundError(msg)
-    app, rest = b"/".join(parts[:2]).decode("latin-1"), parts[2:]
+    address = read_address(raw_path)
+    rest = address.path.split(b"/")[1:]
     if len(rest) in (2, 3) and rest[0] == b"requests":
         what = rest[2].decode("latin-1") if len(rest) == 3 else ""
-        return _Target(app, b"", RequestId(rest[1].decode("latin-1")), what)
-    return _Target(app, b"/" + b"/".join(rest))
+        return _Target(address.app, b"", RequestId(rest[1].decode("latin-1")), what)
+    return _Target(address.app, address.path)
 
 
 def _query(call: Call) -> dict[str, str]:
