@@ -27,6 +27,10 @@ class Envelope:
     start_by: float | None = None
     """Wall clock: given up if it has not started by then; None: it waits as long as it takes."""
     rules: RetryRules = DEFAULT_RULES
+    webhook: str | None = None
+    """The URL that is to hear of its end; None: none."""
+    brief: bool = False
+    """Its client wants nothing kept beyond what delivery needs (X-Fal-Store-IO: 0)."""
 
 
 def pack(envelope: Envelope) -> bytes:
@@ -44,12 +48,14 @@ def pack(envelope: Envelope) -> bytes:
         "start_by": envelope.start_by,
         "never_retry": rules.never,
         "retries": dict(rules.asked),
+        "webhook": envelope.webhook,
+        "brief": envelope.brief,
     }
     return json.dumps(table).encode()
 
 
 def unpack(content: bytes) -> Envelope:
-    """Return what `pack` made *content* of."""
+    """Return what `pack`, maybe one of an older version, made *content* of."""
     table = json.loads(content)
     wanted = table["wanted"]
     return Envelope(
@@ -63,6 +69,8 @@ def unpack(content: bytes) -> Envelope:
         table["priority"],
         table["start_by"],
         _rules(never=table["never_retry"], asked=table["retries"]),
+        table.get("webhook"),
+        table.get("brief", False),
     )
 
 

@@ -22,8 +22,8 @@ from falctl.router.jobs.attempts import Attempts
 from falctl.router.jobs.courier import Courier
 from falctl.router.jobs.envelope import Envelope, pack, unpack
 from falctl.router.jobs.live import Live, entry_of
-from falctl.router.jobs.records import NewJob, SavedJob
-from falctl.router.jobs.saving import save
+from falctl.router.jobs.records import SavedJob
+from falctl.router.jobs.saving import new_job, save
 from falctl.router.jobs.store import JobStore
 from falctl.router.jobs.waiters import Waiters
 from falctl.tasks import spawn
@@ -92,7 +92,7 @@ class Keeper:
         live = Live(jobs.Job(request, envelope.rules), pack(envelope))
         self._tell(live, jobs.Submitted())
         try:
-            number = await self.store.submit(NewJob(request, live.packed, body))
+            number = await self.store.submit(new_job(request, live.packed, body, envelope=envelope))
         except StorageFullError as error:
             self._tell(live, jobs.NotSaved("job"))
             return error
