@@ -29,6 +29,7 @@ from falctl.router.jobs.courier import Courier
 from falctl.router.jobs.keeper import Keeper
 from falctl.router.jobs.records import StoreLimits
 from falctl.router.jobs.store import JobStore
+from falctl.router.jobs.watch import Watchers
 from falctl.router.ledger import Ledger
 from falctl.router.listener import Listener
 from falctl.router.memory import Memory
@@ -37,6 +38,9 @@ from falctl.router.publish import Publisher
 from falctl.router.queue_routes import QueueRoutes
 from falctl.router.reasons import Reasons
 from falctl.router.routes import make_routes
+from falctl.router.webhooks.deliverer import Deliverer
+from falctl.router.webhooks.keys import KEYS_ROOM, keys_room
+from falctl.router.webhooks.signing import open_signer
 from falctl.tasks import spawn
 
 log = logging.getLogger(__name__)
@@ -80,12 +84,14 @@ class Router:
             self._driver, self._fleet, intake=self._intake, ledger=self._ledger, rules=_rules(config, guard)
         )
         # What cannot be opened is said before anything is served.
+        store, signer = JobStore(home.jobs, _store_limits(config)), open_signer(home.webhook_key)
         self._keeper = Keeper(
-            JobStore(home.jobs, _store_limits(config)),
-            self._driver,
-            Courier(self._fleet, timeout_s=config.runners.request_timeout),
+            store, self._driver, Courier(self._fleet, timeout_s=config.runners.request_timeout)
         )
-        self._queue = QueueRoutes(self._keeper, self._intake, rules=self._proxy.rules)
+        self._webhooks = Deliverer(store, signer)
+        self._watchers = Watchers(self._keeper.backlog.position)
+        self._keeper.observers += [self._webhooks.hear, self._watchers.hear]
+        self._queue = QueueRoutes(self._keeper, self._intake, self._watchers, rules=self._proxy.rules)
         self._memory = Memory(home.learnt, self._driver.scheduler.state)
         routes = make_routes(
             status=self._report,
@@ -96,6 +102,7 @@ class Router:
         ours = own_room(routes)
         rooms: dict[str, Room] = {
             "queue": self._queue.serve,
+            KEYS_ROOM: keys_room(signer),
             **dict.fromkeys(("falctl", "health", "files"), ours),
         }
         self._edge = Edge(guard, self._proxy, rooms=rooms, ledger=self._ledger)
@@ -115,6 +122,7 @@ class Router:
             spawn(self._files.sweep_for_ever(), name="sweep"),
             spawn(self._memory.keep_for_ever(), name="memory"),
             spawn(self._keeper.keep_for_ever(), name="jobs"),
+            spawn(self._webhooks.deliver_for_ever(), name="webhooks"),
         ]
         await self._fleet.greeted(within_s=_GREETINGS_WITHIN_S)
         await self._listener.open(socket.socket(fileno=control.listen_fd))
@@ -125,9 +133,11 @@ class Router:
         log.debug("router.ready")
         while not isinstance(message := await messages.get(), wire.Stop):
             self._obey(message, control)
+        self._watchers.close()
         await self._listener.close(within_s=_CLOSE_WITHIN_S)
         for helper in helpers:
             helper.cancel()
+        await asyncio.gather(*helpers, return_exceptions=True)  # none may write into a store that is closed
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_CLOSE_WITHIN_S):
                 await self._memory.keep()
@@ -176,10 +186,14 @@ class Router:
     async def _drained(self, control: Control) -> None:
         await self._proxy.idle()
         await self._keeper.idle()
+        self._watchers.close()  # after what has ended has been told
         control.send(wire.Drained())
 
     def _report(self) -> dict[str, Any]:
-        return self._publisher.report(self._fleet)
+        return self._publisher.report(self._fleet) | {
+            "webhooks_failing": self._webhooks.failing,
+            "watching": len(self._watchers),
+        }
 
     def _runners_ready(self) -> int:
         return self._fleet.up_count

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -21,7 +23,7 @@ def test_ten_retries_with_doubling_pauses_span_about_two_hours() -> None:
     pauses = [pause_s(tries, age_s=0.0) for tries in range(1, RETRIES_MAX + 1)]
     known = [pause for pause in pauses if pause is not None]
     assert len(known) == len(pauses) == 10
-    assert all(later == 2 * earlier for earlier, later in zip(known, known[1:], strict=False))
+    assert all(later == 2 * earlier for earlier, later in pairwise(known))
     assert 7000 < sum(known) <= 7200
 
 

@@ -53,10 +53,11 @@ class JobReads:
         """Return what the app answered; None: it has not, or no more."""
         return await self.read(lambda connection: self._payload(connection, request, "result"))
 
-    async def logs(self, request: RequestId) -> list[LogLine]:
-        """Return what the app printed while it served *request*, in order."""
+    async def logs(self, request: RequestId, *, skip: int = 0) -> list[LogLine]:
+        """Return what the app printed while it served *request*, in order, without the first *skip* lines."""
+        values = (request, skip)
         return await self.read(
-            lambda connection: [LogLine(*row) for row in connection.execute(rows.SELECT_LOGS, (request,))]
+            lambda connection: [LogLine(*row) for row in connection.execute(rows.SELECT_LOGS, values)]
         )
 
     async def used_bytes(self) -> int:

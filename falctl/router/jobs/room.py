@@ -15,6 +15,13 @@ from falctl.router.jobs.writer import Transaction
 SWEEP_JOBS: Final = 256
 """Deleted in one write: who submits meanwhile waits for that."""
 
+BRIEF_S: Final = 60.0
+"""
+How long a job that is kept briefly (X-Fal-Store-IO: 0) stays once somebody has had its result.
+
+Not gone at once: a client whose connection broke asks again, and so does one that reads the status afterwards.
+"""
+
 
 def make_room(transaction: Transaction, wanted: int, *, max_bytes: int, spare: int = 0) -> bool:
     """Delete ended jobs, the oldest first, until *wanted* bytes fit; return whether they do. Never deletes *spare*."""

@@ -16,7 +16,8 @@ PayloadKind: TypeAlias = Literal["request", "result"]
 
 SELECT_JOB: Final = "SELECT id, number, envelope, submitted_at, attempts, failures, dispatched, cancel_asked, ended_at, ending FROM jobs "
 SELECT_LOGS: Final = (
-    "SELECT at, level, message FROM logs WHERE job = (SELECT number FROM jobs WHERE id = ?) ORDER BY rowid"
+    "SELECT at, level, message FROM logs WHERE job = (SELECT number FROM jobs WHERE id = ?) "
+    "ORDER BY rowid LIMIT -1 OFFSET ?"
 )
 SELECT_LEAVING: Final = (
     "SELECT number FROM jobs WHERE (ended_at < ? OR leaves_at < ?) AND number NOT IN (SELECT job FROM webhooks) "

@@ -136,6 +136,11 @@ class JobStore(JobReads):
 
         await self.write(write)
 
+    async def let_leave(self, request: RequestId, *, after_s: float) -> None:
+        """Let a job that is kept briefly leave, if it does not leave before. Raises StorageFullError."""
+        at = _now() + after_s
+        await self.write(lambda transaction: rows.let_leave(transaction.connection, request, at=at))
+
     async def sweep(self) -> int:
         """
         Delete the jobs that ended more than `StoreLimits.keep_s` ago, and what leaves sooner; return how many.

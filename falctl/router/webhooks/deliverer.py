@@ -20,6 +20,7 @@ from falctl.core import webhooks
 from falctl.core.jobs import ENDED, JobState
 from falctl.errors import StorageFullError
 from falctl.router.jobs.live import Live
+from falctl.router.jobs.room import BRIEF_S
 from falctl.router.jobs.store import JobStore
 from falctl.router.webhooks.letter import letter
 from falctl.router.webhooks.outbox import Besides, Due, Outbox
@@ -38,20 +39,18 @@ _HEADERS: Final = {"Content-Type": "application/json", "User-Agent": f"falctl/{_
 class Deliverer:
     """Owner of the calls under way. One event loop."""
 
-    def __init__(self, store: JobStore, signer: Signer, *, brief_s: float) -> None:
-        """*brief_s*: how long a job that is kept briefly stays after its webhook was delivered."""
+    def __init__(self, store: JobStore, signer: Signer) -> None:
         self.failing = 0
         """Webhooks that have been tried in vain and will be tried again."""
         self._outbox = Outbox(store)
         self._signer = signer
-        self._brief_s = brief_s
         self._lanes = webhooks.Lanes()
         self._calls = set[asyncio.Task[None]]()
         self._wake = asyncio.Event()
 
     def hear(self, live: Live, state: JobState) -> None:
         """Take note of a job's new state; an `Observe` of the keeper."""
-        if state in ENDED:
+        if state in ENDED and live.envelope.webhook is not None:
             self._wake.set()
 
     async def deliver_for_ever(self) -> None:
@@ -130,34 +129,25 @@ class Deliverer:
         while True:
             try:
                 if pause_s is None:
-                    await self._outbox.done(due, leaves_at=now + self._brief_s)
+                    await self._outbox.done(due, leaves_at=now + BRIEF_S)
                 else:
                     await self._outbox.again(due, at=now + pause_s)
                 break
             except StorageFullError as error:
                 log.warning("webhook.not_saved request=%s: %s", due.request, error.detail)
                 await asyncio.sleep(_AGAIN_S)
-        self._tell(due, fault, given_up=pause_s is None)
+        self._tell(due, fault, over=pause_s is None)
 
-    def _tell(self, due: Due, fault: str, *, given_up: bool) -> None:
-        self.failing += (due.tries == 0) - given_up
+    def _tell(self, due: Due, fault: str, *, over: bool) -> None:
+        self.failing += (due.tries == 0) - over
         if not fault:
             log.debug("webhook.delivered request=%s tries=%d", due.request, due.tries + 1)
-        elif given_up:
-            log.warning(
-                "webhook.given_up request=%s receiver=%s tries=%d: %s",
-                due.request,
-                due.receiver,
-                due.tries + 1,
-                fault,
-            )
+        elif over:
+            who = (due.request, due.receiver, due.tries + 1)
+            log.warning("webhook.given_up request=%s receiver=%s tries=%d: %s", *who, fault)
         elif due.tries == 0:
-            log.warning(
-                "webhook.failed request=%s receiver=%s: %s; it is tried again for two hours",
-                due.request,
-                due.receiver,
-                fault,
-            )
+            what = "webhook.failed request=%s receiver=%s: %s; it is tried again for two hours"
+            log.warning(what, due.request, due.receiver, fault)
 
 
 def _wall_s() -> float:

@@ -14,7 +14,9 @@ PAYLOAD_BYTES_MAX: Final = 10 << 20
 """A larger answer is fetched from the queue: thirty at a time must not fill the router's memory."""
 
 _NOT_JSON: Final = "the app's answer is no JSON; fetch it from the queue by its request_id"
-_TOO_LARGE: Final = f"the app's answer is over {PAYLOAD_BYTES_MAX} bytes; fetch it from the queue by its request_id"
+_TOO_LARGE: Final = (
+    f"the app's answer is over {PAYLOAD_BYTES_MAX} bytes; fetch it from the queue by its request_id"
+)
 
 
 @dataclass(frozen=True, slots=True)
