@@ -27,7 +27,8 @@ class Keeper:
             return None
         task = asyncio.current_task()
         assert task is not None, "admitted outside a task"
-        ticket = Ticket(head.request, head.hint, warm=self._hints.holds(head.hint), task=task)
+        warm = self._hints.holds(head.hint)
+        ticket = Ticket(head.request, head.hint, warm=warm, task=task, lifetime=head.lifetime)
         self.slots.take(ticket)
         self.report.started(ticket)
         return ticket
