@@ -17,6 +17,9 @@ from falctl.router.cors import Cors
 
 _HOST: Final = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^:\[\]/@\s]+)(?::[0-9]{0,5})?")
 _HOSTS_KEPT_MAX: Final = 256
+KEYS_PATH: Final = "/fal/rest/.well-known/jwks.json"
+"""Where receivers of webhooks fetch the public key: they are no clients, and have no API key."""
+_OPEN: Final = frozenset({"/health", KEYS_PATH})
 _SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
@@ -77,7 +80,7 @@ class Guard:
         if ours and call.scope["method"] not in _SAFE_METHODS:
             msg = "this needs the admin token from falctl's state directory: Authorization: Bearer <token>"
             raise UnauthorizedError(msg)
-        if self._api_keys and path != "/health" and not self._has_key(call.head):
+        if self._api_keys and path not in _OPEN and not self._has_key(call.head):
             msg = "this falctl asks for an API key: Authorization: Key <key>"
             raise UnauthorizedError(msg)
 
