@@ -25,7 +25,12 @@ class Address:
     @property
     def alias(self) -> str:
         """Return the app's name without its owner."""
-        return self.app.rpartition("/")[2]
+        return alias_of(self.app)
+
+
+def alias_of(app: str) -> str:
+    """Return the alias of ``owner/alias``."""
+    return app.rpartition("/")[2]
 
 
 def read_address(raw_path: bytes) -> Address:

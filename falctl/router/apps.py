@@ -37,7 +37,7 @@ class Apps:
     def __init__(self, apps: Iterable[LocalApp]) -> None:
         self._apps = {app.alias: app for app in apps}
         self._by_runner = {runner: app for app in self for runner in app.runners}
-        [self._only] = self._apps.values() if len(self._apps) == 1 else [None]
+        self._only = next(iter(self)) if len(self._apps) == 1 else None
 
     def __iter__(self) -> Iterator[LocalApp]:
         return iter(self._apps.values())

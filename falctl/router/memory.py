@@ -57,9 +57,7 @@ class Memory:
                 state.costs, state.demand = found.pop(alias)
         self._absent = found
         self._kept = self._mark()
-        log.info(
-            "memory.recalled observations=%d", sum(state.demand.n for state in self._states.values())
-        )
+        log.info("memory.recalled observations=%d", sum(state.demand.n for state in self._states.values()))
 
     async def keep_for_ever(self) -> None:
         """Write whenever something has been learnt, every `PERIOD_S` at most."""

@@ -45,9 +45,7 @@ class Reasons:
         Raises:
             NotFoundError: it is not remembered.
         """
-        found = [
-            (app, name) for app in self._apps if (name := app.driver.scheduler.decisions.find(request))
-        ]
+        found = [(app, name) for app in self._apps if (name := app.driver.scheduler.decisions.find(request))]
         if len(found) != 1:
             raise NotFoundError(self._forgotten(request))
         [(app, name)] = found
