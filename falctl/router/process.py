@@ -32,14 +32,19 @@ from falctl.router.jobs.courier import Courier
 from falctl.router.jobs.keeper import Keeper
 from falctl.router.jobs.records import StoreLimits
 from falctl.router.jobs.store import JobStore
+from falctl.router.jobs.watch import Watchers
 from falctl.router.ledger import Ledger
 from falctl.router.listener import Listener
 from falctl.router.memory import Memory
 from falctl.router.proxy import Proxy, ProxyRules
 from falctl.router.publish import Publisher
 from falctl.router.queue_routes import QueueRoutes
+from falctl.router.queue_status import QueueStatus
 from falctl.router.reasons import Reasons
 from falctl.router.routes import make_routes
+from falctl.router.webhooks.deliverer import Deliverer
+from falctl.router.webhooks.keys import KEYS_ROOM, keys_room
+from falctl.router.webhooks.signing import open_signer
 from falctl.tasks import spawn
 
 log = logging.getLogger(__name__)
@@ -82,12 +87,15 @@ class Router:
         )
         direct = Direct(self._apps, self._proxy)
         # What cannot be opened is said before anything is served.
+        store, signer = JobStore(home.jobs, _store_limits(config)), open_signer(home.webhook_key)
         self._keeper = Keeper(
-            JobStore(home.jobs, _store_limits(config)),
-            self._apps,
-            Courier(self._fleet, timeout_s=config.runners.request_timeout),
+            store, self._apps, Courier(self._fleet, timeout_s=config.runners.request_timeout)
         )
-        self._queue = QueueRoutes(self._apps, self._keeper, self._intake, rules=self._proxy.rules)
+        self._webhooks = Deliverer(store, signer)
+        self._watchers = Watchers(self._keeper.position)
+        self._keeper.observers += [self._webhooks.hear, self._watchers.hear]
+        status = QueueStatus(self._keeper, self._watchers)
+        self._queue = QueueRoutes(self._apps, self._keeper, status, self._intake, rules=self._proxy.rules)
         self._memory = Memory(home.learnt, {app.alias: app.driver.scheduler.state for app in self._apps})
         routes = make_routes(
             status=self._report,
@@ -99,6 +107,7 @@ class Router:
         rooms: dict[str, Room] = {
             "run": direct.serve_run,
             "queue": self._queue.serve,
+            KEYS_ROOM: keys_room(signer),
             **dict.fromkeys(("falctl", "health", "files"), ours),
         }
         self._edge = Edge(guard, rooms=rooms, bare=direct.serve_bare, ledger=self._ledger)
@@ -118,6 +127,7 @@ class Router:
             spawn(self._files.sweep_for_ever(), name="sweep"),
             spawn(self._memory.keep_for_ever(), name="memory"),
             spawn(self._keeper.keep_for_ever(), name="jobs"),
+            spawn(self._webhooks.deliver_for_ever(), name="webhooks"),
         ]
         await self._fleet.greeted(within_s=_GREETINGS_WITHIN_S)
         await self._listener.open(socket.socket(fileno=control.listen_fd))
@@ -128,9 +138,11 @@ class Router:
         log.debug("router.ready")
         while not isinstance(message := await messages.get(), wire.Stop):
             self._obey(message, control)
+        self._watchers.close()
         await self._listener.close(within_s=_CLOSE_WITHIN_S)
         for helper in helpers:
             helper.cancel()
+        await asyncio.gather(*helpers, return_exceptions=True)  # none may write into a store that is closed
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_CLOSE_WITHIN_S):
                 await self._memory.keep()
@@ -179,10 +191,14 @@ class Router:
     async def _drained(self, control: Control) -> None:
         await self._proxy.idle()
         await self._keeper.idle()
+        self._watchers.close()  # after what has ended has been told
         control.send(wire.Drained())
 
     def _report(self) -> dict[str, Any]:
-        return self._publisher.report(self._fleet)
+        return self._publisher.report(self._fleet) | {
+            "webhooks_failing": self._webhooks.failing,
+            "watching": len(self._watchers),
+        }
 
     def _health(self) -> dict[str, int]:
         return {app.alias: self._fleet.up_count(app) for app in self._apps}
