@@ -109,6 +109,8 @@ class RouterSpec:
     config: dict[str, Any]
     cwd: str = "."
     """Where `falctl up` was called: a policy of the user's is looked for there, too."""
+    files_url: str = ""
+    """As in `HostSpec`: what clients get for the files that they have sent."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from falctl.core.admission import ByteBudget
 from falctl.errors import ConfigError, StartError
 from falctl.home import Home
 from falctl.lifeline import Control
+from falctl.router import elsewhere
 from falctl.router.body import Intake
 from falctl.router.connection import Limits
 from falctl.router.driver import Driver
@@ -37,6 +38,9 @@ from falctl.router.publish import Publisher
 from falctl.router.queue_routes import QueueRoutes
 from falctl.router.reasons import Reasons
 from falctl.router.routes import make_routes
+from falctl.router.uploads.passes import Passes
+from falctl.router.uploads.routes import Uploads
+from falctl.router.uploads.store import UploadStore
 from falctl.tasks import spawn
 
 log = logging.getLogger(__name__)
@@ -75,7 +79,13 @@ class Router:
         self._publisher = Publisher(
             board, self._driver.scheduler, intake=self._intake, ledger=self._ledger, epoch=spec.epoch
         )
-        guard = Guard(config.server, admin_token=spec.admin_token)
+        self._uploads = Uploads(
+            UploadStore(home.uploads, home.files, max_bytes=config.files.max_upload),
+            Passes(spec.admin_token),
+            self._intake,
+            files_url=spec.files_url or f"{spec.url}/files",
+        )
+        guard = self._guard(config)
         self._proxy = Proxy(
             self._driver, self._fleet, intake=self._intake, ledger=self._ledger, rules=_rules(config, guard)
         )
@@ -96,7 +106,10 @@ class Router:
         ours = own_room(routes)
         rooms: dict[str, Room] = {
             "queue": self._queue.serve,
-            **dict.fromkeys(("falctl", "health", "files"), ours),
+            "fal": elsewhere.refuse,
+            **dict.fromkeys(("fal/rest/storage", "fal/cdn"), self._uploads.serve),
+            **dict.fromkeys(("falctl", "health"), ours),
+            "files": self._uploads.beside(ours),
         }
         self._edge = Edge(guard, self._proxy, rooms=rooms, ledger=self._ledger)
         self._listener = Listener(self._edge, self._limits)
@@ -106,6 +119,7 @@ class Router:
         assert control.listen_fd is not None, "the supervisor hands the listening socket down"
         messages = control.messages(asyncio.get_running_loop())
         self._memory.recall()
+        self._uploads.store.begin()
         self._fleet.discover()
         self._publisher.publish()
         if jobs := self._keeper.recover():
@@ -115,6 +129,7 @@ class Router:
             spawn(self._files.sweep_for_ever(), name="sweep"),
             spawn(self._memory.keep_for_ever(), name="memory"),
             spawn(self._keeper.keep_for_ever(), name="jobs"),
+            spawn(self._uploads.sweep_for_ever(), name="uploads"),
         ]
         await self._fleet.greeted(within_s=_GREETINGS_WITHIN_S)
         await self._listener.open(socket.socket(fileno=control.listen_fd))
@@ -166,7 +181,8 @@ class Router:
         self._intake.max_body_bytes = config.server.max_body
         self._intake.pause_s = config.server.body_timeout
         self._files.keep_s = config.files.keep
-        self._edge.guard = Guard(config.server, admin_token=self._admin_token)
+        self._uploads.store.max_bytes = config.files.max_upload
+        self._edge.guard = self._guard(config)
         self._proxy.rules = self._queue.rules = _rules(config, self._edge.guard)
         self._keeper.store.limits = _store_limits(config)
         logging.getLogger().setLevel(config.log.level.upper())
@@ -177,6 +193,9 @@ class Router:
         await self._proxy.idle()
         await self._keeper.idle()
         control.send(wire.Drained())
+
+    def _guard(self, config: Config) -> Guard:
+        return Guard(config.server, admin_token=self._admin_token, passes=self._uploads.admits)
 
     def _report(self) -> dict[str, Any]:
         return self._publisher.report(self._fleet)
