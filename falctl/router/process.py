@@ -30,6 +30,7 @@ from falctl.router.jobs.courier import Courier
 from falctl.router.jobs.keeper import Keeper
 from falctl.router.jobs.records import StoreLimits
 from falctl.router.jobs.store import JobStore
+from falctl.router.js_proxy import JsProxy
 from falctl.router.ledger import Ledger
 from falctl.router.listener import Listener
 from falctl.router.memory import Memory
@@ -112,6 +113,7 @@ class Router:
             "files": self._uploads.beside(ours),
         }
         self._edge = Edge(guard, self._proxy, rooms=rooms, ledger=self._ledger)
+        self._edge.rooms["api/fal"] = JsProxy(self._edge.route).serve
         self._listener = Listener(self._edge, self._limits)
 
     async def run(self, control: Control) -> None:
