@@ -125,7 +125,7 @@ class Fleet:
             card_names=[card.name for card in planned.cards],
             driver=ground.plan.driver,
             files_dir=str(ground.home.files),
-            files_url=f"{public_url(ground.url, self.config.server)}/files",
+            files_url=self._files_url(),
             config=self.config.model_dump(mode="json"),
             data_dir=str(ground.home.data),
         )
@@ -137,6 +137,9 @@ class Fleet:
             life_fd=ground.life_fd,
             environ=runner_environ(planned, ground.plan, self.config, os.environ),
         )
+
+    def _files_url(self) -> str:
+        return f"{public_url(self.ground.url, self.config.server)}/files"
 
     def _publish(self, planned: PlannedRunner) -> None:
         member = self.runners[planned.runner]
@@ -189,6 +192,7 @@ class Fleet:
             admin_token=ground.admin_token,
             config=self.config.model_dump(mode="json"),
             cwd=self._cwd,
+            files_url=self._files_url(),
         )
         return Launch(
             module="falctl.router",
