@@ -274,10 +274,13 @@ class ModelsConfig(Section):
 
 
 class FilesConfig(Section):
-    """Images we serve."""
+    """Files we serve: what apps store, what clients send."""
 
     keep: Seconds = Field(
-        default=3600.0, gt=0, le=365 * 86400, description="a stored image is deleted after this long"
+        default=3600.0, gt=0, le=365 * 86400, description="a stored file is deleted after this long"
+    )
+    max_upload: Bytes = Field(
+        default=4 << 30, ge=1024, le=1 << 40, description="a larger file of a client's is answered 413"
     )
 
 

@@ -27,6 +27,7 @@ LIVE: Final = frozenset(
         "routing.hold",
         "routing.bypass_max",
         "files.keep",
+        "files.max_upload",
         "log.level",
     }
 )

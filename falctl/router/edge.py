@@ -24,7 +24,7 @@ from falctl.wire import RESERVED_PREFIXES
 log = logging.getLogger(__name__)
 
 _RESERVED: Final = frozenset(prefix.strip("/") for prefix in RESERVED_PREFIXES)
-
+_PARTS_MAX: Final = 3
 
 Room: TypeAlias = Callable[[Call], Awaitable[None]]
 """Answers every request under one prefix of the paths; raises RequestError, nothing being sent."""
@@ -41,20 +41,20 @@ class Edge:
 
     def __init__(self, guard: Guard, *, rooms: Mapping[str, Room], bare: Room, ledger: Ledger) -> None:
         """
-        *rooms* by the prefix that each answers, without slashes around it, of one or two parts: "api/fal".
+        *rooms* by the prefix that each answers, without slashes around it, of up to three parts: "fal/rest/tokens".
 
-        *bare* answers every path that is not kept for us.
+        Of several the longest answers; *bare* answers every path that is not kept for us.
         """
         self.guard = guard
         self._bare = bare
-        self._rooms = rooms
+        self.rooms = dict(rooms)
         self._ledger = ledger
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         call = Call(scope, receive, send)
         try:
             if await self.guard.admit(call):
-                await self._route(call)
+                await self.route(call)
         except ClientGoneError:
             call.connection.break_off()
         except RequestError as error:
@@ -72,7 +72,13 @@ class Edge:
                 "request.done request=%s method=%s path=%r", call.request, scope["method"], scope["path"]
             )
 
-    async def _route(self, call: Call) -> None:
+    async def route(self, call: Call) -> None:
+        """
+        Answer *call*, which may have passed the guard under another path.
+
+        Raises:
+            RequestError: it is refused, and nothing has been sent.
+        """
         path: str = call.scope["path"]
         if call.head.get(b"upgrade", b"").lower() == b"websocket":
             msg = "websockets are not passed on by this version of falctl"
@@ -80,14 +86,14 @@ class Edge:
         if not path.startswith("/"):
             msg = f"not a path: {path}"
             raise BadRequestError(msg)
-        first, *rest = path.split("/", 3)[1:]
+        parts = path.split("/", _PARTS_MAX + 1)[1 : _PARTS_MAX + 1]
         reads = call.scope["method"] in {"GET", "HEAD"}
-        prefixes = (first, "/".join([first, *rest[:1]]))
-        room = next((self._rooms[prefix] for prefix in prefixes if prefix in self._rooms), None)
+        prefixes = ["/".join(parts[:size]) for size in range(len(parts), 0, -1)]
+        room = next((self.rooms[prefix] for prefix in prefixes if prefix in self.rooms), None)
         if room is not None:
             await room(call)
         elif not _RESERVED.isdisjoint(prefixes) or (path == "/" and reads):
-            raise NotFoundError(_kept(first))
+            raise NotFoundError(_kept(parts[0]))
         else:
             await self._bare(call)
 

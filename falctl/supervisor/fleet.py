@@ -126,7 +126,7 @@ class Fleet:
             card_names=[card.name for card in planned.cards],
             driver=ground.plan.driver,
             files_dir=str(ground.home.files),
-            files_url=f"{public_url(ground.url, self.config.server)}/files",
+            files_url=self._files_url(),
             config=self.config.model_dump(mode="json"),
             data_dir=str(ground.home.data),
         )
@@ -138,6 +138,9 @@ class Fleet:
             life_fd=ground.life_fd,
             environ=runner_environ(planned, ground.plan, self.config, os.environ),
         )
+
+    def _files_url(self) -> str:
+        return f"{public_url(self.ground.url, self.config.server)}/files"
 
     def _publish(self, planned: PlannedRunner) -> None:
         member = self.runners[planned.runner]
@@ -196,6 +199,7 @@ class Fleet:
                 for alias, runners in ground.plan.apps.items()
                 if alias
             },
+            files_url=self._files_url(),
         )
         return Launch(
             module="falctl.router",

@@ -24,8 +24,8 @@ from falctl.router.jobs.courier import Courier
 from falctl.router.jobs.envelope import Envelope, pack, unpack
 from falctl.router.jobs.lanes import Lane, lane_name
 from falctl.router.jobs.live import Live, entry_of
-from falctl.router.jobs.records import NewJob, SavedJob
-from falctl.router.jobs.saving import save
+from falctl.router.jobs.records import SavedJob
+from falctl.router.jobs.saving import new_job, save
 from falctl.router.jobs.store import JobStore
 from falctl.router.jobs.waiters import Waiters
 from falctl.tasks import spawn
@@ -66,6 +66,11 @@ class Keeper:
         """Return who waits for the app of that alias, to be looked at."""
         return self._lanes[alias].waiters.backlog
 
+    def position(self, request: RequestId) -> int | None:
+        """Return how many jobs for its app go before *request*; None: it does not wait."""
+        live = self._jobs.get(request)
+        return None if live is None else self.backlog(live.lane).position(request)
+
     def recover(self) -> int:
         """Take up what the disk holds; return how many jobs that is. Blocks."""
         for saved in self.store.recover():
@@ -99,7 +104,7 @@ class Keeper:
         live = Live(jobs.Job(request, envelope.rules), pack(envelope), lane_name(self._apps, envelope))
         self._tell(live, jobs.Submitted())
         try:
-            number = await self.store.submit(NewJob(request, live.packed, body))
+            number = await self.store.submit(new_job(request, live.packed, body, envelope=envelope))
         except StorageFullError as error:
             self._tell(live, jobs.NotSaved("job"))
             return error
