@@ -96,6 +96,8 @@ class HostSpec:
     """The folder that a fal.App knows as ``/data``; made when one runs."""
     config: dict[str, Any]
     """`falctl.config.Config` as JSON."""
+    alias: str = ""
+    """The name of its app among several; empty: there is one."""
 
 
 @dataclass(frozen=True, slots=True)
