@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 
 from falctl.core import jobs
 from falctl.core.retries import Outcome
@@ -11,7 +12,6 @@ from falctl.router.jobs.courier import Courier, Delivered
 from falctl.router.jobs.live import Live, Tell
 from falctl.router.jobs.store import JobStore
 from falctl.router.jobs.waiters import Waiters
-from falctl.tasks import spawn
 
 log = logging.getLogger(__name__)
 
@@ -50,10 +50,12 @@ class Attempts:
             self._waiters.settle(live)
 
     def stop(self, live: Live) -> None:
-        """Ask the runner of *live* to cancel it, if that is still there."""
-        assert live.dispatch is not None
-        if (link := self._courier.cancel(live.dispatch)) is not None:
-            spawn(link.cancel(live.job.request), name=f"cancel-{live.job.request}")
+        """Have *live* cancelled wherever it is executed."""
+        self._courier.stop(live.job.request)
+
+    def again(self, live: Live) -> None:
+        """Let *live* wait once more, but not before its last attempt has left its runner."""
+        self._courier.stop(live.job.request, then=partial(self._waiters.enter, live))
 
     def give_back(self, live: Live) -> None:
         """Release the slot of *live*: nothing is sent."""

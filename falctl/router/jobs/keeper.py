@@ -176,11 +176,12 @@ class Keeper:
 
     def _move(self, live: Live, action: _Step) -> None:
         match action:
-            case jobs.Wait(after_s):
+            case jobs.Wait(after_s, freed):
+                enter = self._attempts.again if freed else self._waiters.enter
                 if after_s:
-                    asyncio.get_running_loop().call_later(after_s, self._waiters.enter, live)
+                    asyncio.get_running_loop().call_later(after_s, enter, live)
                 else:
-                    self._waiters.enter(live)
+                    enter(live)
             case jobs.Withdraw():
                 self._waiters.leave(live.job.request)
             case jobs.Send():
