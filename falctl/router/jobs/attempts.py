@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from functools import partial
 
 from falctl.core import jobs
 from falctl.core.retries import Outcome
@@ -48,14 +47,6 @@ class Attempts:
             self._waiters.undo(live, dispatch)
             self._tell(live, jobs.Bounced())
             self._waiters.settle(live)
-
-    def stop(self, live: Live) -> None:
-        """Have *live* cancelled wherever it is executed."""
-        self._courier.stop(live.job.request)
-
-    def again(self, live: Live) -> None:
-        """Let *live* wait once more, but not before its last attempt has left its runner."""
-        self._courier.stop(live.job.request, then=partial(self._waiters.enter, live))
 
     def give_back(self, live: Live) -> None:
         """Release the slot of *live*: nothing is sent."""
