@@ -19,15 +19,11 @@ from falctl.errors import (
 from falctl.router.call import Call
 from falctl.router.guard import Guard
 from falctl.router.ledger import Ledger
-from falctl.router.proxy import Proxy
 from falctl.wire import RESERVED_PREFIXES
 
 log = logging.getLogger(__name__)
 
 _RESERVED: Final = frozenset(prefix.strip("/") for prefix in RESERVED_PREFIXES)
-_SAME_EVERYWHERE: Final = frozenset({"/openapi.json", "/docs"})
-
-
 _PARTS_MAX: Final = 3
 
 Room: TypeAlias = Callable[[Call], Awaitable[None]]
@@ -43,22 +39,22 @@ class UpgradeError(RequestError):
 class Edge:
     """The ASGI app of the router. ``guard`` is exchanged by a reload."""
 
-    def __init__(self, guard: Guard, proxy: Proxy, *, rooms: Mapping[str, Room], ledger: Ledger) -> None:
+    def __init__(self, guard: Guard, *, rooms: Mapping[str, Room], bare: Room, ledger: Ledger) -> None:
         """
         *rooms* by the prefix that each answers, without slashes around it, of up to three parts: "fal/rest/tokens".
 
-        Of several the longest answers.
+        Of several the longest answers; *bare* answers every path that is not kept for us.
         """
         self.guard = guard
-        self._proxy = proxy
-        self._rooms = rooms
+        self._bare = bare
+        self.rooms = dict(rooms)
         self._ledger = ledger
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         call = Call(scope, receive, send)
         try:
             if await self.guard.admit(call):
-                await self._route(call)
+                await self.route(call)
         except ClientGoneError:
             call.connection.break_off()
         except RequestError as error:
@@ -76,7 +72,13 @@ class Edge:
                 "request.done request=%s method=%s path=%r", call.request, scope["method"], scope["path"]
             )
 
-    async def _route(self, call: Call) -> None:
+    async def route(self, call: Call) -> None:
+        """
+        Answer *call*, which may have passed the guard under another path.
+
+        Raises:
+            RequestError: it is refused, and nothing has been sent.
+        """
         path: str = call.scope["path"]
         if call.head.get(b"upgrade", b"").lower() == b"websocket":
             msg = "websockets are not passed on by this version of falctl"
@@ -87,15 +89,13 @@ class Edge:
         parts = path.split("/", _PARTS_MAX + 1)[1 : _PARTS_MAX + 1]
         reads = call.scope["method"] in {"GET", "HEAD"}
         prefixes = ["/".join(parts[:size]) for size in range(len(parts), 0, -1)]
-        room = next((self._rooms[prefix] for prefix in prefixes if prefix in self._rooms), None)
+        room = next((self.rooms[prefix] for prefix in prefixes if prefix in self.rooms), None)
         if room is not None:
             await room(call)
         elif not _RESERVED.isdisjoint(prefixes) or (path == "/" and reads):
             raise NotFoundError(_kept(parts[0]))
-        elif path in _SAME_EVERYWHERE and reads:
-            await self._proxy.serve_directly(call)
         else:
-            await self._proxy.serve(call)
+            await self._bare(call)
 
 
 def own_room(routes: ASGIApp) -> Room:

@@ -1,5 +1,5 @@
 """
-The images that apps have stored: served by their unguessable names, deleted when they are old.
+The files that apps and clients have stored: served by their unguessable names, deleted when they are old.
 
 A name may say when its file ends (`falctl.core.lifetimes`); the others are kept for `files.keep`.
 """
@@ -11,6 +11,7 @@ import logging
 import math
 import os
 import re
+import secrets
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,13 +31,23 @@ CONTENT_TYPES: Final = {
     "webp": "image/webp",
     "gif": "image/gif",
     "mp4": "video/mp4",
+    "webm": "video/webm",
+    "mov": "video/quicktime",
     "wav": "audio/wav",
     "mp3": "audio/mpeg",
+    "ogg": "audio/ogg",
+    "flac": "audio/flac",
     "json": "application/json",
+    "txt": "text/plain; charset=utf-8",
+    "zip": "application/zip",
     "bin": "application/octet-stream",
 }
 """Nothing that a browser would run: no HTML, no SVG, no script."""
 
+_NAME_BYTES: Final = 24
+"""192 random bits: whoever does not know the URL does not find the file."""
+_OTHER: Final = "bin"
+_SUFFIXES: Final = {kind.partition(";")[0]: suffix for suffix, kind in reversed(CONTENT_TYPES.items())}
 _NAME: Final = re.compile(rf"([A-Za-z0-9_-]{{20,200}})(?:\.x[0-9]{{1,12}})?\.({'|'.join(CONTENT_TYPES)})")
 _SWEEPS_PER_KEEP: Final = 10
 _SWEEP_MIN_S: Final = 1.0
@@ -50,6 +61,19 @@ class StoredFile:
     fd: int
     size_bytes: int
     content_type: str
+
+
+def new_name(file_name: str, content_type: str) -> str:
+    """Return a name for a file of a client's: unguessable, ending as its own name or type wants if that is one of ours."""
+    suffix = file_name.rpartition(".")[2].lower()
+    if suffix not in CONTENT_TYPES or suffix == _OTHER:
+        suffix = _SUFFIXES.get(content_type.partition(";")[0].strip().lower(), _OTHER)
+    return f"{secrets.token_urlsafe(_NAME_BYTES)}.{suffix}"
+
+
+def is_name(text: str) -> bool:
+    """Return whether *text* is the name of a file that may be here."""
+    return _NAME.fullmatch(text) is not None
 
 
 class FileStore:

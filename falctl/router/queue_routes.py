@@ -17,8 +17,9 @@ from falctl.clock import monotonic_s, wall_clock
 from falctl.core.retries import Outcome
 from falctl.core.types import RequestId
 from falctl.errors import BadRequestError, MethodError, NotFoundError, QueueFullError, StorageFullError
-from falctl.router.address import read_address
+from falctl.router.address import alias_of, read_address
 from falctl.router.answers import ORIGIN, REQUEST_ID
+from falctl.router.apps import Apps
 from falctl.router.arrival import arrival
 from falctl.router.body import Intake
 from falctl.router.call import Call
@@ -29,7 +30,6 @@ from falctl.router.jobs.retry_headers import retry_rules
 from falctl.router.jobs.room import BRIEF_S
 from falctl.router.jobs.told import problem_of
 from falctl.router.jobs.waiters import START_TIMEOUT
-from falctl.router.jobs.watch import Watchers
 from falctl.router.proxy import ProxyRules
 from falctl.router.queue_status import QueueStatus
 from falctl.router.webhooks.target import check_target
@@ -61,6 +61,7 @@ class _Target:
     """What a path under ``/queue`` addresses."""
 
     app: str
+    """``owner/alias``."""
     path: bytes
     """Of the app, for a submission."""
     request: RequestId | None = None
@@ -71,10 +72,13 @@ class _Target:
 class QueueRoutes:
     """Answers every call under ``/queue``."""
 
-    def __init__(self, keeper: Keeper, intake: Intake, watchers: Watchers, *, rules: ProxyRules) -> None:
+    def __init__(
+        self, apps: Apps, keeper: Keeper, status: QueueStatus, intake: Intake, *, rules: ProxyRules
+    ) -> None:
+        self._apps = apps
         self._keeper = keeper
         self._intake = intake
-        self._status = QueueStatus(keeper, watchers)
+        self._status = status
         self.rules = rules
 
     async def serve(self, call: Call) -> None:
@@ -108,10 +112,11 @@ class QueueRoutes:
         query = _query(call)
         if "fal_webhook" in query:
             check_target(query["fal_webhook"])
-        self._check_length(query)
+        alias = self._apps.find(alias_of(target.app)).alias
+        self._check_length(query, alias)
         try:
             body = await self._intake.read(call)
-            envelope = self._envelope(call, target, body)
+            envelope = self._envelope(call, target, body, alias=alias)
             live = await self._keeper.submit(call.request, envelope, body)
         finally:
             self._intake.release(call)
@@ -169,7 +174,7 @@ class QueueRoutes:
 
     # --- parts -------------------------------------------------------------------------------------
 
-    def _envelope(self, call: Call, target: _Target, body: bytes) -> Envelope:
+    def _envelope(self, call: Call, target: _Target, body: bytes, *, alias: str) -> Envelope:
         wanted = wanted_hint(call.head, body, field=self.rules.hint_from)
         arrived = arrival(call, wanted)
         start_by = arrived.start_by
@@ -185,18 +190,19 @@ class QueueRoutes:
             arrived.priority,
             None if start_by is None else wall_clock().timestamp() + start_by - monotonic_s(),
             retry_rules(call.head),
+            alias,
             _query(call).get("fal_webhook"),
             call.head.get(_STORE_IO, b"1").strip() == b"0",
         )
 
-    def _check_length(self, query: dict[str, str]) -> None:
+    def _check_length(self, query: dict[str, str], alias: str) -> None:
         given = query.get("fal_max_queue_length")
         if given is None:
             return
         if not (given.isascii() and given.isdecimal()):
             msg = f"fal_max_queue_length: {given!r} is no number of requests"
             raise BadRequestError(msg)
-        waiting = len(self._keeper.backlog)
+        waiting = len(self._keeper.backlog(alias))
         if waiting > int(given[:20]):
             msg = f"{waiting} requests wait, more than fal_max_queue_length allows"
             raise QueueFullError(msg)

@@ -56,7 +56,7 @@ class QueueStatus:
 
     def queued(self, live: Live, call: Call, app: str) -> _Table:
         """Return the status of what waits; one that a runner has just been found for has nobody before it."""
-        position = self._keeper.backlog.position(live.job.request) or 0
+        position = self._keeper.position(live.job.request) or 0
         ids = {"request_id": live.job.request, "gateway_request_id": live.job.request}
         return {"status": "IN_QUEUE", "queue_position": position} | ids | _urls(call, app)
 

@@ -28,6 +28,8 @@ class Live:
     job: jobs.Job
     packed: bytes
     """Its envelope as it stands on the disk."""
+    lane: str
+    """The alias of its app, as `falctl.router.jobs.lanes` names it."""
     entry: Entry | None = None
     """None: its number is not known, because it is not durable yet."""
     decision: Decision | None = None
@@ -69,6 +71,7 @@ def arrived(live: Live) -> Arrived:
         priority=entry.priority,
         start_by=entry.start_by,
         bounded=False,
+        again=live.job.attempts > 0,
     )
 
 
