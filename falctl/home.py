@@ -78,6 +78,11 @@ class Home:
         """The durable queue; it outlives falctl."""
         return self.root / "jobs"
 
+    @property
+    def token_secret(self) -> Path:
+        """What the tokens of fal's clients are signed with; it outlives falctl."""
+        return self.root / "token-secret"
+
     def runner_socket(self, runner: int, epoch: int) -> Path:
         """Return the Unix socket of one incarnation of one runner."""
         return self.sockets / f"r{runner}-{epoch}.sock"

@@ -19,9 +19,9 @@ from falctl.core.types import RunnerId
 from falctl.errors import ConfigError, StartError
 from falctl.home import Home
 from falctl.lifeline import Control
+from falctl.router.activity import Activity
 from falctl.router.apps import UNNAMED, Apps, LocalApp
 from falctl.router.body import Intake
-from falctl.router.connection import Limits
 from falctl.router.direct import Direct
 from falctl.router.driver import Driver
 from falctl.router.edge import Edge, Room, own_room
@@ -33,6 +33,7 @@ from falctl.router.jobs.keeper import Keeper
 from falctl.router.jobs.records import StoreLimits
 from falctl.router.jobs.store import JobStore
 from falctl.router.ledger import Ledger
+from falctl.router.limits import Limits
 from falctl.router.listener import Listener
 from falctl.router.memory import Memory
 from falctl.router.proxy import Proxy, ProxyRules
@@ -40,6 +41,8 @@ from falctl.router.publish import Publisher
 from falctl.router.queue_routes import QueueRoutes
 from falctl.router.reasons import Reasons
 from falctl.router.routes import make_routes
+from falctl.router.tokens import TokenRoom, Tokens, read_secret
+from falctl.router.websockets import WebSockets
 from falctl.tasks import spawn
 
 log = logging.getLogger(__name__)
@@ -76,11 +79,18 @@ class Router:
         self._publisher = Publisher(
             board, self._apps, intake=self._intake, ledger=self._ledger, epoch=spec.epoch
         )
-        guard = Guard(config.server, admin_token=spec.admin_token)
+        self._tokens = Tokens(read_secret(home.token_secret))
+        guard = Guard(config.server, admin_token=spec.admin_token, tokens=self._tokens)
+        self._activity = Activity()
         self._proxy = Proxy(
-            self._fleet, intake=self._intake, ledger=self._ledger, rules=_rules(config, guard)
+            self._fleet,
+            intake=self._intake,
+            ledger=self._ledger,
+            rules=_rules(config, guard),
+            activity=self._activity,
         )
-        direct = Direct(self._apps, self._proxy)
+        websockets = WebSockets(self._fleet, self._proxy, ledger=self._ledger, activity=self._activity)
+        direct = Direct(self._apps, self._proxy, websockets)
         # What cannot be opened is said before anything is served.
         self._keeper = Keeper(
             JobStore(home.jobs, _store_limits(config)),
@@ -99,6 +109,7 @@ class Router:
         rooms: dict[str, Room] = {
             "run": direct.serve_run,
             "queue": self._queue.serve,
+            "fal/rest/tokens": TokenRoom(self._tokens, self._intake).serve,
             **dict.fromkeys(("falctl", "health", "files"), ours),
         }
         self._edge = Edge(guard, rooms=rooms, bare=direct.serve_bare, ledger=self._ledger)
@@ -138,7 +149,7 @@ class Router:
         await self._fleet.close()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_CLOSE_WITHIN_S):
-                await self._proxy.idle()  # who was cut off learns it now
+                await self._activity.idle()  # who was cut off learns it now
         log.info("router.stopped")
 
     def _obey(self, message: wire.Message, control: Control) -> None:
@@ -165,11 +176,12 @@ class Router:
         self._limits.header_s = limits.header_s
         self._limits.send_s = limits.send_s
         self._limits.keep_alive_s = limits.keep_alive_s
+        self._limits.message_bytes = limits.message_bytes
         self._intake.budget.limit_bytes = config.queue.max_bytes
         self._intake.max_body_bytes = config.server.max_body
         self._intake.pause_s = config.server.body_timeout
         self._files.keep_s = config.files.keep
-        self._edge.guard = Guard(config.server, admin_token=self._admin_token)
+        self._edge.guard = Guard(config.server, admin_token=self._admin_token, tokens=self._tokens)
         self._proxy.rules = self._queue.rules = _rules(config, self._edge.guard)
         self._keeper.store.limits = _store_limits(config)
         logging.getLogger().setLevel(config.log.level.upper())
@@ -177,7 +189,7 @@ class Router:
         log.info("router.reloaded")
 
     async def _drained(self, control: Control) -> None:
-        await self._proxy.idle()
+        await self._activity.idle()
         await self._keeper.idle()
         control.send(wire.Drained())
 
@@ -220,7 +232,12 @@ def _make_apps(spec: wire.RouterSpec, config: Config, ledger: Ledger, *, runners
 
 def _limits(config: Config) -> Limits:
     server = config.server
-    return Limits(header_s=server.header_timeout, send_s=server.send_timeout, keep_alive_s=server.keep_alive)
+    return Limits(
+        header_s=server.header_timeout,
+        send_s=server.send_timeout,
+        keep_alive_s=server.keep_alive,
+        message_bytes=server.max_body,
+    )
 
 
 def _store_limits(config: Config) -> StoreLimits:
