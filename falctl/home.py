@@ -56,6 +56,11 @@ class Home:
         return self.root / "files"
 
     @property
+    def uploads(self) -> Path:
+        """Files that clients are sending; on the same disk as `files`, where they are moved when they are whole."""
+        return self.root / "uploads"
+
+    @property
     def data(self) -> Path:
         """What apps of fal know as ``/data``; it outlives falctl."""
         return self.root / "data"
@@ -82,6 +87,11 @@ class Home:
     def token_secret(self) -> Path:
         """What the tokens of fal's clients are signed with; it outlives falctl."""
         return self.root / "token-secret"
+
+    @property
+    def webhook_key(self) -> Path:
+        """The private key that signs webhooks; it outlives falctl."""
+        return self.root / "webhook.key"
 
     def runner_socket(self, runner: int, epoch: int) -> Path:
         """Return the Unix socket of one incarnation of one runner."""

@@ -148,7 +148,11 @@ class Connection(HttpToolsProtocol):
         return self.parser.should_upgrade() and not self._offers_websocket()
 
     def _offers_websocket(self) -> bool:
-        return self._get_upgrade() == b"websocket"
+        upgrade = {value.lower() for name, value in self.headers if name == b"upgrade"}
+        options = [value for name, value in self.headers if name == b"connection"]
+        return upgrade == {b"websocket"} and b"upgrade" in b",".join(options).lower().replace(
+            b" ", b""
+        ).split(b",")
 
     def on_message_begin(self) -> None:
         super().on_message_begin()

@@ -19,6 +19,7 @@ from falctl.core.types import RunnerId
 from falctl.errors import ConfigError, StartError
 from falctl.home import Home
 from falctl.lifeline import Control
+from falctl.router import elsewhere
 from falctl.router.activity import Activity
 from falctl.router.apps import UNNAMED, Apps, LocalApp
 from falctl.router.body import Intake
@@ -32,6 +33,8 @@ from falctl.router.jobs.courier import Courier
 from falctl.router.jobs.keeper import Keeper
 from falctl.router.jobs.records import StoreLimits
 from falctl.router.jobs.store import JobStore
+from falctl.router.jobs.watch import Watchers
+from falctl.router.js_proxy import JsProxy
 from falctl.router.ledger import Ledger
 from falctl.router.limits import Limits
 from falctl.router.listener import Listener
@@ -39,9 +42,16 @@ from falctl.router.memory import Memory
 from falctl.router.proxy import Proxy, ProxyRules
 from falctl.router.publish import Publisher
 from falctl.router.queue_routes import QueueRoutes
+from falctl.router.queue_status import QueueStatus
 from falctl.router.reasons import Reasons
 from falctl.router.routes import make_routes
 from falctl.router.tokens import TokenRoom, Tokens, read_secret
+from falctl.router.uploads.passes import Passes
+from falctl.router.uploads.routes import Uploads
+from falctl.router.uploads.store import UploadStore
+from falctl.router.webhooks.deliverer import Deliverer
+from falctl.router.webhooks.keys import KEYS_ROOM, keys_room
+from falctl.router.webhooks.signing import open_signer
 from falctl.router.websockets import WebSockets
 from falctl.tasks import spawn
 
@@ -80,8 +90,14 @@ class Router:
             board, self._apps, intake=self._intake, ledger=self._ledger, epoch=spec.epoch
         )
         self._tokens = Tokens(read_secret(home.token_secret))
-        guard = Guard(config.server, admin_token=spec.admin_token, tokens=self._tokens)
         self._activity = Activity()
+        self._uploads = Uploads(
+            UploadStore(home.uploads, home.files, max_bytes=config.files.max_upload),
+            Passes(spec.admin_token),
+            self._intake,
+            files_url=spec.files_url or f"{spec.url}/files",
+        )
+        guard = self._guard(config)
         self._proxy = Proxy(
             self._fleet,
             intake=self._intake,
@@ -92,12 +108,15 @@ class Router:
         websockets = WebSockets(self._fleet, self._proxy, ledger=self._ledger, activity=self._activity)
         direct = Direct(self._apps, self._proxy, websockets)
         # What cannot be opened is said before anything is served.
+        store, signer = JobStore(home.jobs, _store_limits(config)), open_signer(home.webhook_key)
         self._keeper = Keeper(
-            JobStore(home.jobs, _store_limits(config)),
-            self._apps,
-            Courier(self._fleet, timeout_s=config.runners.request_timeout),
+            store, self._apps, Courier(self._fleet, timeout_s=config.runners.request_timeout)
         )
-        self._queue = QueueRoutes(self._apps, self._keeper, self._intake, rules=self._proxy.rules)
+        self._webhooks = Deliverer(store, signer)
+        self._watchers = Watchers(self._keeper.position)
+        self._keeper.observers += [self._webhooks.hear, self._watchers.hear]
+        status = QueueStatus(self._keeper, self._watchers)
+        self._queue = QueueRoutes(self._apps, self._keeper, status, self._intake, rules=self._proxy.rules)
         self._memory = Memory(home.learnt, {app.alias: app.driver.scheduler.state for app in self._apps})
         routes = make_routes(
             status=self._report,
@@ -111,8 +130,14 @@ class Router:
             "queue": self._queue.serve,
             "fal/rest/tokens": TokenRoom(self._tokens, self._intake).serve,
             **dict.fromkeys(("falctl", "health", "files"), ours),
+            KEYS_ROOM: keys_room(signer),
+            "fal": elsewhere.refuse,
+            **dict.fromkeys(("fal/rest/storage", "fal/cdn"), self._uploads.serve),
+            **dict.fromkeys(("falctl", "health"), ours),
+            "files": self._uploads.beside(ours),
         }
         self._edge = Edge(guard, rooms=rooms, bare=direct.serve_bare, ledger=self._ledger)
+        self._edge.rooms["api/fal"] = JsProxy(self._edge.route).serve
         self._listener = Listener(self._edge, self._limits)
 
     async def run(self, control: Control) -> None:
@@ -120,6 +145,7 @@ class Router:
         assert control.listen_fd is not None, "the supervisor hands the listening socket down"
         messages = control.messages(asyncio.get_running_loop())
         self._memory.recall()
+        self._uploads.store.begin()
         self._fleet.discover()
         self._publisher.publish()
         if jobs := self._keeper.recover():
@@ -129,6 +155,8 @@ class Router:
             spawn(self._files.sweep_for_ever(), name="sweep"),
             spawn(self._memory.keep_for_ever(), name="memory"),
             spawn(self._keeper.keep_for_ever(), name="jobs"),
+            spawn(self._webhooks.deliver_for_ever(), name="webhooks"),
+            spawn(self._uploads.sweep_for_ever(), name="uploads"),
         ]
         await self._fleet.greeted(within_s=_GREETINGS_WITHIN_S)
         await self._listener.open(socket.socket(fileno=control.listen_fd))
@@ -139,9 +167,11 @@ class Router:
         log.debug("router.ready")
         while not isinstance(message := await messages.get(), wire.Stop):
             self._obey(message, control)
+        self._watchers.close()
         await self._listener.close(within_s=_CLOSE_WITHIN_S)
         for helper in helpers:
             helper.cancel()
+        await asyncio.gather(*helpers, return_exceptions=True)  # none may write into a store that is closed
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_CLOSE_WITHIN_S):
                 await self._memory.keep()
@@ -181,7 +211,8 @@ class Router:
         self._intake.max_body_bytes = config.server.max_body
         self._intake.pause_s = config.server.body_timeout
         self._files.keep_s = config.files.keep
-        self._edge.guard = Guard(config.server, admin_token=self._admin_token, tokens=self._tokens)
+        self._uploads.store.max_bytes = config.files.max_upload
+        self._edge.guard = self._guard(config)
         self._proxy.rules = self._queue.rules = _rules(config, self._edge.guard)
         self._keeper.store.limits = _store_limits(config)
         logging.getLogger().setLevel(config.log.level.upper())
@@ -191,10 +222,19 @@ class Router:
     async def _drained(self, control: Control) -> None:
         await self._activity.idle()
         await self._keeper.idle()
+        self._watchers.close()  # after what has ended has been told
         control.send(wire.Drained())
 
+    def _guard(self, config: Config) -> Guard:
+        return Guard(
+            config.server, admin_token=self._admin_token, tokens=self._tokens, passes=self._uploads.admits
+        )
+
     def _report(self) -> dict[str, Any]:
-        return self._publisher.report(self._fleet)
+        return self._publisher.report(self._fleet) | {
+            "webhooks_failing": self._webhooks.failing,
+            "watching": len(self._watchers),
+        }
 
     def _health(self) -> dict[str, int]:
         return {app.alias: self._fleet.up_count(app) for app in self._apps}
