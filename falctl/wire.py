@@ -111,6 +111,8 @@ class RouterSpec:
     """Where `falctl up` was called: a policy of the user's is looked for there, too."""
     files_url: str = ""
     """As in `HostSpec`: what clients get for the files that they have sent."""
+    apps: dict[str, list[int]] = field(default_factory=dict)
+    """The runners of each app by its alias; empty: all runners serve one app, which has no name."""
 
 
 @dataclass(frozen=True, slots=True)

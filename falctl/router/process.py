@@ -15,12 +15,15 @@ from falctl import wire
 from falctl.board.board import Board
 from falctl.config import Config
 from falctl.core.admission import ByteBudget
+from falctl.core.types import RunnerId
 from falctl.errors import ConfigError, StartError
 from falctl.home import Home
 from falctl.lifeline import Control
 from falctl.router import elsewhere
+from falctl.router.apps import UNNAMED, Apps, LocalApp
 from falctl.router.body import Intake
 from falctl.router.connection import Limits
+from falctl.router.direct import Direct
 from falctl.router.driver import Driver
 from falctl.router.edge import Edge, Room, own_room
 from falctl.router.files import FileStore
@@ -65,20 +68,18 @@ class Router:
         config = Config.model_validate(spec.config)
         self._admin_token = spec.admin_token
         self._ledger = Ledger()
-        self._driver = Driver(
-            routing=config.routing, queue=config.queue, ledger=self._ledger, cwd=Path(spec.cwd)
-        )
-        self._fleet = FleetLinks(board, home, self._driver, self._ledger)
+        self._apps = _make_apps(spec, config, self._ledger, runners=board.runners)
+        self._fleet = FleetLinks(board, home, self._apps, self._ledger)
         self._limits = _limits(config)
         self._intake = Intake(
             ByteBudget(config.queue.max_bytes),
             config.server.max_body,
             config.server.body_timeout,
-            self._driver.place_s,
+            self._apps.place_s,
         )
         self._files = FileStore(home.files, keep_s=config.files.keep)
         self._publisher = Publisher(
-            board, self._driver.scheduler, intake=self._intake, ledger=self._ledger, epoch=spec.epoch
+            board, self._apps, intake=self._intake, ledger=self._ledger, epoch=spec.epoch
         )
         self._uploads = Uploads(
             UploadStore(home.uploads, home.files, max_bytes=config.files.max_upload),
@@ -88,31 +89,33 @@ class Router:
         )
         guard = self._guard(config)
         self._proxy = Proxy(
-            self._driver, self._fleet, intake=self._intake, ledger=self._ledger, rules=_rules(config, guard)
+            self._fleet, intake=self._intake, ledger=self._ledger, rules=_rules(config, guard)
         )
+        direct = Direct(self._apps, self._proxy)
         # What cannot be opened is said before anything is served.
         self._keeper = Keeper(
             JobStore(home.jobs, _store_limits(config)),
-            self._driver,
+            self._apps,
             Courier(self._fleet, timeout_s=config.runners.request_timeout),
         )
-        self._queue = QueueRoutes(self._keeper, self._intake, rules=self._proxy.rules)
-        self._memory = Memory(home.learnt, self._driver.scheduler.state)
+        self._queue = QueueRoutes(self._apps, self._keeper, self._intake, rules=self._proxy.rules)
+        self._memory = Memory(home.learnt, {app.alias: app.driver.scheduler.state for app in self._apps})
         routes = make_routes(
             status=self._report,
-            runners_ready=self._runners_ready,
+            health=self._health,
             files=self._files,
-            reasons=Reasons(self._driver.scheduler, epoch=spec.epoch),
+            reasons=Reasons(self._apps, epoch=spec.epoch),
         )
         ours = own_room(routes)
         rooms: dict[str, Room] = {
+            "run": direct.serve_run,
             "queue": self._queue.serve,
             "fal": elsewhere.refuse,
             **dict.fromkeys(("fal/rest/storage", "fal/cdn"), self._uploads.serve),
             **dict.fromkeys(("falctl", "health"), ours),
             "files": self._uploads.beside(ours),
         }
-        self._edge = Edge(guard, self._proxy, rooms=rooms, ledger=self._ledger)
+        self._edge = Edge(guard, rooms=rooms, bare=direct.serve_bare, ledger=self._ledger)
         self._edge.rooms["api/fal"] = JsProxy(self._edge.route).serve
         self._listener = Listener(self._edge, self._limits)
 
@@ -164,7 +167,7 @@ class Router:
             case wire.Drain():
                 self._ledger.note("draining")
                 self._publisher.draining = True
-                self._driver.drain()
+                self._apps.drain()
                 spawn(self._drained(control), name="drain")
             case _:
                 log.warning("control.unexpected kind=%s", type(message).__name__)
@@ -172,7 +175,7 @@ class Router:
     def _reload(self, config: Config) -> None:
         """Apply every key that needs no restart."""
         try:
-            self._driver.configure(routing=config.routing, queue=config.queue)
+            self._apps.configure(routing=config.routing, queue=config.queue)
         except ConfigError as error:  # it could be made when it was checked
             log.error("config.refused %s; the old policy stays", error)  # noqa: TRY400 - the user's mistake, not ours
         limits = _limits(config)
@@ -202,8 +205,8 @@ class Router:
     def _report(self) -> dict[str, Any]:
         return self._publisher.report(self._fleet)
 
-    def _runners_ready(self) -> int:
-        return self._fleet.up_count
+    def _health(self) -> dict[str, int]:
+        return {app.alias: self._fleet.up_count(app) for app in self._apps}
 
 
 def serve(spec: wire.RouterSpec, control: Control, home: Home) -> None:
@@ -222,6 +225,18 @@ def serve(spec: wire.RouterSpec, control: Control, home: Home) -> None:
     except (ConfigError, StartError) as error:
         control.send(wire.Failed(str(error), error.exit_code))
         raise SystemExit(error.exit_code) from None
+
+
+def _make_apps(spec: wire.RouterSpec, config: Config, ledger: Ledger, *, runners: int) -> Apps:
+    named = spec.apps or {UNNAMED: list(range(runners))}
+    return Apps(
+        LocalApp(
+            alias,
+            frozenset(map(RunnerId, numbers)),
+            Driver(routing=config.routing, queue=config.queue, ledger=ledger, cwd=Path(spec.cwd)),
+        )
+        for alias, numbers in named.items()
+    )
 
 
 def _limits(config: Config) -> Limits:

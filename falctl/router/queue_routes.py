@@ -17,14 +17,16 @@ from falctl.core.jobs import CANCELLED
 from falctl.core.retries import Outcome
 from falctl.core.types import RequestId
 from falctl.errors import BadRequestError, NotFoundError, QueueFullError
-from falctl.router.address import read_address
+from falctl.router.address import alias_of, read_address
 from falctl.router.answers import ORIGIN, REQUEST_ID
+from falctl.router.apps import Apps
 from falctl.router.arrival import arrival
 from falctl.router.body import Intake
 from falctl.router.call import Call
 from falctl.router.hint import wanted_hint
 from falctl.router.jobs.envelope import Envelope, unpack
-from falctl.router.jobs.keeper import Keeper, Live
+from falctl.router.jobs.keeper import Keeper
+from falctl.router.jobs.live import Live
 from falctl.router.jobs.records import LogLine, SavedJob
 from falctl.router.jobs.retry_headers import retry_rules
 from falctl.router.proxy import ProxyRules
@@ -42,6 +44,7 @@ class _Target:
     """What a path under ``/queue`` addresses."""
 
     app: str
+    """``owner/alias``."""
     path: bytes
     """Of the app, for a submission."""
     request: RequestId | None = None
@@ -52,7 +55,8 @@ class _Target:
 class QueueRoutes:
     """Answers every call under ``/queue``."""
 
-    def __init__(self, keeper: Keeper, intake: Intake, *, rules: ProxyRules) -> None:
+    def __init__(self, apps: Apps, keeper: Keeper, intake: Intake, *, rules: ProxyRules) -> None:
+        self._apps = apps
         self._keeper = keeper
         self._intake = intake
         self.rules = rules
@@ -91,10 +95,11 @@ class QueueRoutes:
         if "fal_webhook" in query:
             msg = "fal_webhook: this version of falctl calls no webhooks; ask for the status instead"
             raise BadRequestError(msg)
-        self._check_length(query)
+        alias = self._apps.find(alias_of(target.app)).alias
+        self._check_length(query, alias)
         try:
             body = await self._intake.read(call)
-            envelope = self._envelope(call, target, body)
+            envelope = self._envelope(call, target, body, alias=alias)
             live = await self._keeper.submit(call.request, envelope, body)
         finally:
             self._intake.release(call)
@@ -142,7 +147,7 @@ class QueueRoutes:
 
     # --- parts -------------------------------------------------------------------------------------
 
-    def _envelope(self, call: Call, target: _Target, body: bytes) -> Envelope:
+    def _envelope(self, call: Call, target: _Target, body: bytes, *, alias: str) -> Envelope:
         wanted = wanted_hint(call.head, body, field=self.rules.hint_from)
         arrived = arrival(call, wanted)
         start_by = arrived.start_by
@@ -158,16 +163,17 @@ class QueueRoutes:
             arrived.priority,
             None if start_by is None else wall_clock().timestamp() + start_by - monotonic_s(),
             retry_rules(call.head),
+            alias,
         )
 
-    def _check_length(self, query: dict[str, str]) -> None:
+    def _check_length(self, query: dict[str, str], alias: str) -> None:
         given = query.get("fal_max_queue_length")
         if given is None:
             return
         if not (given.isascii() and given.isdecimal()):
             msg = f"fal_max_queue_length: {given!r} is no number of requests"
             raise BadRequestError(msg)
-        waiting = len(self._keeper.backlog)
+        waiting = len(self._keeper.backlog(alias))
         if waiting > int(given[:20]):
             msg = f"{waiting} requests wait, more than fal_max_queue_length allows"
             raise QueueFullError(msg)
@@ -201,7 +207,7 @@ def _app_query(query: bytes) -> bytes:
 
 def _queued(live: Live, keeper: Keeper) -> dict[str, Any]:
     """Return the status of what waits; one that a runner has just been found for has nobody before it."""
-    position = keeper.backlog.position(live.job.request) or 0
+    position = keeper.backlog(live.lane).position(live.job.request) or 0
     return {"status": "IN_QUEUE", "request_id": live.job.request, "queue_position": position}
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from falctl.core.retries import DEFAULT_RULES, Condition, RetryRules
 from falctl.core.types import Hint, Priority, Wanted
 from falctl.router.answers import RawHeaders
+from falctl.router.apps import UNNAMED
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,8 @@ class Envelope:
     start_by: float | None = None
     """Wall clock: given up if it has not started by then; None: it waits as long as it takes."""
     rules: RetryRules = DEFAULT_RULES
+    alias: str = UNNAMED
+    """NAME in ``[apps.NAME]`` of the app that was meant; `UNNAMED`: falctl had one app without a name."""
 
 
 def pack(envelope: Envelope) -> bytes:
@@ -44,6 +47,7 @@ def pack(envelope: Envelope) -> bytes:
         "start_by": envelope.start_by,
         "never_retry": rules.never,
         "retries": dict(rules.asked),
+        "alias": envelope.alias,
     }
     return json.dumps(table).encode()
 
@@ -63,6 +67,7 @@ def unpack(content: bytes) -> Envelope:
         table["priority"],
         table["start_by"],
         _rules(never=table["never_retry"], asked=table["retries"]),
+        table.get("alias", UNNAMED),
     )
 
 
