@@ -132,7 +132,7 @@ def test_a_queued_request_that_is_cancelled_is_never_begun(c: Calling, tmp_path:
         handle = c.fal.submit(c.app, {"prompt": "x", "touch": str(begun)})
         handle.cancel()
         until(lambda: isinstance(handle.status(), Completed), within_s=WITHIN_S, what="it is cancelled")
-    assert handle.status().error  # type: ignore[union-attr]
+    assert handle.status().error
     with pytest.raises(FalClientHTTPError) as caught:
         handle.get()
     assert caught.value.status_code == 499
@@ -168,7 +168,7 @@ def test_priorities(c: Calling, tmp_path: Path) -> None:
     files = [tmp_path / name for name in ("low", "normal")]
     with busy(c, tmp_path):
         handles = [
-            c.fal.submit(c.app, {"prompt": "x", "touch": str(file)}, priority=priority)  # type: ignore[arg-type]
+            c.fal.submit(c.app, {"prompt": "x", "touch": str(file)}, priority=priority)
             for file, priority in zip(files, ("low", "normal"), strict=True)
         ]
     for handle in handles:
@@ -225,7 +225,7 @@ def test_the_same_model_stays_on_the_same_runner() -> None:
     order = ["m0", "m1", "m2"] * 6
     random.Random(4).shuffle(order)
     with calling(args=("--runners", "2")) as c:
-        runners = defaultdict(set)
+        runners = defaultdict[str, set[int]](set)
         for model in order:
             arguments = {"prompt": "x", "model": model}
             calls = (c.fal.run, c.fal.subscribe)
