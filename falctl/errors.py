@@ -63,6 +63,14 @@ class BadRequestError(RequestError):
     status, error_type = 400, "bad_request"
 
 
+class ParameterError(BadRequestError):
+    """A field of the body asks for what is not done; ``param`` names it, None where no single one is at fault."""
+
+    def __init__(self, detail: str, *, param: str | None) -> None:
+        super().__init__(detail)
+        self.param = param
+
+
 class UnauthorizedError(RequestError):
     """No valid API key, or no admin token."""
 
@@ -79,6 +87,16 @@ class NotFoundError(RequestError):
     """Nothing answers at this path."""
 
     status, error_type = 404, "not_found"
+
+
+class MethodError(RequestError):
+    """What this path is, is not asked for by this method; ``allowed`` are those that it is asked for by."""
+
+    status, error_type = 405, "method_not_allowed"
+
+    def __init__(self, detail: str, *, allowed: tuple[str, ...]) -> None:
+        super().__init__(detail)
+        self.allowed = allowed
 
 
 class UploadRefusedError(RequestError):
@@ -121,6 +139,12 @@ class ClientGoneError(RequestError):
     """The client closed its connection before it was answered; nobody reads this."""
 
     status, error_type = 499, "client_disconnected"
+
+
+class AppAnswerError(RequestError):
+    """The app answered, but not with what was needed of it."""
+
+    status, error_type = 502, "unusable_answer"
 
 
 class RunnerLostError(RequestError):

@@ -46,8 +46,8 @@ class Edge:
         Of several the longest answers; *bare* answers every path that is not kept for us.
         """
         self.guard = guard
-        self.rooms = dict(rooms)
         self._bare = bare
+        self.rooms = dict(rooms)
         self._ledger = ledger
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

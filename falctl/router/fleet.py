@@ -17,6 +17,7 @@ from falctl.router.apps import Apps, LocalApp
 from falctl.router.driver import Driver
 from falctl.router.ledger import Ledger
 from falctl.router.link import Link, News
+from falctl.router.orphans import Orphans
 from falctl.tasks import spawn
 
 log = logging.getLogger(__name__)
@@ -42,6 +43,7 @@ class FleetLinks:
         """Links that still say farewell."""
         self._states: dict[RunnerId, tuple[int, str]] = {}
         """Epoch and state of each runner, as last heard."""
+        self.orphans = Orphans(self._links)
 
     def discover(self) -> None:
         """Learn of every runner from the board: a restarted router finds the fleet by itself."""
@@ -70,6 +72,7 @@ class FleetLinks:
             del self._links[number]
             link.retire()
             self._retired.add(link)
+            self.orphans.look()
             link = None
         if state in _SERVES:
             self._serve(number, Epoch(epoch), link, draining=state == "draining")
@@ -138,6 +141,7 @@ class FleetLinks:
 
     def hear(self, link: Link, message: News) -> None:
         self.refresh()
+        self.orphans.look()
         match message:
             case wire.Hello():
                 log.debug("runner.up runner=%d epoch=%d slots=%d", link.runner, link.epoch, message.slots)

@@ -16,7 +16,15 @@ from falctl.router.connection import STATE_KEY
 ANSWER_BYTES_MAX: Final = 64 << 20
 """Of what is kept in memory, because nobody reads it as it comes."""
 _NOT_INNER: Final = frozenset(
-    {b"accept", b"accept-encoding", b"content-encoding", b"content-length", b"content-type", b"expect", b"origin"}
+    {
+        b"accept",
+        b"accept-encoding",
+        b"content-encoding",
+        b"content-length",
+        b"content-type",
+        b"expect",
+        b"origin",
+    }
 )
 """They speak of the client's own body, or of the answer that the client gets."""
 
@@ -74,7 +82,10 @@ class InnerRequest:
         Raises:
             RequestError: it refuses, the answer broke, or is larger than `ANSWER_BYTES_MAX`.
         """
-        await serve(self.call)
+        try:
+            await serve(self.call)
+        finally:
+            self._sender.on_gone = None  # who leaves later has nothing to cancel
         if self._sender.broken:
             msg = "the app's answer broke off"
             raise RequestError(msg)

@@ -118,7 +118,8 @@ class Fleet:
         spec = HostSpec(
             runner=planned.runner,
             epoch=epoch,
-            app=self.config.runners.app,
+            app=planned.app,
+            alias=planned.alias,
             cwd=self._cwd,
             socket=str(ground.home.runner_socket(planned.runner, epoch)),
             cards=[card.uuid for card in planned.cards],
@@ -154,6 +155,7 @@ class Fleet:
             reason=life.reason,
             gpus=planned.gpu_rows,
             restart_at=life.restart_at,
+            app=planned.alias,
         )
         self.ground.board.put_life(planned.runner, row)
         self.router.send(RunnerChanged(planned.runner, life.epoch, life.state, life.reason))
@@ -192,6 +194,11 @@ class Fleet:
             admin_token=ground.admin_token,
             config=self.config.model_dump(mode="json"),
             cwd=self._cwd,
+            apps={
+                alias: [planned.runner for planned in runners]
+                for alias, runners in ground.plan.apps.items()
+                if alias
+            },
             files_url=self._files_url(),
         )
         return Launch(

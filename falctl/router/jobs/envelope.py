@@ -30,6 +30,10 @@ class Envelope:
     rules: RetryRules = DEFAULT_RULES
     alias: str = UNNAMED
     """NAME in ``[apps.NAME]`` of the app that was meant; `UNNAMED`: falctl had one app without a name."""
+    webhook: str | None = None
+    """The URL that is to hear of its end; None: none."""
+    brief: bool = False
+    """Its client wants nothing kept beyond what delivery needs (X-Fal-Store-IO: 0)."""
 
 
 def pack(envelope: Envelope) -> bytes:
@@ -48,12 +52,14 @@ def pack(envelope: Envelope) -> bytes:
         "never_retry": rules.never,
         "retries": dict(rules.asked),
         "alias": envelope.alias,
+        "webhook": envelope.webhook,
+        "brief": envelope.brief,
     }
     return json.dumps(table).encode()
 
 
 def unpack(content: bytes) -> Envelope:
-    """Return what `pack` made *content* of."""
+    """Return what `pack`, maybe one of an older version, made *content* of."""
     table = json.loads(content)
     wanted = table["wanted"]
     return Envelope(
@@ -68,6 +74,8 @@ def unpack(content: bytes) -> Envelope:
         table["start_by"],
         _rules(never=table["never_retry"], asked=table["retries"]),
         table.get("alias", UNNAMED),
+        table.get("webhook"),
+        table.get("brief", False),
     )
 
 

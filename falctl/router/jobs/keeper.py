@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any, Final, TypeAlias, assert_never
 
 from falctl.clock import monotonic_s
@@ -24,8 +25,8 @@ from falctl.router.jobs.courier import Courier
 from falctl.router.jobs.envelope import Envelope, pack, unpack
 from falctl.router.jobs.lanes import Lane, lane_name
 from falctl.router.jobs.live import Live, entry_of
-from falctl.router.jobs.records import NewJob, SavedJob
-from falctl.router.jobs.saving import save
+from falctl.router.jobs.records import SavedJob
+from falctl.router.jobs.saving import new_job, save
 from falctl.router.jobs.store import JobStore
 from falctl.router.jobs.waiters import Waiters
 from falctl.tasks import spawn
@@ -66,6 +67,11 @@ class Keeper:
         """Return who waits for the app of that alias, to be looked at."""
         return self._lanes[alias].waiters.backlog
 
+    def position(self, request: RequestId) -> int | None:
+        """Return how many jobs for its app go before *request*; None: it does not wait."""
+        live = self._jobs.get(request)
+        return None if live is None else self.backlog(live.lane).position(request)
+
     def recover(self) -> int:
         """Take up what the disk holds; return how many jobs that is. Blocks."""
         for saved in self.store.recover():
@@ -99,7 +105,7 @@ class Keeper:
         live = Live(jobs.Job(request, envelope.rules), pack(envelope), lane_name(self._apps, envelope))
         self._tell(live, jobs.Submitted())
         try:
-            number = await self.store.submit(NewJob(request, live.packed, body))
+            number = await self.store.submit(new_job(request, live.packed, body, envelope=envelope))
         except StorageFullError as error:
             self._tell(live, jobs.NotSaved("job"))
             return error
@@ -194,17 +200,25 @@ class Keeper:
     def _move(self, live: Live, action: _Step) -> None:
         waiters = self._lanes[live.lane].waiters
         match action:
-            case jobs.Wait(after_s):
+            case jobs.Wait(after_s, freed):
+                enter = partial(self._again if freed else waiters.enter, live)
                 if after_s:
-                    asyncio.get_running_loop().call_later(after_s, waiters.enter, live)
+                    asyncio.get_running_loop().call_later(after_s, enter)
                 else:
-                    waiters.enter(live)
+                    enter()
             case jobs.Withdraw():
                 waiters.leave(live.job.request)
+            case jobs.StopAttempt():
+                self._courier.stop(live.job.request)
             case _:
                 self._lead(live, action)
 
-    def _lead(self, live: Live, action: jobs.Send | jobs.GiveBack | jobs.StopAttempt) -> None:
+    def _again(self, live: Live) -> None:
+        """Let *live* wait once more, but not before its last attempt has left its runner."""
+        enter = self._lanes[live.lane].waiters.enter
+        self._courier.stop(live.job.request, then=partial(enter, live))
+
+    def _lead(self, live: Live, action: jobs.Send | jobs.GiveBack) -> None:
         attempts = self._lanes[live.lane].attempts
         assert attempts is not None, "without runners no job gets a slot"
         match action:
@@ -212,8 +226,6 @@ class Keeper:
                 self._work(attempts.make(live), name=f"attempt-{live.job.request}")
             case jobs.GiveBack():
                 attempts.give_back(live)
-            case jobs.StopAttempt():
-                attempts.stop(live)
             case _:
                 assert_never(action)
 

@@ -19,8 +19,11 @@ from falctl.core.types import RequestId
 from falctl.router.driver import Decision, Driver
 from falctl.router.jobs.live import Live, Tell, arrived
 
+START_TIMEOUT: Final = Outcome(504, "request_timeout")
+"""It has not started within the time that its client gave it; a runner that ran out of time has a condition."""
+
 _FOR_GOOD: Final[dict[RefuseCode, Outcome]] = {
-    "start_timeout": Outcome(504, "request_timeout"),
+    "start_timeout": START_TIMEOUT,
     "model_too_large": Outcome(507, "model_too_large"),
 }
 """What ends a job; with anything else it waits and asks again."""
@@ -57,7 +60,7 @@ class Waiters:
             live = self._lives[request]
             if live.decision is None:
                 self.leave(request)
-                self._tell(live, jobs.Refused(_FOR_GOOD["start_timeout"]))
+                self._tell(live, jobs.Refused(START_TIMEOUT))
 
     def undo(self, live: Live, dispatch: Dispatch) -> None:
         """

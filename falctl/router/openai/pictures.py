@@ -39,8 +39,9 @@ def _urls(body: bytes) -> list[str]:
         answer = None
     found = answer if isinstance(answer, dict) else {}
     images = found.get("images") or [found.get("image")]
-    urls = [one.get("url") if isinstance(one, dict) else one for one in images if isinstance(images, list)]
-    if not urls or not all(isinstance(url, str) and url for url in urls):
+    given = [one.get("url") if isinstance(one, dict) else one for one in images if isinstance(images, list)]
+    urls = [url for url in given if isinstance(url, str) and url]
+    if not urls or len(urls) < len(given):
         msg = 'the app\'s answer has no images: {"images": [{"url": ...}]} or {"image": {"url": ...}} is looked for'
         raise AppAnswerError(msg)
     return urls

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from falctl.clock import wall_clock
-from falctl.errors import BadRequestError, ClientGoneError, NotFoundError, RequestError
+from falctl.errors import NotFoundError, RequestError
 from falctl.router.answers import RawHeaders, openai_body
 from falctl.router.apps import LocalApp
 from falctl.router.body import Intake
@@ -57,18 +57,20 @@ class OpenAiApi:
         Raises:
             RequestError: it is refused, and nothing has been sent.
         """
-        match call.scope["method"], call.scope["path"].rstrip("/"):
+        method: str = call.scope["method"]
+        path: str = call.scope["path"].rstrip("/")
+        match method, path:
             case "POST", "/v1/images/generations":
                 await self._draw(call)
             case "GET", "/v1/models":
                 call.body_read = True
                 table = await asyncio.to_thread(self.models.table)
                 await call.answer_json(200, {"object": "list", "data": table})
-            case "GET", path if path.startswith(f"{_MODELS}/"):
+            case "GET", _ if path.startswith(f"{_MODELS}/"):
                 call.body_read = True
                 name = path.removeprefix(f"{_MODELS}/")
                 await call.answer_json(200, await asyncio.to_thread(self.models.one, name))
-            case method, path:
+            case _:
                 msg = f"nothing at {method} {path}: of OpenAI's API falctl has images/generations and models"
                 raise NotFoundError(msg)
 
@@ -94,7 +96,11 @@ class OpenAiApi:
         finally:
             self._intake.release(call)
         app, model = self.models.find(wishes.model)
-        headers = [] if H_HINT.encode() in call.head or not _PLAIN.fullmatch(model) else [(H_HINT.encode(), model.encode())]
+        headers = (
+            []
+            if H_HINT.encode() in call.head or not _PLAIN.fullmatch(model)
+            else [(H_HINT.encode(), model.encode())]
+        )
         bodies = [json.dumps({**fields, "model": model}).encode() for fields in wishes.inputs]
         return wishes, [InnerRequest(call, _PATH, body=body, headers=headers) for body in bodies], app
 

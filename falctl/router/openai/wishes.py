@@ -87,13 +87,13 @@ def _choice(asked: dict[str, Any], name: str, choices: tuple[str, ...]) -> str |
 
 
 def _count(asked: dict[str, Any]) -> int:
-    value = asked.get("n")
+    value: Any = asked.get("n")
     if value is None:
         return 1
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= IMAGES_MAX:
-        msg = f"n must be a whole number from 1 to {IMAGES_MAX}"
-        raise ParameterError(msg, param="n")
-    return value
+    if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= IMAGES_MAX:
+        return value
+    msg = f"n must be a whole number from 1 to {IMAGES_MAX}"
+    raise ParameterError(msg, param="n")
 
 
 def _size(asked: dict[str, Any]) -> dict[str, int]:
