@@ -228,6 +228,7 @@ class Router:
         await self._activity.idle()
         await self._keeper.idle()
         self._watchers.close()  # after what has ended has been told
+        await self._webhooks.settle(within_s=_CLOSE_WITHIN_S)  # the next router may be days away
         control.send(wire.Drained())
 
     def _guard(self, config: Config) -> Guard:

@@ -47,21 +47,26 @@ class Deliverer:
         self._lanes = webhooks.Lanes()
         self._calls = set[asyncio.Task[None]]()
         self._wake = asyncio.Event()
+        self._counted = False
+        """``failing`` counts what a former router has left."""
+        self._rests = asyncio.Event()
+        """Nobody is being called, and nothing is due."""
 
     def hear(self, live: Live, state: JobState) -> None:
         """Take note of a job's new state; an `Observe` of the keeper."""
         if state in ENDED and live.envelope.webhook is not None:
-            self._wake.set()
+            self._rouse()
 
     async def deliver_for_ever(self) -> None:
         """Call whoever is to be called, now and later."""
         connector = aiohttp.TCPConnector(limit=0, force_close=True)
         async with aiohttp.ClientSession(connector=connector, headers=_HEADERS) as session:
             try:
-                self.failing = await self._outbox.failing()
                 while True:
                     self._wake.clear()
                     pause_s = await self._begin(session)
+                    if not (self._calls or self._wake.is_set()):
+                        self._rests.set()
                     with contextlib.suppress(TimeoutError):
                         async with asyncio.timeout(pause_s):
                             await self._wake.wait()
@@ -70,17 +75,30 @@ class Deliverer:
                     call.cancel()
                 await asyncio.gather(*self._calls, return_exceptions=True)
 
+    async def settle(self, *, within_s: float) -> None:
+        """Return when nobody is being called and nothing is due, or after *within_s*: the router is about to end."""
+        self._rouse()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(within_s):
+                await self._rests.wait()
+
+    def _rouse(self) -> None:
+        self._rests.clear()
+        self._wake.set()
+
     async def _begin(self, session: aiohttp.ClientSession) -> float:
         """Begin the calls that are due and have room; return how long to rest then."""
         try:
+            if not self._counted:
+                self.failing, self._counted = await self._outbox.failing(), True
             while free := self._lanes.free:
                 due = await self._outbox.due(_wall_s(), self._besides(), limit=free)
                 if not [self._call(session, one) for one in due if self._lanes.take(one.job, one.receiver)]:
                     break
             next_at = await self._outbox.next_at(self._besides()) if self._lanes.free else None
         except sqlite3.Error as error:
-            log.warning("webhooks.unreadable error=%s", error)
-            next_at = None
+            log.warning("webhooks.unreadable error=%s; they are looked for again", error)
+            return _AGAIN_S
         # What has just come to be due was asked for as not due: it is not busy waiting.
         return LOOK_EVERY_S if next_at is None else min(max(next_at - _wall_s(), 0.01), LOOK_EVERY_S)
 
@@ -99,7 +117,7 @@ class Deliverer:
             await self._note(due, fault)
         finally:
             self._lanes.release(due.job)
-            self._wake.set()
+            self._rouse()
 
     async def _try(self, session: aiohttp.ClientSession, due: Due) -> str:
         """Call once; return why it failed, empty if it did not."""
