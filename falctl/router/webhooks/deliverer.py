@@ -22,6 +22,7 @@ from falctl.errors import StorageFullError
 from falctl.router.jobs.live import Live
 from falctl.router.jobs.room import BRIEF_S
 from falctl.router.jobs.store import JobStore
+from falctl.router.ledger import Ledger
 from falctl.router.webhooks.letter import letter
 from falctl.router.webhooks.outbox import Besides, Due, Outbox
 from falctl.router.webhooks.signing import Signer
@@ -39,16 +40,15 @@ _HEADERS: Final = {"Content-Type": "application/json", "User-Agent": f"falctl/{_
 class Deliverer:
     """Owner of the calls under way. One event loop."""
 
-    def __init__(self, store: JobStore, signer: Signer) -> None:
-        self.failing = 0
-        """Webhooks that have been tried in vain and will be tried again."""
+    def __init__(self, store: JobStore, signer: Signer, ledger: Ledger) -> None:
+        self._ledger = ledger
         self._outbox = Outbox(store)
         self._signer = signer
         self._lanes = webhooks.Lanes()
         self._calls = set[asyncio.Task[None]]()
         self._wake = asyncio.Event()
         self._counted = False
-        """``failing`` counts what a former router has left."""
+        """The ledger knows of those that a former router has left."""
         self._rests = asyncio.Event()
         """Nobody is being called, and nothing is due."""
 
@@ -90,7 +90,8 @@ class Deliverer:
         """Begin the calls that are due and have room; return how long to rest then."""
         try:
             if not self._counted:
-                self.failing, self._counted = await self._outbox.failing(), True
+                self._ledger.fail_webhooks(await self._outbox.failing())
+                self._counted = True
             while free := self._lanes.free:
                 due = await self._outbox.due(_wall_s(), self._besides(), limit=free)
                 if not [self._call(session, one) for one in due if self._lanes.take(one.job, one.receiver)]:
@@ -157,7 +158,7 @@ class Deliverer:
         self._tell(due, fault, over=pause_s is None)
 
     def _tell(self, due: Due, fault: str, *, over: bool) -> None:
-        self.failing += (due.tries == 0) - over
+        self._ledger.fail_webhooks((due.tries == 0) - over)
         if not fault:
             log.debug("webhook.delivered request=%s tries=%d", due.request, due.tries + 1)
         elif over:
