@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from falctl import wire
 from falctl.board.board import Board
+from falctl.clock import wall_clock
 from falctl.config import Config
 from falctl.core.admission import ByteBudget
 from falctl.core.types import RunnerId
@@ -39,6 +40,8 @@ from falctl.router.ledger import Ledger
 from falctl.router.limits import Limits
 from falctl.router.listener import Listener
 from falctl.router.memory import Memory
+from falctl.router.openai.models import Models
+from falctl.router.openai.routes import OpenAiApi
 from falctl.router.proxy import Proxy, ProxyRules
 from falctl.router.publish import Publisher
 from falctl.router.queue_routes import QueueRoutes
@@ -124,6 +127,7 @@ class Router:
             files=self._files,
             reasons=Reasons(self._apps, epoch=spec.epoch),
         )
+        models = Models(self._apps, config, since=int(wall_clock().timestamp()))
         ours = own_room(routes)
         rooms: dict[str, Room] = {
             "run": direct.serve_run,
@@ -131,6 +135,7 @@ class Router:
             "fal/rest/tokens": TokenRoom(self._tokens, self._intake).serve,
             **dict.fromkeys(("falctl", "health", "files"), ours),
             KEYS_ROOM: keys_room(signer),
+            "v1": OpenAiApi(self._proxy, models, self._intake, self._files).serve,
             "fal": elsewhere.refuse,
             **dict.fromkeys(("fal/rest/storage", "fal/cdn"), self._uploads.serve),
             **dict.fromkeys(("falctl", "health"), ours),
