@@ -121,29 +121,32 @@ class Router:
         status = QueueStatus(self._keeper, self._watchers)
         self._queue = QueueRoutes(self._apps, self._keeper, status, self._intake, rules=self._proxy.rules)
         self._memory = Memory(home.learnt, {app.alias: app.driver.scheduler.state for app in self._apps})
+        models = Models(self._apps, config, since=int(wall_clock().timestamp()))
+        rooms = self._rooms(direct, OpenAiApi(self._proxy, models, self._intake, self._files), spec.epoch)
+        rooms[KEYS_ROOM] = keys_room(signer)
+        self._edge = Edge(guard, rooms=rooms, bare=direct.serve_bare, ledger=self._ledger)
+        self._edge.rooms["api/fal"] = JsProxy(self._edge.route).serve
+        self._listener = Listener(self._edge, self._limits)
+
+    def _rooms(self, direct: Direct, openai: OpenAiApi, epoch: int) -> dict[str, Room]:
+        """Return who answers under which prefix."""
         routes = make_routes(
             status=self._report,
             health=self._health,
             files=self._files,
-            reasons=Reasons(self._apps, epoch=spec.epoch),
+            reasons=Reasons(self._apps, epoch=epoch),
         )
-        models = Models(self._apps, config, since=int(wall_clock().timestamp()))
         ours = own_room(routes)
-        rooms: dict[str, Room] = {
+        return {
             "run": direct.serve_run,
             "queue": self._queue.serve,
             "fal/rest/tokens": TokenRoom(self._tokens, self._intake).serve,
-            **dict.fromkeys(("falctl", "health", "files"), ours),
-            KEYS_ROOM: keys_room(signer),
-            "v1": OpenAiApi(self._proxy, models, self._intake, self._files).serve,
+            "v1": openai.serve,
             "fal": elsewhere.refuse,
             **dict.fromkeys(("fal/rest/storage", "fal/cdn"), self._uploads.serve),
             **dict.fromkeys(("falctl", "health"), ours),
             "files": self._uploads.beside(ours),
         }
-        self._edge = Edge(guard, rooms=rooms, bare=direct.serve_bare, ledger=self._ledger)
-        self._edge.rooms["api/fal"] = JsProxy(self._edge.route).serve
-        self._listener = Listener(self._edge, self._limits)
 
     async def run(self, control: Control) -> None:
         """Serve until the supervisor says `wire.Stop`."""
