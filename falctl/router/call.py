@@ -65,6 +65,11 @@ class Call:
         address = self.scope["client"]
         return f"{address[0]}:{address[1]}" if address else "?"
 
+    @property
+    def wants_websocket(self) -> bool:
+        """Return whether it asks for a websocket, well or not."""
+        return self.head.get(b"upgrade", b"").lower() == b"websocket"
+
     async def start(self, status: int, headers: RawHeaders) -> None:
         """Send status and headers."""
         self.started = True

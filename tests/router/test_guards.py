@@ -274,19 +274,6 @@ def test_everything_else_goes_to_the_app_with_any_method(plain: Setup, method: s
     assert (seen.method, seen.raw_path, seen.query) == (method, b"/some/path", b"a=b&c=%20")
 
 
-def test_a_websocket_is_refused_in_words(plain: Setup) -> None:
-    upgrade = (
-        b"Connection: Upgrade",
-        b"Upgrade: websocket",
-        b"Sec-WebSocket-Version: 13",
-        b"Sec-WebSocket-Key: eA==",
-    )
-    with Raw(plain, request_bytes("/realtime", *upgrade, method="GET")) as raw:
-        answered = raw.read_all()
-    assert b" 501 " in answered.splitlines()[0]
-    assert b"websockets are not passed on" in answered
-
-
 def test_a_request_that_offers_http_2_is_served_whole(plain: Setup) -> None:
     offer = (b"Connection: Upgrade, HTTP2-Settings", b"Upgrade: h2c", b"HTTP2-Settings: AAMAAABkAAQAAP__")
     with Raw(plain, request_bytes("/x", *offer, body=b"hello")) as raw:
