@@ -19,6 +19,7 @@ from falctl.router.activity import Activity
 from falctl.router.answers import ORIGIN, REQUEST_ID, RawHeaders
 from falctl.router.call import Call
 from falctl.router.client_socket import LOST, ClientSocket, Closed, GoneError, Piece
+from falctl.router.connection import Connection
 from falctl.router.dialogue import Dialogue
 from falctl.router.fleet import FleetLinks
 from falctl.router.headers import to_client, to_host
@@ -100,6 +101,7 @@ class WebSockets:
             await host.end(Closed(LOST))
             link.ended(call.request, within_s=_APP_ENDS_WITHIN_S)
             return
+        assert isinstance(call.connection, Connection), "only a client's own request asks for a websocket"
         client, early = call.connection.upgrade()
         call.started = True
         try:

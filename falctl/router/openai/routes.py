@@ -26,7 +26,8 @@ from falctl.router.inner import InnerAnswer, InnerRequest
 from falctl.router.openai.models import Models
 from falctl.router.openai.pictures import pictures_of
 from falctl.router.openai.wishes import Wishes, read_wishes
-from falctl.router.proxy import Proxy, Target
+from falctl.router.proxy import Proxy
+from falctl.router.reach import Target
 from falctl.tasks import spawn
 from falctl.wire import H_HINT
 
