@@ -20,6 +20,9 @@ from falctl.router.tokens import PARAMETER, Tokens
 _HOST: Final = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^:\[\]/@\s]+)(?::[0-9]{0,5})?")
 _HOSTS_KEPT_MAX: Final = 256
 _OPENED_BY_TOKENS: Final = ("/run/", "/ws/")
+KEYS_PATH: Final = "/fal/rest/.well-known/jwks.json"
+"""Where receivers of webhooks fetch the public key: they are no clients, and have no API key."""
+_OPEN: Final = frozenset({"/health", KEYS_PATH})
 _SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
@@ -92,7 +95,7 @@ class Guard:
             raise UnauthorizedError(msg)
         if path.startswith(_OPENED_BY_TOKENS) and self._has_token(call):
             return
-        if self._api_keys and path != "/health" and not self._has_key(call.head) and not self._passes(call):
+        if self._api_keys and path not in _OPEN and not self._has_key(call.head) and not self._passes(call):
             msg = "this falctl asks for an API key: Authorization: Key <key>"
             raise UnauthorizedError(msg)
 

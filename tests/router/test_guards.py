@@ -119,8 +119,9 @@ def test_no_key_or_a_wrong_one_does_not(keyed: Setup, value: str | None) -> None
     assert not keyed.hosts[0].seen
 
 
-def test_health_asks_for_no_key(keyed: Setup) -> None:
-    assert ask(keyed, "GET", "/health").status == 200
+@pytest.mark.parametrize("path", ["/health", "/fal/rest/.well-known/jwks.json"])
+def test_what_everybody_may_know_asks_for_no_key(keyed: Setup, path: str) -> None:
+    assert ask(keyed, "GET", path).status == 200
 
 
 def test_a_key_for_us_is_not_shown_to_the_app(keyed: Setup) -> None:
