@@ -48,6 +48,7 @@ from falctl.router.queue_routes import QueueRoutes
 from falctl.router.queue_status import QueueStatus
 from falctl.router.reasons import Reasons
 from falctl.router.routes import make_routes
+from falctl.router.tls import Tls
 from falctl.router.tokens import TokenRoom, Tokens, read_secret
 from falctl.router.uploads.passes import Passes
 from falctl.router.uploads.routes import Uploads
@@ -77,6 +78,8 @@ class Router:
 
     def __init__(self, spec: wire.RouterSpec, board: Board, home: Home) -> None:
         config = Config.model_validate(spec.config)
+        self._home = home
+        self._server = config.server
         self._admin_token = spec.admin_token
         self._ledger = Ledger()
         self._apps = _make_apps(spec, config, self._ledger, runners=board.runners)
@@ -168,6 +171,10 @@ class Router:
         ]
         await self._fleet.greeted(within_s=_GREETINGS_WITHIN_S)
         await self._listener.open(socket.socket(fileno=control.listen_fd))
+        if control.tls_fd is not None:
+            tls = Tls(self._home, self._server)
+            helpers.append(spawn(tls.renew_for_ever(), name="tls"))
+            await self._listener.open(socket.socket(fileno=control.tls_fd), tls.context)
         gc.set_threshold(_GARBAGE_OBJECTS, 20, 20)
         gc.collect()
         gc.freeze()  # what the imports left lives as long as we do: the collector need not walk it in mid-request
