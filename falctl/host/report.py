@@ -52,6 +52,7 @@ class Report:
     def publish(self) -> None:
         """Write the row as things are now."""
         held = self._slots.held
+        working = [t for t in held if not t.waits]
         now = self._published_at = monotonic_s()
         row = RunnerRow(
             epoch=Epoch(self._epoch),
@@ -63,7 +64,7 @@ class Report:
             loads=self._loads,
             beat_at=now,
             progress_at=max((self._progress_at, *(t.progress_at for t in held))),
-            progress_known=bool(held) and all(t.steps for t in held),
+            progress_known=bool(working) and all(t.steps for t in working),
             hints_dropped=self._hints.overflow,
         )
         self._board.put_runner(self._runner, row)

@@ -91,7 +91,7 @@ class Talk(fal.App, keep_alive=300):
                 case "return":
                     return None
                 case "deaf":
-                    await asyncio.sleep(GATE_S)
+                    await asyncio.Event().wait()
                 case "flood":
                     await flood(websocket)
                 case _:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -169,6 +170,14 @@ def test_an_app_that_does_not_hear_that_its_client_is_gone_is_cancelled(talk: Ho
         executing(talk, "deaf")
         websocket.close()
     assert talk.post(CANCEL_PATH + "deaf").status == 202
+    idle(talk)
+
+
+def test_an_app_that_does_not_look_is_cancelled_when_the_router_is_gone(talk: Host) -> None:
+    with talking(talk, "/raw", "deaf") as websocket:
+        websocket.send("deaf")
+        executing(talk, "deaf")
+        websocket.socket.shutdown(socket.SHUT_RDWR)
     idle(talk)
 
 
