@@ -11,6 +11,7 @@ from falctl.clock import monotonic_s
 from falctl.core.residency import Verdict
 from falctl.core.types import Hint, RequestId
 from falctl.host.hint_source import Asked
+from falctl.host.prints.transcript import Transcript
 
 Cache = Literal["hit", "join", "disk", "none"]
 
@@ -26,6 +27,8 @@ class Ticket:
     warm: bool
     """Its hint was published when it started."""
     task: asyncio.Task[None] = field(repr=False)
+    transcript: Transcript = field(init=False, repr=False)
+    """What is printed for it."""
     started_at: float = field(default_factory=monotonic_s)
     progress_at: float = 0.0
     step: int = 0
@@ -49,6 +52,9 @@ class Ticket:
     """By fal's rules its answer is the last of this process: another is to take its place."""
     overdue: bool = False
     """It has run for longer than its app allows."""
+
+    def __post_init__(self) -> None:
+        self.transcript = Transcript(self.request)
 
     def cancel(self) -> None:
         """Stop the request where that is possible; a sync endpoint only learns of it."""
@@ -111,6 +117,8 @@ class Slots:
         self.served = 0
         self.idle_at = monotonic_s()
         """Since when no request holds a slot, where none does."""
+        self.sole: Ticket | None = None
+        """Who holds the only slot; None: nobody does, or there are more. Other threads may read it."""
         self._held: dict[Ticket, None] = {}
         self._idle = asyncio.Event()
         self._idle.set()
@@ -129,11 +137,13 @@ class Slots:
         """Give *ticket* a slot; call only when one is free."""
         assert self.free, "no slot is free"
         self._held[ticket] = None
+        self.sole = ticket if self.count == 1 else None
         self._idle.clear()
 
     def release(self, ticket: Ticket) -> None:
         """Take the slot back."""
         del self._held[ticket]
+        self.sole = None
         self.served += 1
         if not self._held:
             self.idle_at = monotonic_s()

@@ -16,6 +16,7 @@ from typing import Any, Final
 from starlette.types import ASGIApp, Message, Scope
 
 from falctl.clock import monotonic_s
+from falctl.host.prints.aside import aside
 from falctl.tasks import spawn
 
 log = logging.getLogger(__name__)
@@ -105,7 +106,8 @@ class HealthWatch:
             status = message.get("status", status)
 
         try:
-            await self._web(self._scope(), receive, send)
+            with aside():
+                await self._web(self._scope(), receive, send)
         except Exception as error:  # noqa: BLE001 - starlette raises again what has been answered and logged
             return status or f"it raised {type(error).__name__}"
         return status
