@@ -122,6 +122,16 @@ def run(
     raise typer.Exit(run_command(model, prompt, output=output, options=options))
 
 
+@cli.command("exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+def exec_(
+    command: Annotated[list[str], typer.Argument(help="a program and its arguments", metavar="-- COMMAND")],
+) -> None:
+    """Run a program whose fal client (Python) calls the falctl that runs, without a change to it."""
+    from falctl.cli.exec import exec_command
+
+    exec_command(command)
+
+
 @cli.command()
 def explain(
     request: Annotated[

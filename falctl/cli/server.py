@@ -31,6 +31,10 @@ class AnswerError(StartError):
         self.detail = detail
 
 
+class KeyNeededError(StartError):
+    """It asks for an API key."""
+
+
 def read(path: str) -> dict[str, Any]:
     """
     Return the JSON under a path of ours, ``/falctl/…``, from the falctl that runs.
@@ -50,10 +54,16 @@ def read(path: str) -> dict[str, Any]:
 
 
 def ask(
-    url: str, body: bytes | None, headers: dict[str, str], *, timeout_s: float | None = None
+    url: str,
+    body: bytes | None,
+    headers: dict[str, str],
+    *,
+    timeout_s: float | None = None,
+    with_key: bool = True,
 ) -> tuple[bytes, Message]:
     """Return body and headers of the answer to a POST of *body*, or to a GET if it is None. Raises StartError."""
-    key = {"Authorization": f"Key {os.environ[ENV_KEY]}"} if ENV_KEY in os.environ else {}
+    known = with_key and ENV_KEY in os.environ
+    key = {"Authorization": f"Key {os.environ[ENV_KEY]}"} if known else {}
     headers = {"Content-Type": "application/json", **key, **headers}
     request = urllib.request.Request(url, data=body, headers=headers)  # noqa: S310 - the URL is our own server's
     try:
@@ -62,7 +72,7 @@ def ask(
     except urllib.error.HTTPError as error:
         if error.code == _UNAUTHORIZED:
             msg = f"this falctl asks for an API key: set {ENV_KEY}=<key> (`falctl key` makes one)"
-            raise StartError(msg) from None
+            raise KeyNeededError(msg) from None
         raise AnswerError(_detail(error), error.code) from None
     except OSError as error:
         msg = f"no answer from {url}: {error}"

@@ -28,6 +28,8 @@ _RESERVED: Final = frozenset(prefix.strip("/") for prefix in RESERVED_PREFIXES)
 _SAME_EVERYWHERE: Final = frozenset({"/openapi.json", "/docs"})
 
 
+_PARTS_MAX: Final = 3
+
 Room: TypeAlias = Callable[[Call], Awaitable[None]]
 """Answers every request under one prefix of the paths; raises RequestError, nothing being sent."""
 
@@ -42,7 +44,11 @@ class Edge:
     """The ASGI app of the router. ``guard`` is exchanged by a reload."""
 
     def __init__(self, guard: Guard, proxy: Proxy, *, rooms: Mapping[str, Room], ledger: Ledger) -> None:
-        """*rooms* by the prefix that each answers, without slashes around it, of one or two parts: "api/fal"."""
+        """
+        *rooms* by the prefix that each answers, without slashes around it, of up to three parts: "fal/rest/tokens".
+
+        Of several the longest answers.
+        """
         self.guard = guard
         self._proxy = proxy
         self._rooms = rooms
@@ -78,14 +84,14 @@ class Edge:
         if not path.startswith("/"):
             msg = f"not a path: {path}"
             raise BadRequestError(msg)
-        first, *rest = path.split("/", 3)[1:]
+        parts = path.split("/", _PARTS_MAX + 1)[1 : _PARTS_MAX + 1]
         reads = call.scope["method"] in {"GET", "HEAD"}
-        prefixes = (first, "/".join([first, *rest[:1]]))
+        prefixes = ["/".join(parts[:size]) for size in range(len(parts), 0, -1)]
         room = next((self._rooms[prefix] for prefix in prefixes if prefix in self._rooms), None)
         if room is not None:
             await room(call)
         elif not _RESERVED.isdisjoint(prefixes) or (path == "/" and reads):
-            raise NotFoundError(_kept(first))
+            raise NotFoundError(_kept(parts[0]))
         elif path in _SAME_EVERYWHERE and reads:
             await self._proxy.serve_directly(call)
         else:

@@ -24,7 +24,8 @@ from falctl.router.body import Intake
 from falctl.router.call import Call
 from falctl.router.hint import wanted_hint
 from falctl.router.jobs.envelope import Envelope, unpack
-from falctl.router.jobs.keeper import Keeper, Live
+from falctl.router.jobs.keeper import Keeper
+from falctl.router.jobs.live import Live
 from falctl.router.jobs.records import LogLine, SavedJob
 from falctl.router.jobs.retry_headers import retry_rules
 from falctl.router.proxy import ProxyRules

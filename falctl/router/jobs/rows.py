@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, Final, Literal, TypeAlias
 
@@ -62,17 +63,46 @@ def used_bytes(connection: sqlite3.Connection) -> int:
     return used
 
 
+def insert_job(connection: sqlite3.Connection, request: RequestId, envelope: bytes, *, at: float) -> int:
+    """Add a job that was submitted at that instant; return its number."""
+    sql = "INSERT INTO jobs (id, envelope, submitted_at) VALUES (?, ?, ?)"
+    number = connection.execute(sql, (request, envelope, at)).lastrowid
+    assert number is not None
+    return number
+
+
+def number_of(connection: sqlite3.Connection, request: RequestId) -> int | None:
+    """Return the number of the job of that id; None: there is none."""
+    row = connection.execute("SELECT number FROM jobs WHERE id = ?", (request,)).fetchone()
+    return None if row is None else row[0]
+
+
+def end_job(connection: sqlite3.Connection, request: RequestId, ending: Ending) -> int | None:
+    """Note how a job ended; return its number. None: it had ended before, or there is none."""
+    row = connection.execute(
+        "UPDATE jobs SET ended_at = ?, ending = ?, dispatched = 0 WHERE id = ? AND ended_at IS NULL RETURNING number",
+        (ending.ended_at, ending_text(ending), request),
+    ).fetchall()
+    return row[0][0] if row else None
+
+
 def insert_payload(
     connection: sqlite3.Connection,
     number: int,
     kind: PayloadKind,
     payload: tuple[int, bytes | None, str | None],
+    headers: Sequence[tuple[str, str]] = (),
 ) -> None:
-    """Add a payload of so many bytes, which stands here or in a file."""
+    """Add a payload of so many bytes, which stands here or in a file; *headers* are those of an answer."""
     connection.execute(
-        "INSERT INTO payloads (job, kind, size, content, file) VALUES (?, ?, ?, ?, ?)",
-        (number, kind, *payload),
+        "INSERT INTO payloads (job, kind, size, content, file, headers) VALUES (?, ?, ?, ?, ?, ?)",
+        (number, kind, *payload, json.dumps(list(headers)) if headers else None),
     )
+
+
+def files_named(connection: sqlite3.Connection) -> set[str]:
+    """Return the files in which payloads stand."""
+    return {file for (file,) in connection.execute("SELECT file FROM payloads WHERE file IS NOT NULL")}
 
 
 def delete_payloads(

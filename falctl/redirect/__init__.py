@@ -1,0 +1,1 @@
+"""The folder that `falctl exec` puts on PYTHONPATH; `sitecustomize` in it stands alone."""

@@ -1,0 +1,62 @@
+"""What an attempt does: it takes what was submitted to the runner that has a slot for it, and hears what becomes of it."""
+
+from __future__ import annotations
+
+import logging
+
+from falctl.core import jobs
+from falctl.core.retries import Outcome
+from falctl.router.driver import Driver
+from falctl.router.jobs.courier import Courier, Delivered
+from falctl.router.jobs.live import Live, Tell
+from falctl.router.jobs.store import JobStore
+from falctl.router.jobs.waiters import Waiters
+from falctl.tasks import spawn
+
+log = logging.getLogger(__name__)
+
+
+class Attempts:
+    """Makes them. Of one job there is never more than one under way."""
+
+    def __init__(
+        self, store: JobStore, driver: Driver, courier: Courier, waiters: Waiters, tell: Tell
+    ) -> None:
+        self._store = store
+        self._driver = driver
+        self._courier = courier
+        self._waiters = waiters
+        self._tell = tell
+
+    async def make(self, live: Live) -> None:
+        """Send *live* to the runner whose slot it has; return when that is over and its machine knows."""
+        dispatch = live.dispatch
+        assert dispatch is not None
+        try:
+            body = await self._store.body(live.job.request)
+            assert body is not None, "the request of a job is kept until it has ended"
+            delivered = await self._courier.deliver(dispatch, live.envelope, body)
+        except Exception:
+            log.exception("job.attempt_failed request=%s", live.job.request)
+            self._driver.release(dispatch)
+            delivered = Delivered(Outcome(500, "internal_error"), None, 0.0)
+        live.dispatch = None
+        if delivered is not None:
+            live.delivered = delivered
+            self._tell(live, jobs.AttemptEnded(delivered.outcome))
+        else:
+            self._waiters.undo(live, dispatch)
+            self._tell(live, jobs.Bounced())
+            self._waiters.settle(live)
+
+    def stop(self, live: Live) -> None:
+        """Ask the runner of *live* to cancel it, if that is still there."""
+        assert live.dispatch is not None
+        if (link := self._courier.cancel(live.dispatch)) is not None:
+            spawn(link.cancel(live.job.request), name=f"cancel-{live.job.request}")
+
+    def give_back(self, live: Live) -> None:
+        """Release the slot of *live*: nothing is sent."""
+        assert live.dispatch is not None
+        self._driver.release(live.dispatch)
+        live.dispatch = None

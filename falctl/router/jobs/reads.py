@@ -1,0 +1,83 @@
+"""What is asked of the store of queued jobs: on a thread and a connection of its own, so that no commit is waited for."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from sqlite3 import Connection
+from typing import TypeAlias, TypeVar
+
+from falctl.core.types import RequestId
+from falctl.router.jobs import rows
+from falctl.router.jobs.bodies import Bodies
+from falctl.router.jobs.database import connect
+from falctl.router.jobs.records import Answer, LogLine, SavedJob
+
+T = TypeVar("T")
+_Read: TypeAlias = Callable[[Connection], T]
+
+
+class JobReads:
+    """Reads what is committed. Made and used on one event loop."""
+
+    def __init__(self, path: Path, bodies: Bodies) -> None:
+        """Read the database at *path*, which has been opened before. Blocks."""
+        self._bodies = bodies
+        self._reading = connect(path)
+        self._reading.execute("PRAGMA query_only = ON")
+        self._reader = ThreadPoolExecutor(1, "job-reader")
+
+    def recover(self) -> Iterator[SavedJob]:
+        """Iterate over the jobs that have not ended, in order of submission. Blocks; before anything else is called."""
+        found = self._reading.execute(rows.SELECT_JOB + "WHERE ended_at IS NULL ORDER BY number")
+        return map(rows.job_of, found)
+
+    async def find(self, request: RequestId) -> SavedJob | None:
+        """Return the job of that id; None: there is none, or none any more."""
+
+        def read(connection: Connection) -> SavedJob | None:
+            row = connection.execute(rows.SELECT_JOB + "WHERE id = ?", (request,)).fetchone()
+            return None if row is None else rows.job_of(row)
+
+        return await self._read(read)
+
+    async def body(self, request: RequestId) -> bytes | None:
+        """Return what was submitted; None: it has ended, or there is no such job."""
+        found = await self._read(lambda connection: self._payload(connection, request, "request"))
+        return None if found is None else found.body
+
+    async def answer(self, request: RequestId) -> Answer | None:
+        """Return what the app answered; None: it has not, or no more."""
+        return await self._read(lambda connection: self._payload(connection, request, "result"))
+
+    async def logs(self, request: RequestId) -> list[LogLine]:
+        """Return what the app printed while it served *request*, in order."""
+        return await self._read(
+            lambda connection: [LogLine(*row) for row in connection.execute(rows.SELECT_LOGS, (request,))]
+        )
+
+    async def used_bytes(self) -> int:
+        """Return what all jobs take on the disk."""
+        return await self._read(rows.used_bytes)
+
+    def stop_reading(self) -> None:
+        """Answer what was asked for, and close. Blocks."""
+        self._reader.shutdown()
+        self._reading.close()
+
+    async def _read(self, read: _Read[T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._reader, read, self._reading)
+
+    def _payload(self, connection: Connection, request: RequestId, kind: rows.PayloadKind) -> Answer | None:
+        row = connection.execute(rows.SELECT_PAYLOAD, (request, kind)).fetchone()
+        if row is None:
+            return None
+        content, file, headers = row
+        try:
+            body = content if file is None else self._bodies.read(file)
+        except FileNotFoundError:
+            return None  # it was deleted between the two reads
+        return Answer(tuple((name, value) for name, value in json.loads(headers or "[]")), body)
