@@ -34,7 +34,9 @@ FAREWELL_S: Final = 5.0
 
 _BOUNCED: Final = wire.H_BOUNCED.encode()
 
-News: TypeAlias = wire.Hello | wire.Released | wire.LoadEnded | wire.HintsChanged | wire.Draining
+News: TypeAlias = (
+    wire.Hello | wire.Released | wire.LoadEnded | wire.HintsChanged | wire.Printed | wire.Draining
+)
 
 
 class Ears(Protocol):
@@ -113,6 +115,10 @@ class Link:
         if request in self._held:
             self._held[request] = monotonic_s()
             self._watch()
+
+    def holds(self, request: RequestId) -> bool:
+        """Return whether *request* was sent here and its slot has not been heard of again."""
+        return request in self._held
 
     async def cancel(self, request: RequestId) -> None:
         """Ask the host to stop a request, if it can."""

@@ -31,11 +31,13 @@ from falctl.router.jobs.records import StoreLimits
 from falctl.router.jobs.store import JobStore
 from falctl.router.ledger import Ledger
 from falctl.router.listener import Listener
+from falctl.router.log_routes import LogReader, log_routes
 from falctl.router.memory import Memory
 from falctl.router.proxy import Proxy, ProxyRules
 from falctl.router.publish import Publisher
 from falctl.router.queue_routes import QueueRoutes
 from falctl.router.reasons import Reasons
+from falctl.router.request_logs import RequestLogs
 from falctl.router.routes import make_routes
 from falctl.tasks import spawn
 
@@ -85,13 +87,16 @@ class Router:
             self._driver,
             Courier(self._fleet, timeout_s=config.runners.request_timeout),
         )
-        self._queue = QueueRoutes(self._keeper, self._intake, rules=self._proxy.rules)
+        self._logs = RequestLogs(self._keeper, self._fleet)
+        self._queue = QueueRoutes(self._keeper, self._intake, logs=self._logs, rules=self._proxy.rules)
         self._memory = Memory(home.learnt, self._driver.scheduler.state)
+        reasons = Reasons(self._driver.scheduler, epoch=spec.epoch)
         routes = make_routes(
             status=self._report,
             runners_ready=self._runners_ready,
             files=self._files,
-            reasons=Reasons(self._driver.scheduler, epoch=spec.epoch),
+            reasons=reasons,
+            others=log_routes(LogReader(self._logs, self._keeper, reasons)),
         )
         ours = own_room(routes)
         rooms: dict[str, Room] = {
@@ -130,6 +135,7 @@ class Router:
             helper.cancel()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_CLOSE_WITHIN_S):
+                await self._logs.flush()
                 await self._memory.keep()
         self._keeper.close()
         await self._fleet.close()

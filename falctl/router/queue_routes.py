@@ -29,6 +29,7 @@ from falctl.router.jobs.live import Live
 from falctl.router.jobs.records import LogLine, SavedJob
 from falctl.router.jobs.retry_headers import retry_rules
 from falctl.router.proxy import ProxyRules
+from falctl.router.request_logs import RequestLogs
 from falctl.wire import H_ERROR_TYPE
 
 _OUR_QUERY: Final = "fal_"
@@ -53,8 +54,9 @@ class _Target:
 class QueueRoutes:
     """Answers every call under ``/queue``."""
 
-    def __init__(self, keeper: Keeper, intake: Intake, *, rules: ProxyRules) -> None:
+    def __init__(self, keeper: Keeper, intake: Intake, *, logs: RequestLogs, rules: ProxyRules) -> None:
         self._keeper = keeper
+        self._logs = logs
         self._intake = intake
         self.rules = rules
 
@@ -108,7 +110,7 @@ class QueueRoutes:
             await _send(call, 202, _queued(live, self._keeper) | _urls(call, live.envelope.app))
             return
         saved = await self._saved(request)
-        logs = [_log(line) for line in await self._keeper.store.logs(request)] if wants_logs else None
+        logs = await self._told(saved) if wants_logs else None
         app = unpack(saved.envelope).app
         common = {"request_id": request, "logs": logs} | _urls(call, app)
         if saved.ending is None:
@@ -172,6 +174,12 @@ class QueueRoutes:
         if waiting > int(given[:20]):
             msg = f"{waiting} requests wait, more than fal_max_queue_length allows"
             raise QueueFullError(msg)
+
+    async def _told(self, saved: SavedJob) -> list[dict[str, str]]:
+        """Return what its app has printed for a job; all of it once it has ended."""
+        ended = saved.ending is not None
+        lines = self._logs.all_lines if ended else self._logs.lines
+        return [_log(line) for line in await lines(saved.request)]
 
     async def _saved(self, request: RequestId) -> SavedJob:
         saved = await self._keeper.store.find(request)

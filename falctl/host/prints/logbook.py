@@ -40,6 +40,8 @@ class Logbook:
         self._kept: dict[Transcript, float | None] = {}
         """Those with lines, and since when they are over."""
         self._held_bytes = 0
+        self._told_bytes = 0
+        """Of these, what has been told."""
         self._dirty: list[Transcript] = []
         self._armed = False
 
@@ -103,7 +105,7 @@ class Logbook:
             self._loop.call_soon_threadsafe(self._arm)
 
     def _make_room(self, newest: Transcript) -> None:
-        for transcript in list(self._kept):
+        for transcript in list(self._kept) if self._told_bytes else ():
             self._forget_told(transcript)
             if self._held_bytes <= HELD_BYTES_MAX:
                 return
@@ -115,7 +117,9 @@ class Logbook:
 
     def _forget_told(self, transcript: Transcript) -> None:
         lines = transcript.lines or []
-        self._held_bytes -= sum([line.size_bytes for line in lines[: transcript.sent]])
+        freed = sum([line.size_bytes for line in lines[: transcript.sent]])
+        self._held_bytes -= freed
+        self._told_bytes -= freed
         del lines[: transcript.sent]
         transcript.sent = 0
         if not lines and transcript.ended:
@@ -133,7 +137,9 @@ class Logbook:
         self._told(transcript)
 
     def _told(self, transcript: Transcript) -> None:
-        transcript.sent = len(transcript.lines or ())
+        lines = transcript.lines or []
+        self._told_bytes += sum([line.size_bytes for line in lines[transcript.sent :]])
+        transcript.sent = len(lines)
         transcript.dirty = False
 
     def _messages(self, transcript: Transcript, first: int, *, again: bool) -> Iterator[Printed]:
