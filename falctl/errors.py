@@ -81,6 +81,16 @@ class NotFoundError(RequestError):
     status, error_type = 404, "not_found"
 
 
+class MethodError(RequestError):
+    """What this path is, is not asked for by this method; ``allowed`` are those that it is asked for by."""
+
+    status, error_type = 405, "method_not_allowed"
+
+    def __init__(self, detail: str, *, allowed: tuple[str, ...]) -> None:
+        super().__init__(detail)
+        self.allowed = allowed
+
+
 class BodyTimeoutError(RequestError):
     """The client sent its body too slowly."""
 

@@ -78,6 +78,11 @@ class Home:
         """The durable queue; it outlives falctl."""
         return self.root / "jobs"
 
+    @property
+    def webhook_key(self) -> Path:
+        """The private key that signs webhooks; it outlives falctl."""
+        return self.root / "webhook.key"
+
     def runner_socket(self, runner: int, epoch: int) -> Path:
         """Return the Unix socket of one incarnation of one runner."""
         return self.sockets / f"r{runner}-{epoch}.sock"

@@ -109,6 +109,8 @@ class RouterSpec:
     config: dict[str, Any]
     cwd: str = "."
     """Where `falctl up` was called: a policy of the user's is looked for there, too."""
+    apps: dict[str, list[int]] = field(default_factory=dict)
+    """The runners of each app by its alias; empty: all runners serve one app, which has no name."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -87,6 +87,8 @@ class LifeRow:
     """Rows of `GpuRow` that it is pinned to; two runners on one card share one. A CPU runner has its own."""
     restart_at: float = 0.0
     """When backoff ends; 0 outside it."""
+    app: str = ""
+    """The alias of its app; empty: falctl runs one, without a name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +120,8 @@ class QueuedRow:
     arrived_at: float
     why: str = ""
     """Why it waits, in a few words; only of the oldest models. Empty: not told."""
+    app: str = ""
+    """The alias of its app; empty: falctl runs one, without a name."""
 
 
 @dataclass(frozen=True, slots=True)

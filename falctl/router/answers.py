@@ -9,6 +9,7 @@ from typing import Final, TypeAlias
 from falctl.core.events import Refuse, RefuseCode
 from falctl.core.types import GiB
 from falctl.errors import (
+    MethodError,
     ModelTooLargeError,
     QueueFullError,
     RequestError,
@@ -69,6 +70,8 @@ def problem(error: RequestError, request: str) -> tuple[RawHeaders, bytes]:
         headers.append((b"x-fal-needs-retry", b"1"))
     if isinstance(error, StartTimeoutError):
         headers.append((b"x-fal-request-timeout-type", b"user"))
+    if isinstance(error, MethodError):
+        headers.append((b"allow", ", ".join(error.allowed).encode()))
     if error.status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
     return headers, body

@@ -1,4 +1,4 @@
-"""Feeds the scheduler and does what it says: the only code that touches it."""
+"""Feeds the scheduler of one app and does what it says: the only code that touches it."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Driver:
     def __init__(self, *, routing: RoutingConfig, queue: QueueConfig, ledger: Ledger, cwd: Path) -> None:
         self._cwd = cwd
         self.scheduler = Scheduler(
-            self._policy(routing), queue_max=queue.max, client_max=queue.max_per_client
+            self.make_policy(routing), queue_max=queue.max, client_max=queue.max_per_client
         )
         self._ledger = ledger
         self._waiting: dict[RequestId, Decision] = {}
@@ -55,14 +55,9 @@ class Driver:
         self.load: Callable[[Load], None] = _nowhere
         """Where loads are sent; the links to the runners set it."""
 
-    def configure(self, *, routing: RoutingConfig, queue: QueueConfig) -> None:
-        """
-        Decide by these rules from now on.
-
-        Raises:
-            ConfigError: the policy cannot be made; nothing has changed.
-        """
-        self.scheduler.policy = self._policy(routing)
+    def configure(self, policy: Policy, queue: QueueConfig) -> None:
+        """Decide by these rules from now on."""
+        self.scheduler.policy = policy
         self.scheduler.entrance.queue_max = queue.max
         self.scheduler.entrance.client_max = queue.max_per_client
 
@@ -122,7 +117,13 @@ class Driver:
         if self._tick is None and len(self.scheduler.queue):
             self._tick = self._loop.call_later(TICK_S, self._on_tick)
 
-    def _policy(self, routing: RoutingConfig) -> Policy:
+    def make_policy(self, routing: RoutingConfig) -> Policy:
+        """
+        Return the policy that *routing* names.
+
+        Raises:
+            ConfigError: it cannot be made.
+        """
         tuning = Tuning(routing.hold, routing.bypass_max, routing.locality)
         policy = find_policy(routing.policy, cwd=self._cwd, tuning=tuning)
         if not is_foreign(routing.policy):

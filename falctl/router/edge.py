@@ -19,15 +19,11 @@ from falctl.errors import (
 from falctl.router.call import Call
 from falctl.router.guard import Guard
 from falctl.router.ledger import Ledger
-from falctl.router.proxy import Proxy
 from falctl.wire import RESERVED_PREFIXES
 
 log = logging.getLogger(__name__)
 
 _RESERVED: Final = frozenset(prefix.strip("/") for prefix in RESERVED_PREFIXES)
-_SAME_EVERYWHERE: Final = frozenset({"/openapi.json", "/docs"})
-
-
 _PARTS_MAX: Final = 3
 
 Room: TypeAlias = Callable[[Call], Awaitable[None]]
@@ -43,14 +39,14 @@ class UpgradeError(RequestError):
 class Edge:
     """The ASGI app of the router. ``guard`` is exchanged by a reload."""
 
-    def __init__(self, guard: Guard, proxy: Proxy, *, rooms: Mapping[str, Room], ledger: Ledger) -> None:
+    def __init__(self, guard: Guard, *, rooms: Mapping[str, Room], bare: Room, ledger: Ledger) -> None:
         """
         *rooms* by the prefix that each answers, without slashes around it, of up to three parts: "fal/rest/tokens".
 
-        Of several the longest answers.
+        Of several the longest answers; *bare* answers every path that is not kept for us.
         """
         self.guard = guard
-        self._proxy = proxy
+        self._bare = bare
         self._rooms = rooms
         self._ledger = ledger
 
@@ -92,10 +88,8 @@ class Edge:
             await room(call)
         elif not _RESERVED.isdisjoint(prefixes) or (path == "/" and reads):
             raise NotFoundError(_kept(parts[0]))
-        elif path in _SAME_EVERYWHERE and reads:
-            await self._proxy.serve_directly(call)
         else:
-            await self._proxy.serve(call)
+            await self._bare(call)
 
 
 def own_room(routes: ASGIApp) -> Room:

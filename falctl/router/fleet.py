@@ -1,4 +1,4 @@
-"""The links to all runners: opened and closed by the supervisor's word, translated for the scheduler."""
+"""The links to all runners: opened and closed by the supervisor's word, translated for the schedulers of their apps."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from falctl.board.index import HintIndex
 from falctl.core.events import Load, LoadEnded, Released, RunnerDown, RunnerDrains, RunnerUp
 from falctl.core.types import Caps, Epoch, Hint, RequestId, RunnerId
 from falctl.home import Home
+from falctl.router.apps import Apps, LocalApp
 from falctl.router.driver import Driver
 from falctl.router.ledger import Ledger
 from falctl.router.link import Link, News
@@ -29,11 +30,12 @@ _RETURNS = frozenset({"starting", "backoff"})
 class FleetLinks:
     """One `Link` per runner whose process serves. The board tells what is true, the streams that it has changed."""
 
-    def __init__(self, board: Board, home: Home, driver: Driver, ledger: Ledger) -> None:
+    def __init__(self, board: Board, home: Home, apps: Apps, ledger: Ledger) -> None:
         self._board = board
         self._home = home
-        self._driver = driver
-        driver.load = self.load
+        self._apps = apps
+        for app in apps:
+            app.driver.load = self.load
         self._ledger = ledger
         self._index = HintIndex(board)
         self._links: dict[RunnerId, Link] = {}
@@ -77,7 +79,7 @@ class FleetLinks:
         if state in _SERVES:
             self._serve(number, Epoch(epoch), link, draining=state == "draining")
         else:
-            self._driver.handle(RunnerDown(number, returns=state in _RETURNS))
+            self._driver(number).handle(RunnerDown(number, returns=state in _RETURNS))
 
     async def greeted(self, *, within_s: float) -> None:
         """
@@ -95,7 +97,7 @@ class FleetLinks:
         for runner in self._index.refresh():
             row = self._index.row(runner)
             if row is not None:
-                self._driver.tell_hints(runner, row.epoch, _as_set(row.hints))
+                self._driver(runner).tell_hints(runner, row.epoch, _as_set(row.hints))
 
     def load(self, load: Load) -> None:
         """Have a runner load a model; the end is told by its stream, or here if it cannot even be asked."""
@@ -117,18 +119,17 @@ class FleetLinks:
         """Return whether some runner was sent *request* and has not said that it is over there."""
         return any(link.holds(request) for link in self._links.values())
 
-    def any_up(self) -> Link | None:
-        """Return some link whose runner answers; None if there is none."""
-        return next((link for link in self._links.values() if link.up), None)
+    def any_up(self, app: LocalApp) -> Link | None:
+        """Return some link whose runner, of *app*, answers; None if there is none."""
+        return next((link for link in self._links.values() if link.up and link.runner in app.runners), None)
 
     def states(self) -> dict[RunnerId, tuple[int, str]]:
         """Return epoch and state of every runner."""
         return self._states
 
-    @property
-    def up_count(self) -> int:
-        """Return how many runners take requests."""
-        return sum(link.up for link in self._links.values())
+    def up_count(self, app: LocalApp) -> int:
+        """Return how many runners of *app* take requests."""
+        return sum(link.up for link in self._links.values() if link.runner in app.runners)
 
     async def close(self) -> None:
         """Close every link."""
@@ -138,11 +139,11 @@ class FleetLinks:
     def _serve(self, runner: RunnerId, epoch: Epoch, link: Link | None, *, draining: bool) -> None:
         if link is None:
             # Not up before its Hello: until then nobody knows which of its slots are taken.
-            self._driver.handle(RunnerDown(runner, returns=not draining))
+            self._driver(runner).handle(RunnerDown(runner, returns=not draining))
             socket = self._home.runner_socket(runner, epoch)
             self._links[runner] = Link(runner, epoch, socket=socket, ears=self)
         elif draining:
-            self._driver.handle(RunnerDrains(runner, epoch))
+            self._driver(runner).handle(RunnerDrains(runner, epoch))
 
     def hear(self, link: Link, message: News) -> None:
         if not isinstance(message, wire.Printed):
@@ -150,36 +151,39 @@ class FleetLinks:
         match message:
             case wire.Hello():
                 log.debug("runner.up runner=%d epoch=%d slots=%d", link.runner, link.epoch, message.slots)
-                self._driver.handle(_up(link, message, self._hints(link.runner, link.epoch)))
+                self._driver(link.runner).handle(_up(link, message, self._hints(link.runner, link.epoch)))
                 if self._states[link.runner][1] == "draining":
-                    self._driver.handle(RunnerDrains(link.runner, link.epoch))
+                    self._driver(link.runner).handle(RunnerDrains(link.runner, link.epoch))
             case wire.Released(_, request, exec_s, load_s):
                 released = Released(RequestId(request), link.runner, link.epoch, exec_s, load_s)
-                self._driver.handle(released)
+                self._driver(link.runner).handle(released)
                 self.released(released.request)
             case wire.Printed():
                 self.printed(message)
             case wire.LoadEnded():
                 self._end_load(link, message)
             case wire.Draining():
-                self._driver.handle(RunnerDrains(link.runner, link.epoch))
+                self._driver(link.runner).handle(RunnerDrains(link.runner, link.epoch))
             case wire.HintsChanged():
                 pass  # the refresh has told
 
     def _end_load(self, link: Link, load: wire.LoadEnded) -> None:
         hints = self._hints(link.runner, link.epoch)
-        self._driver.handle(
+        self._driver(link.runner).handle(
             LoadEnded(link.runner, link.epoch, Hint(load.hint), load.ok, load.load_s, load.tier, hints)
         )
 
     def lost(self, link: Link) -> None:
         """Send nothing to a runner whose slots we do not hear of; it may be back at once."""
         log.info("runner.stream_lost runner=%d epoch=%d", link.runner, link.epoch)
-        self._driver.handle(RunnerDrains(link.runner, link.epoch))
+        self._driver(link.runner).handle(RunnerDrains(link.runner, link.epoch))
 
     def is_alive(self, link: Link) -> bool:
         life = self._board.life(link.runner)
         return life is not None and life.epoch == link.epoch and life.state in _SERVES
+
+    def _driver(self, runner: RunnerId) -> Driver:
+        return self._apps.of(runner).driver
 
     def _hints(self, runner: RunnerId, epoch: Epoch) -> frozenset[Hint] | None:
         """Return what the board says of this incarnation; a row of an older one says nothing: warm for nothing."""

@@ -34,19 +34,21 @@ class LogReader:
         """
         Return the lines of *request*, its id or the beginning of a recent one, without the first *after*.
 
-        ``count`` is how many there are so far. When ``state`` is ended, no more will come but of background tasks.
+        ``next`` is the *after* of the next call. When ``state`` is ended, no more will come but of background tasks.
 
         Raises:
             NotFoundError: no such request is known.
         """
         name, state = await self._find(request)
-        lines = await (self._logs.all_lines(name) if state == "ended" else self._logs.lines(name))
+        if state == "ended":
+            await self._logs.settled(name)
+        lines = await self._logs.lines(name, skip=after)
         return {
             "schema": SCHEMA,
             "request": name,
             "state": state,
-            "count": len(lines),
-            "lines": [asdict(line) for line in lines[after:]],
+            "next": after + len(lines),
+            "lines": [asdict(line) for line in lines],
         }
 
     async def _find(self, request: str) -> tuple[RequestId, _State]:

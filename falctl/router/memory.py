@@ -1,8 +1,8 @@
 """
-Keeps what the scheduler has learnt in a file, so that neither a new router nor a new falctl begins from nothing.
+Keeps what the schedulers have learnt in a file, so that neither a new router nor a new falctl begins from nothing.
 
 The file is a convenience: one that cannot be read is replaced by the next write, one that cannot be written costs
-what has been learnt since, and either is one line in the log. Reading blocks, once, before anybody is served; writing
+what has been learnt since, and either is one line in the log. What other apps had learnt, which do not run now, stays in it. Reading blocks, once, before anybody is served; writing
 happens on a thread, into a new file that takes the old one's name when it is whole on disk.
 """
 
@@ -13,11 +13,13 @@ import contextlib
 import json
 import logging
 import os
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
 from falctl.core import learnt
+from falctl.core.learnt import Learnt
 from falctl.core.policies import State
 
 log = logging.getLogger(__name__)
@@ -29,11 +31,13 @@ FILE_BYTES_MAX: Final = 64 << 20
 
 
 class Memory:
-    """Owner of the file at *path*. It replaces the costs and the demand of *state* when it recalls them."""
+    """Owner of the file at *path*. It replaces costs and demand of *states*, by alias, when it recalls them."""
 
-    def __init__(self, path: Path, state: State) -> None:
+    def __init__(self, path: Path, states: Mapping[str, State]) -> None:
         self._path = path
-        self._state = state
+        self._states = states
+        self._absent: dict[str, Learnt] = {}
+        """What the file holds of apps that do not run."""
         self._kept = self._mark()
         self._writer = ThreadPoolExecutor(1, "memory")
         """One thread: a write that nobody waits for any more must end before the next begins."""
@@ -42,15 +46,18 @@ class Memory:
     def recall(self) -> None:
         """Take over what the file says. Blocks."""
         try:
-            table = _read(self._path)
-            self._state.costs, self._state.demand = learnt.restore(table)
+            found = learnt.restore(_read(self._path), unnamed=self._unnamed())
         except FileNotFoundError:
             return
         except (OSError, ValueError, RecursionError) as error:
             log.warning("memory.ignored file=%s: %s; costs are learnt anew", self._path, error)
             return
+        for alias, state in self._states.items():
+            if alias in found:
+                state.costs, state.demand = found.pop(alias)
+        self._absent = found
         self._kept = self._mark()
-        log.info("memory.recalled observations=%d", self._state.demand.n)
+        log.info("memory.recalled observations=%d", sum(state.demand.n for state in self._states.values()))
 
     async def keep_for_ever(self) -> None:
         """Write whenever something has been learnt, every `PERIOD_S` at most."""
@@ -63,7 +70,8 @@ class Memory:
         mark = self._mark()
         if mark == self._kept:
             return
-        table = learnt.dump(self._state.costs, self._state.demand)
+        known = {alias: (state.costs, state.demand) for alias, state in self._states.items()}
+        table = learnt.dump(self._absent | known)
         try:
             await asyncio.get_running_loop().run_in_executor(self._writer, _write, self._path, table)
         except OSError as error:
@@ -73,9 +81,13 @@ class Memory:
         else:
             self._kept, self._failed = mark, False
 
-    def _mark(self) -> tuple[int, int]:
+    def _unnamed(self) -> str | None:
+        """Return whose a file is that names no app."""
+        return next(iter(self._states)) if len(self._states) == 1 else None
+
+    def _mark(self) -> list[tuple[int, int]]:
         """Return what differs whenever there is something new to keep."""
-        return self._state.costs.observations, self._state.demand.n
+        return [(state.costs.observations, state.demand.n) for state in self._states.values()]
 
 
 def _read(path: Path) -> object:

@@ -15,11 +15,14 @@ from falctl import wire
 from falctl.board.board import Board
 from falctl.config import Config
 from falctl.core.admission import ByteBudget
+from falctl.core.types import RunnerId
 from falctl.errors import ConfigError, StartError
 from falctl.home import Home
 from falctl.lifeline import Control
+from falctl.router.apps import UNNAMED, Apps, LocalApp
 from falctl.router.body import Intake
 from falctl.router.connection import Limits
+from falctl.router.direct import Direct
 from falctl.router.driver import Driver
 from falctl.router.edge import Edge, Room, own_room
 from falctl.router.files import FileStore
@@ -29,6 +32,7 @@ from falctl.router.jobs.courier import Courier
 from falctl.router.jobs.keeper import Keeper
 from falctl.router.jobs.records import StoreLimits
 from falctl.router.jobs.store import JobStore
+from falctl.router.jobs.watch import Watchers
 from falctl.router.ledger import Ledger
 from falctl.router.listener import Listener
 from falctl.router.log_routes import LogReader, log_routes
@@ -36,9 +40,13 @@ from falctl.router.memory import Memory
 from falctl.router.proxy import Proxy, ProxyRules
 from falctl.router.publish import Publisher
 from falctl.router.queue_routes import QueueRoutes
+from falctl.router.queue_status import QueueStatus
 from falctl.router.reasons import Reasons
 from falctl.router.request_logs import RequestLogs
 from falctl.router.routes import make_routes
+from falctl.router.webhooks.deliverer import Deliverer
+from falctl.router.webhooks.keys import KEYS_ROOM, keys_room
+from falctl.router.webhooks.signing import open_signer
 from falctl.tasks import spawn
 
 log = logging.getLogger(__name__)
@@ -62,48 +70,52 @@ class Router:
         config = Config.model_validate(spec.config)
         self._admin_token = spec.admin_token
         self._ledger = Ledger()
-        self._driver = Driver(
-            routing=config.routing, queue=config.queue, ledger=self._ledger, cwd=Path(spec.cwd)
-        )
-        self._fleet = FleetLinks(board, home, self._driver, self._ledger)
+        self._apps = _make_apps(spec, config, self._ledger, runners=board.runners)
+        self._fleet = FleetLinks(board, home, self._apps, self._ledger)
         self._limits = _limits(config)
         self._intake = Intake(
             ByteBudget(config.queue.max_bytes),
             config.server.max_body,
             config.server.body_timeout,
-            self._driver.place_s,
+            self._apps.place_s,
         )
         self._files = FileStore(home.files, keep_s=config.files.keep)
         self._publisher = Publisher(
-            board, self._driver.scheduler, intake=self._intake, ledger=self._ledger, epoch=spec.epoch
+            board, self._apps, intake=self._intake, ledger=self._ledger, epoch=spec.epoch
         )
         guard = Guard(config.server, admin_token=spec.admin_token)
         self._proxy = Proxy(
-            self._driver, self._fleet, intake=self._intake, ledger=self._ledger, rules=_rules(config, guard)
+            self._fleet, intake=self._intake, ledger=self._ledger, rules=_rules(config, guard)
         )
+        direct = Direct(self._apps, self._proxy)
         # What cannot be opened is said before anything is served.
+        store, signer = JobStore(home.jobs, _store_limits(config)), open_signer(home.webhook_key)
         self._keeper = Keeper(
-            JobStore(home.jobs, _store_limits(config)),
-            self._driver,
-            Courier(self._fleet, timeout_s=config.runners.request_timeout),
+            store, self._apps, Courier(self._fleet, timeout_s=config.runners.request_timeout)
         )
-        self._logs = RequestLogs(self._keeper, self._fleet)
-        self._queue = QueueRoutes(self._keeper, self._intake, logs=self._logs, rules=self._proxy.rules)
-        self._memory = Memory(home.learnt, self._driver.scheduler.state)
-        reasons = Reasons(self._driver.scheduler, epoch=spec.epoch)
+        self._webhooks = Deliverer(store, signer)
+        self._watchers = Watchers(self._keeper.position)
+        self._keeper.observers += [self._webhooks.hear, self._watchers.hear]
+        self._logs = RequestLogs(self._keeper, self._fleet, news=self._watchers.printed)
+        status = QueueStatus(self._keeper, self._watchers, self._logs)
+        self._queue = QueueRoutes(self._apps, self._keeper, status, self._intake, rules=self._proxy.rules)
+        self._memory = Memory(home.learnt, {app.alias: app.driver.scheduler.state for app in self._apps})
+        reasons = Reasons(self._apps, epoch=spec.epoch)
         routes = make_routes(
             status=self._report,
-            runners_ready=self._runners_ready,
+            health=self._health,
             files=self._files,
             reasons=reasons,
             others=log_routes(LogReader(self._logs, self._keeper, reasons)),
         )
         ours = own_room(routes)
         rooms: dict[str, Room] = {
+            "run": direct.serve_run,
             "queue": self._queue.serve,
+            KEYS_ROOM: keys_room(signer),
             **dict.fromkeys(("falctl", "health", "files"), ours),
         }
-        self._edge = Edge(guard, self._proxy, rooms=rooms, ledger=self._ledger)
+        self._edge = Edge(guard, rooms=rooms, bare=direct.serve_bare, ledger=self._ledger)
         self._listener = Listener(self._edge, self._limits)
 
     async def run(self, control: Control) -> None:
@@ -120,6 +132,7 @@ class Router:
             spawn(self._files.sweep_for_ever(), name="sweep"),
             spawn(self._memory.keep_for_ever(), name="memory"),
             spawn(self._keeper.keep_for_ever(), name="jobs"),
+            spawn(self._webhooks.deliver_for_ever(), name="webhooks"),
         ]
         await self._fleet.greeted(within_s=_GREETINGS_WITHIN_S)
         await self._listener.open(socket.socket(fileno=control.listen_fd))
@@ -130,9 +143,11 @@ class Router:
         log.debug("router.ready")
         while not isinstance(message := await messages.get(), wire.Stop):
             self._obey(message, control)
+        self._watchers.close()
         await self._listener.close(within_s=_CLOSE_WITHIN_S)
         for helper in helpers:
             helper.cancel()
+        await asyncio.gather(*helpers, return_exceptions=True)  # none may write into a store that is closed
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_CLOSE_WITHIN_S):
                 await self._logs.flush()
@@ -153,7 +168,7 @@ class Router:
             case wire.Drain():
                 self._ledger.note("draining")
                 self._publisher.draining = True
-                self._driver.drain()
+                self._apps.drain()
                 spawn(self._drained(control), name="drain")
             case _:
                 log.warning("control.unexpected kind=%s", type(message).__name__)
@@ -161,7 +176,7 @@ class Router:
     def _reload(self, config: Config) -> None:
         """Apply every key that needs no restart."""
         try:
-            self._driver.configure(routing=config.routing, queue=config.queue)
+            self._apps.configure(routing=config.routing, queue=config.queue)
         except ConfigError as error:  # it could be made when it was checked
             log.error("config.refused %s; the old policy stays", error)  # noqa: TRY400 - the user's mistake, not ours
         limits = _limits(config)
@@ -182,13 +197,17 @@ class Router:
     async def _drained(self, control: Control) -> None:
         await self._proxy.idle()
         await self._keeper.idle()
+        self._watchers.close()  # after what has ended has been told
         control.send(wire.Drained())
 
     def _report(self) -> dict[str, Any]:
-        return self._publisher.report(self._fleet)
+        return self._publisher.report(self._fleet) | {
+            "webhooks_failing": self._webhooks.failing,
+            "watching": len(self._watchers),
+        }
 
-    def _runners_ready(self) -> int:
-        return self._fleet.up_count
+    def _health(self) -> dict[str, int]:
+        return {app.alias: self._fleet.up_count(app) for app in self._apps}
 
 
 def serve(spec: wire.RouterSpec, control: Control, home: Home) -> None:
@@ -207,6 +226,18 @@ def serve(spec: wire.RouterSpec, control: Control, home: Home) -> None:
     except (ConfigError, StartError) as error:
         control.send(wire.Failed(str(error), error.exit_code))
         raise SystemExit(error.exit_code) from None
+
+
+def _make_apps(spec: wire.RouterSpec, config: Config, ledger: Ledger, *, runners: int) -> Apps:
+    named = spec.apps or {UNNAMED: list(range(runners))}
+    return Apps(
+        LocalApp(
+            alias,
+            frozenset(map(RunnerId, numbers)),
+            Driver(routing=config.routing, queue=config.queue, ledger=ledger, cwd=Path(spec.cwd)),
+        )
+        for alias, numbers in named.items()
+    )
 
 
 def _limits(config: Config) -> Limits:

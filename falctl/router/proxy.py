@@ -19,10 +19,10 @@ from falctl.core.events import Dispatch, Refuse
 from falctl.core.types import Wanted
 from falctl.errors import ClientGoneError, RunnerLostError, UnavailableError
 from falctl.router.answers import ORIGIN, REQUEST_ID, RawHeaders, refusal
+from falctl.router.apps import LocalApp
 from falctl.router.arrival import arrival
 from falctl.router.body import Intake
 from falctl.router.call import Call
-from falctl.router.driver import Driver
 from falctl.router.fleet import FleetLinks
 from falctl.router.headers import declare_json, to_client, to_host
 from falctl.router.hint import wanted_hint
@@ -49,6 +49,15 @@ class ProxyRules:
 
 
 @dataclass(frozen=True, slots=True)
+class Target:
+    """What a call is for."""
+
+    app: LocalApp
+    path: bytes
+    """Of the app, as the client wrote it."""
+
+
+@dataclass(frozen=True, slots=True)
 class _Reached:
     """A runner's answer has begun."""
 
@@ -60,10 +69,7 @@ class _Reached:
 class Proxy:
     """See the module."""
 
-    def __init__(
-        self, driver: Driver, fleet: FleetLinks, *, intake: Intake, ledger: Ledger, rules: ProxyRules
-    ) -> None:
-        self._driver = driver
+    def __init__(self, fleet: FleetLinks, *, intake: Intake, ledger: Ledger, rules: ProxyRules) -> None:
         self._fleet = fleet
         self._intake = intake
         self._ledger = ledger
@@ -72,9 +78,9 @@ class Proxy:
         self._idle = asyncio.Event()
         self._idle.set()
 
-    async def serve(self, call: Call) -> None:
+    async def serve(self, call: Call, target: Target) -> None:
         """
-        Answer *call* from the app, through the queue.
+        Answer *call* from the app, through its queue.
 
         Raises:
             RequestError: it was not answered, and nothing has been sent.
@@ -82,21 +88,21 @@ class Proxy:
         self._active += 1
         self._idle.clear()
         try:
-            await self._serve(call)
+            await self._serve(call, target)
         finally:
             self._active -= 1
             if not self._active:
                 self._idle.set()
 
-    async def serve_directly(self, call: Call) -> None:
-        """Answer *call* from any runner, at once and without a slot: what says the same on all of them."""
-        link = self._fleet.any_up()
+    async def serve_directly(self, call: Call, target: Target) -> None:
+        """Answer *call* from any runner of the app, at once and without a slot: what says the same on all of them."""
+        link = self._fleet.any_up(target.app)
         if link is None:
             msg = "no runner is ready"
             raise UnavailableError(msg, retry_after_s=1.0)
         call.body_read = True
         try:
-            incoming = await link.transport.send(self._outgoing(call, None, b""))
+            incoming = await link.transport.send(self._outgoing(call, target, None, b""))
         except (UnreachableError, LostError) as error:
             msg = f"runner {link.runner} did not answer"
             raise RunnerLostError(msg) from error
@@ -107,11 +113,11 @@ class Proxy:
         """Wait until no request is being served."""
         await self._idle.wait()
 
-    async def _serve(self, call: Call) -> None:
+    async def _serve(self, call: Call, target: Target) -> None:
         try:
             body = await self._intake.read(call)
             wanted = wanted_hint(call.head, body, field=self.rules.hint_from)
-            reached = await self._reach(call, wanted, body)
+            reached = await self._reach(call, target, wanted, body)
         finally:
             self._intake.release(call)
         timings = read_timings(reached.incoming.headers).after(reached.dispatch)
@@ -126,28 +132,29 @@ class Proxy:
         else:
             log.warning("request.broken request=%s runner=%d", call.request, reached.link.runner)
 
-    async def _reach(self, call: Call, wanted: Wanted | None, body: bytes) -> _Reached:
+    async def _reach(self, call: Call, target: Target, wanted: Wanted | None, body: bytes) -> _Reached:
         """Return the beginning of the app's answer, however many dispatches that takes."""
-        call.connection.on_gone = partial(self._driver.cancel, call.request)
-        outgoing = self._outgoing(call, wanted, body)
+        driver = target.app.driver
+        call.connection.on_gone = partial(driver.cancel, call.request)
+        outgoing = self._outgoing(call, target, wanted, body)
         self._fleet.refresh()
         arrived = arrival(call, wanted)
-        decision = self._driver.submit(arrived)
+        decision = driver.submit(arrived)
         while True:
             action = await decision
             if isinstance(action, Refuse):
                 raise refusal(action)
             if action is None or call.connection.gone:
                 if action is not None:
-                    self._driver.release(action)
+                    driver.release(action)
                 msg = "the client left while its request waited"
                 raise ClientGoneError(msg)
             if (reached := await self._try(call, action, outgoing)) is not None:
                 return reached
-            call.connection.on_gone = partial(self._driver.cancel, call.request)
-            decision = self._driver.bounce(action, arrived)
+            call.connection.on_gone = partial(driver.cancel, call.request)
+            decision = driver.bounce(action, arrived)
             if call.connection.gone:
-                self._driver.cancel(call.request)
+                driver.cancel(call.request)
 
     async def _try(self, call: Call, dispatch: Dispatch, outgoing: Outgoing) -> _Reached | None:
         """Return the answer's beginning; None if the runner did not let the request in."""
@@ -163,11 +170,11 @@ class Proxy:
             raise RunnerLostError(msg) from error
         return None if incoming is None else _Reached(dispatch, link, incoming)
 
-    def _outgoing(self, call: Call, wanted: Wanted | None, body: bytes) -> Outgoing:
+    def _outgoing(self, call: Call, target: Target, wanted: Wanted | None, body: bytes) -> Outgoing:
         scope = call.scope
         given = declare_json(scope["headers"], body)
         headers = to_host(given, request=call.request, wanted=wanted, hide=self.rules.hide)
-        return Outgoing(scope["method"], scope["raw_path"], scope["query_string"], headers, body)
+        return Outgoing(scope["method"], target.path, scope["query_string"], headers, body)
 
     async def _pass_on(self, call: Call, incoming: Incoming, headers: RawHeaders) -> bool:
         """Send the client an answer as it comes; return False if it broke, and the client's connection with it."""

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Iterator
+from heapq import merge
 from itertools import islice
 from typing import Any, Final
 
 from falctl.board.board import Board
 from falctl.board.rows import QueuedRow, RouterRow
 from falctl.clock import monotonic_s
-from falctl.core.scheduler import Scheduler
+from falctl.core.fleet import Runner
+from falctl.core.queue import Waiting
 from falctl.core.types import Hint, RunnerId
 from falctl.core.why import brief
+from falctl.router.apps import Apps, LocalApp
 from falctl.router.body import Intake
 from falctl.router.fleet import FleetLinks
 from falctl.router.ledger import Ledger
@@ -27,11 +31,9 @@ REASONS_MAX: Final = 8
 class Publisher:
     """Makes and writes the row. ``draining`` is set by who drains."""
 
-    def __init__(
-        self, board: Board, scheduler: Scheduler, *, intake: Intake, ledger: Ledger, epoch: int
-    ) -> None:
+    def __init__(self, board: Board, apps: Apps, *, intake: Intake, ledger: Ledger, epoch: int) -> None:
         self._board = board
-        self._scheduler = scheduler
+        self._apps = apps
         self._intake = intake
         self._ledger = ledger
         self._epoch = epoch
@@ -54,7 +56,7 @@ class Publisher:
 
     def row(self) -> RouterRow:
         """Return what the router knows, as it is written."""
-        ledger, queue = self._ledger, self._scheduler.queue
+        ledger = self._ledger
         p50_s, p95_s = ledger.quantiles()
         return RouterRow(
             pid=os.getpid(),
@@ -66,7 +68,7 @@ class Publisher:
             hits=ledger.hits,
             misses=ledger.misses,
             refused=ledger.refused,
-            queued=len(queue),
+            queued=sum(len(app.driver.scheduler.queue) for app in self._apps),
             queued_bytes=self._intake.budget.used_bytes,
             in_flight=tuple(self._in_flight(RunnerId(runner)) for runner in range(self._board.runners)),
             loading=tuple(self._loading(RunnerId(runner)) for runner in range(self._board.runners)),
@@ -82,38 +84,62 @@ class Publisher:
         row = self.row()
         shown = ("pid", "epoch", "draining", "served", "hits", "misses", "refused", "queued", "queued_bytes")
         rates = ("rate_rps", "p50_s", "p95_s")
-        runners = []
-        for runner, (epoch, state) in sorted(fleet.states().items()):
-            view = self._scheduler.fleet.runners.get(runner)
-            hints = None if view is None or view.hints is None else sorted(view.hints)
-            runners.append(
-                {
-                    "runner": runner,
-                    "epoch": epoch,
-                    "state": state,
-                    "slots": view.slots if view else 0,
-                    "in_flight": row.in_flight[runner],
-                    "hints": hints,
-                }
-            )
-        return {name: getattr(row, name) for name in shown + rates} | {"runners": runners}
+        told = {name: getattr(row, name) for name in shown + rates}
+        told["runners"] = [
+            self._tell_runner(runner, *state) for runner, state in sorted(fleet.states().items())
+        ]
+        if self._apps.several:
+            told["apps"] = [self._tell_app(app, fleet) for app in self._apps]
+        return told
+
+    def _tell_runner(self, runner: RunnerId, epoch: int, state: str) -> dict[str, Any]:
+        view = self._view(runner)
+        told = {
+            "runner": runner,
+            "epoch": epoch,
+            "state": state,
+            "slots": view.slots if view else 0,
+            "in_flight": self._in_flight(runner),
+            "hints": None if view is None or view.hints is None else sorted(view.hints),
+        }
+        return told | ({"app": self._apps.of(runner).alias} if self._apps.several else {})
+
+    def _tell_app(self, app: LocalApp, fleet: FleetLinks) -> dict[str, Any]:
+        scheduler = app.driver.scheduler
+        return {
+            "app": app.alias,
+            "runners": sorted(app.runners),
+            "ready": fleet.up_count(app),
+            "queued": len(scheduler.queue),
+            "in_flight": scheduler.in_flight,
+        }
 
     def _queued(self) -> tuple[QueuedRow, ...]:
-        now, state = monotonic_s(), self._scheduler.state
-        reasons: dict[Hint | None, str] = {}
+        """Return the first of all that wait, whatever their app."""
+        now = monotonic_s()
+        reasons: dict[tuple[str, Hint | None], str] = {}
         rows = []
-        for waiting in islice(state.queue, QUEUE_SHOWN_MAX):
-            hint = waiting.hint
-            if hint not in reasons and len(reasons) < REASONS_MAX:
-                reasons[hint] = brief(state, hint, now=now)
-            why = reasons.get(hint, "")
-            rows.append(QueuedRow(waiting.request, hint, waiting.client, waiting.arrived_at, why))
+        for waiting, app in islice(self._waiting(), QUEUE_SHOWN_MAX):
+            key = (app.alias, waiting.hint)
+            if key not in reasons and len(reasons) < REASONS_MAX:
+                reasons[key] = brief(app.driver.scheduler.state, waiting.hint, now=now)
+            why = reasons.get(key, "")
+            rows.append(
+                QueuedRow(waiting.request, waiting.hint, waiting.client, waiting.arrived_at, why, app.alias)
+            )
         return tuple(rows)
 
+    def _waiting(self) -> Iterator[tuple[Waiting, LocalApp]]:
+        queues = (((waiting, app) for waiting in app.driver.scheduler.queue) for app in self._apps)
+        return merge(*queues, key=lambda entry: entry[0].arrived_at)
+
+    def _view(self, runner: RunnerId) -> Runner | None:
+        return self._apps.of(runner).driver.scheduler.fleet.runners.get(runner)
+
     def _in_flight(self, runner: RunnerId) -> int:
-        view = self._scheduler.fleet.runners.get(runner)
+        view = self._view(runner)
         return len(view.in_use) if view else 0
 
     def _loading(self, runner: RunnerId) -> int:
-        view = self._scheduler.fleet.runners.get(runner)
+        view = self._view(runner)
         return len(view.loading) if view else 0

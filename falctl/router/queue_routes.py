@@ -1,5 +1,5 @@
 """
-The durable queue as fal's clients call it: submit, status, result, cancel, under ``/queue/{owner}/{alias}``.
+The durable queue as fal's clients call it: submit, status and its stream, result, cancel, under ``/queue/{owner}/{alias}``.
 
 Shapes, statuses and words are fal's: its Python client raises KeyError for a status without its key, and ValueError
 for one that it does not know.
@@ -8,35 +8,52 @@ for one that it does not know.
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import parse_qs
 
 from falctl.clock import monotonic_s, wall_clock
-from falctl.core.jobs import CANCELLED
 from falctl.core.retries import Outcome
 from falctl.core.types import RequestId
-from falctl.errors import BadRequestError, NotFoundError, QueueFullError
-from falctl.router.address import read_address
+from falctl.errors import BadRequestError, MethodError, NotFoundError, QueueFullError, StorageFullError
+from falctl.router.address import alias_of, read_address
 from falctl.router.answers import ORIGIN, REQUEST_ID
+from falctl.router.apps import Apps
 from falctl.router.arrival import arrival
 from falctl.router.body import Intake
 from falctl.router.call import Call
 from falctl.router.hint import wanted_hint
 from falctl.router.jobs.envelope import Envelope, unpack
 from falctl.router.jobs.keeper import Keeper
-from falctl.router.jobs.live import Live
-from falctl.router.jobs.records import LogLine, SavedJob
 from falctl.router.jobs.retry_headers import retry_rules
+from falctl.router.jobs.room import BRIEF_S
+from falctl.router.jobs.told import problem_of
+from falctl.router.jobs.waiters import START_TIMEOUT
 from falctl.router.proxy import ProxyRules
-from falctl.router.request_logs import RequestLogs
+from falctl.router.queue_status import QueueStatus
+from falctl.router.webhooks.target import check_target
 from falctl.wire import H_ERROR_TYPE
+
+log = logging.getLogger(__name__)
 
 _OUR_QUERY: Final = "fal_"
 _ONLY_QUEUED: Final = frozenset(
     {b"x-fal-queue-priority", b"x-fal-request-timeout", b"x-fal-no-retry", b"x-fal-retry-config"}
 )
 """fal's gateway takes them, too, before the app sees a request."""
+_STORE_IO: Final = b"x-fal-store-io"
+_ERROR_TYPE: Final = H_ERROR_TYPE.encode()
+_READ: Final = ("GET", "HEAD", "OPTIONS")
+_ALLOWED: Final[dict[str, tuple[str, ...]]] = {
+    "submit": ("POST", "OPTIONS"),
+    "": _READ,
+    "response": _READ,
+    "status": _READ,
+    "status/stream": _READ,
+    "cancel": ("PUT", "OPTIONS"),
+}
+"""What can be asked for, and by which methods."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,20 +61,24 @@ class _Target:
     """What a path under ``/queue`` addresses."""
 
     app: str
+    """``owner/alias``."""
     path: bytes
     """Of the app, for a submission."""
     request: RequestId | None = None
-    what: str = ""
-    """What is asked of that request: "", "response", "status" or "cancel"."""
+    what: str = "submit"
+    """What is asked of that request, or "submit"."""
 
 
 class QueueRoutes:
     """Answers every call under ``/queue``."""
 
-    def __init__(self, keeper: Keeper, intake: Intake, *, logs: RequestLogs, rules: ProxyRules) -> None:
+    def __init__(
+        self, apps: Apps, keeper: Keeper, status: QueueStatus, intake: Intake, *, rules: ProxyRules
+    ) -> None:
+        self._apps = apps
         self._keeper = keeper
-        self._logs = logs
         self._intake = intake
+        self._status = status
         self.rules = rules
 
     async def serve(self, call: Call) -> None:
@@ -68,76 +89,84 @@ class QueueRoutes:
             RequestError: it is refused, and nothing has been sent.
         """
         method, target = call.scope["method"], _target(call.scope["raw_path"])
-        if target.request is None:
-            if method != "POST":
-                msg = "a job is submitted by POST; its status is at .../requests/{request_id}/status"
-                raise BadRequestError(msg)
-            return await self._submit(call, target)
-        call.body_read = True
-        call.request = target.request
-        match method, target.what:
-            case ("GET", "status"):
-                await self._status(call, target.request)
-            case ("GET", "" | "response"):
-                await self._result(call, target.request)
-            case ("PUT", "cancel"):
-                await self._cancel(call, target.request)
-            case _:
-                msg = f"nothing at {method} {call.scope['path']}"
-                raise NotFoundError(msg)
-        return None
+        allowed = _ALLOWED.get(target.what)
+        if allowed is None:
+            msg = f"nothing at {method} {call.scope['path']}"
+            raise NotFoundError(msg)
+        if method == "OPTIONS":
+            call.body_read = True
+            await call.answer(204, [(b"allow", ", ".join(allowed).encode()), (ORIGIN, b"router")], b"")
+        elif method not in allowed:
+            msg = f"this is asked for by {' or '.join(allowed)}; a request is submitted by POST to /queue/{target.app}"
+            raise MethodError(msg, allowed=allowed)
+        elif target.request is None:
+            await self._submit(call, target)
+        else:
+            call.body_read = True
+            call.request = target.request
+            await self._ask(call, target.request, target.what)
 
     # --- calls -------------------------------------------------------------------------------------
 
     async def _submit(self, call: Call, target: _Target) -> None:
         query = _query(call)
         if "fal_webhook" in query:
-            msg = "fal_webhook: this version of falctl calls no webhooks; ask for the status instead"
-            raise BadRequestError(msg)
-        self._check_length(query)
+            check_target(query["fal_webhook"])
+        alias = self._apps.find(alias_of(target.app)).alias
+        self._check_length(query, alias)
         try:
             body = await self._intake.read(call)
-            envelope = self._envelope(call, target, body)
+            envelope = self._envelope(call, target, body, alias=alias)
             live = await self._keeper.submit(call.request, envelope, body)
         finally:
             self._intake.release(call)
-        await _send(call, 200, _queued(live, self._keeper) | _urls(call, target.app))
+        await _send(call, 200, self._status.queued(live, call, target.app))
 
-    async def _status(self, call: Call, request: RequestId) -> None:
-        wants_logs = _query(call).get("logs", "0") in ("1", "true")
-        live = self._keeper.find(request)
-        if live is not None and live.job.state == "waiting":
-            await _send(call, 202, _queued(live, self._keeper) | _urls(call, live.envelope.app))
-            return
-        saved = await self._saved(request)
-        logs = await self._told(saved) if wants_logs else None
-        app = unpack(saved.envelope).app
-        common = {"request_id": request, "logs": logs} | _urls(call, app)
-        if saved.ending is None:
-            await _send(call, 202, {"status": "IN_PROGRESS"} | common)
-            return
-        known = {"status": "COMPLETED", "metrics": {"inference_time": saved.ending.inference_s}}
-        await _send(call, 200, known | _error(saved.ending.outcome) | common)
+    async def _ask(self, call: Call, request: RequestId, what: str) -> None:
+        logs = _query(call).get("logs", "0") in ("1", "true")
+        match what:
+            case "status":
+                table = await self._status.now(call, request, logs_from=0 if logs else None)
+                await _send(call, 200 if table["status"] == "COMPLETED" else 202, table)
+            case "status/stream":
+                await self._status.stream(call, request, logs=logs)
+            case "cancel":
+                await self._cancel(call, request)
+            case _:
+                await self._result(call, request)
 
     async def _result(self, call: Call, request: RequestId) -> None:
-        saved = await self._saved(request)
+        saved = await self._status.saved(request)
         if saved.ending is None:
             msg = "the request has not ended; its status says how far it is"
             raise BadRequestError(msg)
+        outcome = saved.ending.outcome
         answer = await self._keeper.store.answer(request)
-        if answer is not None:
+        if answer is None:
+            await _send(call, outcome.status, problem_of(outcome), *_reasons(outcome))
+        else:
             headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in answer.headers]
             receipt = [(ORIGIN, b"app"), (REQUEST_ID, request.encode())]
-            await call.answer(saved.ending.outcome.status, [*headers, *receipt], answer.body)
-            return
-        outcome = saved.ending.outcome
-        problem = {"detail": _detail(outcome), "error_type": outcome.error_type}
-        await _send(call, outcome.status, problem, error_type=outcome.error_type)
+            await call.answer(outcome.status, [*headers, *receipt], answer.body)
+        if call.scope["method"] != "HEAD" and unpack(saved.envelope).brief and not call.connection.gone:
+            await self._let_leave(request)
+
+    async def _let_leave(self, request: RequestId) -> None:
+        """Take note that its client has had the result of what is to be kept only briefly."""
+        try:
+            await self._keeper.store.let_leave(request, after_s=BRIEF_S)
+        except StorageFullError as error:
+            log.warning("job.stays request=%s: %s; it leaves after queue.keep", request, error.detail)
 
     async def _cancel(self, call: Call, request: RequestId) -> None:
         live = self._keeper.find(request)
-        if live is None:
-            await self._saved(request)
+        try:
+            if live is None:
+                await self._status.saved(request)
+        except NotFoundError as error:
+            table = {"status": "NOT_FOUND", "detail": error.detail, "error_type": error.error_type}
+            await _send(call, error.status, table, (_ERROR_TYPE, error.error_type.encode()))
+            return
         if live is not None and await self._keeper.cancel(live):
             await _send(call, 202, {"status": "CANCELLATION_REQUESTED"})
         else:
@@ -145,7 +174,7 @@ class QueueRoutes:
 
     # --- parts -------------------------------------------------------------------------------------
 
-    def _envelope(self, call: Call, target: _Target, body: bytes) -> Envelope:
+    def _envelope(self, call: Call, target: _Target, body: bytes, *, alias: str) -> Envelope:
         wanted = wanted_hint(call.head, body, field=self.rules.hint_from)
         arrived = arrival(call, wanted)
         start_by = arrived.start_by
@@ -161,39 +190,29 @@ class QueueRoutes:
             arrived.priority,
             None if start_by is None else wall_clock().timestamp() + start_by - monotonic_s(),
             retry_rules(call.head),
+            alias,
+            _query(call).get("fal_webhook"),
+            call.head.get(_STORE_IO, b"1").strip() == b"0",
         )
 
-    def _check_length(self, query: dict[str, str]) -> None:
+    def _check_length(self, query: dict[str, str], alias: str) -> None:
         given = query.get("fal_max_queue_length")
         if given is None:
             return
         if not (given.isascii() and given.isdecimal()):
             msg = f"fal_max_queue_length: {given!r} is no number of requests"
             raise BadRequestError(msg)
-        waiting = len(self._keeper.backlog)
+        waiting = len(self._keeper.backlog(alias))
         if waiting > int(given[:20]):
             msg = f"{waiting} requests wait, more than fal_max_queue_length allows"
             raise QueueFullError(msg)
-
-    async def _told(self, saved: SavedJob) -> list[dict[str, str]]:
-        """Return what its app has printed for a job; all of it once it has ended."""
-        ended = saved.ending is not None
-        lines = self._logs.all_lines if ended else self._logs.lines
-        return [_log(line) for line in await lines(saved.request)]
-
-    async def _saved(self, request: RequestId) -> SavedJob:
-        saved = await self._keeper.store.find(request)
-        if saved is None:
-            msg = f"no request {request}; results are deleted after queue.keep"
-            raise NotFoundError(msg)
-        return saved
 
 
 def _target(raw_path: bytes) -> _Target:
     address = read_address(raw_path)
     rest = address.path.split(b"/")[1:]
-    if len(rest) in (2, 3) and rest[0] == b"requests":
-        what = rest[2].decode("latin-1") if len(rest) == 3 else ""
+    if len(rest) >= 2 and rest[0] == b"requests":
+        what = b"/".join(rest[2:]).decode("latin-1")
         return _Target(address.app, b"", RequestId(rest[1].decode("latin-1")), what)
     return _Target(address.app, address.path)
 
@@ -208,36 +227,15 @@ def _app_query(query: bytes) -> bytes:
     return b"&".join(part for part in query.split(b"&") if not part.startswith(_OUR_QUERY.encode()))
 
 
-def _queued(live: Live, keeper: Keeper) -> dict[str, Any]:
-    """Return the status of what waits; one that a runner has just been found for has nobody before it."""
-    position = keeper.backlog.position(live.job.request) or 0
-    return {"status": "IN_QUEUE", "request_id": live.job.request, "queue_position": position}
+def _reasons(outcome: Outcome) -> list[tuple[bytes, bytes]]:
+    """Return the headers that say why no app has answered."""
+    headers = [(_ERROR_TYPE, outcome.error_type.encode())]
+    if outcome == START_TIMEOUT:
+        headers.append((b"x-fal-request-timeout-type", b"user"))
+    return headers
 
 
-def _urls(call: Call, app: str) -> dict[str, str]:
-    host = call.head.get(b"host", b"").decode("latin-1")
-    base = f"{call.scope['scheme']}://{host}/queue/{app}/requests/{call.request}"
-    return {"response_url": base, "status_url": f"{base}/status", "cancel_url": f"{base}/cancel"}
-
-
-def _log(line: LogLine) -> dict[str, str]:
-    at = wall_clock().fromtimestamp(line.at).astimezone().isoformat()
-    return {"message": line.message, "level": line.level, "source": "USER", "timestamp": at}
-
-
-def _error(outcome: Outcome) -> dict[str, str]:
-    if outcome.status < 400:
-        return {}
-    return {"error": _detail(outcome), "error_type": outcome.error_type or "app_error"}
-
-
-def _detail(outcome: Outcome) -> str:
-    if outcome == CANCELLED:
-        return "the request was cancelled"
-    return outcome.error_type.replace("_", " ") or f"the app answered {outcome.status}"
-
-
-async def _send(call: Call, status: int, body: dict[str, Any], *, error_type: str = "") -> None:
+async def _send(call: Call, status: int, body: dict[str, Any], *more: tuple[bytes, bytes]) -> None:
     content = json.dumps(body).encode()
     headers = [
         (b"content-type", b"application/json"),
@@ -245,6 +243,4 @@ async def _send(call: Call, status: int, body: dict[str, Any], *, error_type: st
         (ORIGIN, b"router"),
         (REQUEST_ID, call.request.encode()),
     ]
-    if error_type:
-        headers.append((H_ERROR_TYPE.encode(), error_type.encode()))
-    await call.answer(status, headers, content)
+    await call.answer(status, [*headers, *more], content)

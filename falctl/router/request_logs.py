@@ -9,10 +9,9 @@ of the last `DIRECT_REQUESTS_MAX` that printed anything.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-from collections import OrderedDict, defaultdict
-from collections.abc import Iterable, Iterator
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from falctl import wire
@@ -43,7 +42,8 @@ _LOOK_S: Final = 0.005
 class RequestLogs:
     """Owned by the event loop."""
 
-    def __init__(self, keeper: Keeper, fleet: FleetLinks) -> None:
+    def __init__(self, keeper: Keeper, fleet: FleetLinks, *, news: Callable[[RequestId], None]) -> None:
+        """*news* is called when a request has new lines."""
         self._keeper = keeper
         self._fleet = fleet
         self._direct = _Direct()
@@ -53,39 +53,28 @@ class RequestLogs:
         self._writing: dict[RequestId, list[LogLine]] = {}
         self._retold: set[RequestId] = set()
         """Of their fresh lines, some may have been written before."""
-        self._watchers: defaultdict[RequestId, set[asyncio.Event]] = defaultdict(set)
+        self._news = news
         self._timer: asyncio.TimerHandle | None = None
         self._writes: set[asyncio.Task[None]] = set()
         keeper.observers.append(self._observe)
         fleet.printed, fleet.released = self._hear, self._released
 
-    async def lines(self, request: RequestId) -> list[LogLine]:
-        """Return what was printed for *request* so far, in order. The list only ever grows at its end."""
+    async def lines(self, request: RequestId, *, skip: int = 0) -> list[LogLine]:
+        """Return what was printed for *request* so far, in order, after the first *skip*; that only grows at its end."""
         if (direct := self._direct.lines(request)) is not None:
-            return direct
+            return direct[skip:]
         unwritten = [*self._writing.get(request, ()), *self._fresh.get(request, ())]
+        if not unwritten:
+            return await self._keeper.store.logs(request, skip=skip)
         stored = await self._keeper.store.logs(request)
         known = set(stored)  # some of it may have been written while we read
-        return [*stored, *(line for line in unwritten if line not in known)]
+        return [*stored, *(line for line in unwritten if line not in known)][skip:]
 
-    async def all_lines(self, request: RequestId) -> list[LogLine]:
-        """Return what was printed for *request*, which has ended: waits until its runner has told the rest."""
+    async def settled(self, request: RequestId) -> None:
+        """Wait until the runner of *request*, which has ended, has told its last lines; for a moment at most."""
         give_up_at = monotonic_s() + _LAST_LINES_S
         while self._fleet.holds(request) and monotonic_s() < give_up_at:  # noqa: ASYNC110 - it may die and say nothing
             await asyncio.sleep(_LOOK_S)
-        return await self.lines(request)
-
-    @contextlib.contextmanager
-    def watch(self, request: RequestId) -> Iterator[asyncio.Event]:
-        """Give an event that is set whenever *request* has new lines; clear it before reading them."""
-        event = asyncio.Event()
-        self._watchers[request].add(event)
-        try:
-            yield event
-        finally:
-            self._watchers[request].discard(event)
-            if not self._watchers[request]:
-                del self._watchers[request]
 
     def has(self, request: RequestId) -> bool:
         """Return whether anything is known to have been printed for *request*, a direct one."""
@@ -106,8 +95,7 @@ class RequestLogs:
             self._take(request, lines, again=message.again)
         else:
             self._direct.add(request, lines, again=message.again)
-        for event in self._watchers.get(request, ()):
-            event.set()
+        self._news(request)
 
     def _take(self, request: RequestId, lines: list[LogLine], *, again: bool) -> None:
         fresh = self._fresh.setdefault(request, [])

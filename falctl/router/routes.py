@@ -32,17 +32,19 @@ Report: TypeAlias = Callable[[], dict[str, Any]]
 def make_routes(
     *,
     status: Report,
-    runners_ready: Callable[[], int],
+    health: Callable[[], dict[str, int]],
     files: FileStore,
     reasons: Reasons,
     others: Sequence[BaseRoute] = (),
 ) -> Starlette:
-    """Return the ASGI app for the paths that are ours. *status* makes the JSON of ``GET /falctl/status``."""
+    """
+    Return the ASGI app for the paths that are ours.
 
-    async def health(_: Request) -> Response:
-        ready = runners_ready()
-        word = "ok" if ready else "no runner is ready"
-        return JSONResponse({"status": word, "runners_ready": ready}, status_code=200 if ready else 503)
+    *status* makes the JSON of ``GET /falctl/status``; *health* says how many runners of each app, by alias, are ready.
+    """
+
+    async def show_health(_: Request) -> Response:
+        return _healthy(health())
 
     async def show_status(_: Request) -> Response:
         return JSONResponse(status())
@@ -65,7 +67,7 @@ def make_routes(
 
     return Starlette(
         routes=[
-            Route("/health", health),
+            Route("/health", show_health),
             Route("/falctl/status", show_status),
             Route("/falctl/version", version),
             *reason_routes(reasons),
@@ -74,6 +76,17 @@ def make_routes(
         ],
         exception_handlers={HTTPException: _explain},
     )
+
+
+def _healthy(ready: dict[str, int]) -> Response:
+    """Return what monitors read: 503 once nobody can be served."""
+    count = sum(ready.values())
+    without = [alias for alias, number in ready.items() if not number and alias]
+    word = f"no runner of {', '.join(without)} is ready" if count and without else "ok"
+    told: dict[str, Any] = {"status": word if count else "no runner is ready", "runners_ready": count}
+    if len(ready) > 1:
+        told["apps"] = ready
+    return JSONResponse(told, status_code=200 if count else 503)
 
 
 async def _chunks(stored: StoredFile) -> AsyncIterator[bytes]:

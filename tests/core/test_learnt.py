@@ -34,7 +34,7 @@ def experienced() -> tuple[Costs, Demand]:
 
 
 def through_json(costs: Costs, demand: Demand) -> tuple[Costs, Demand]:
-    return learnt.restore(json.loads(json.dumps(learnt.dump(costs, demand), allow_nan=False)))
+    return learnt.restore_app(json.loads(json.dumps(learnt.dump_app(costs, demand), allow_nan=False)))
 
 
 def test_what_is_kept_answers_as_before() -> None:
@@ -60,7 +60,7 @@ def test_what_is_kept_answers_as_before() -> None:
 
 def test_demand_is_kept_without_the_clients() -> None:
     costs, demand = experienced()
-    assert "client" not in json.dumps(learnt.dump(costs, demand))
+    assert "client" not in json.dumps(learnt.dump_app(costs, demand))
     _, again = through_json(costs, demand)
     assert again.share(A) > 10 * again.share(B) > 0
 
@@ -74,7 +74,7 @@ def test_the_time_in_which_nobody_served_is_no_gap() -> None:
 
 def test_what_was_dumped_does_not_change_with_what_is_learnt_later() -> None:
     costs, demand = experienced()
-    table = learnt.dump(costs, demand)
+    table = learnt.dump_app(costs, demand)
     before = json.dumps(table)
     costs.executed(A, "card#0", 50.0)
     demand.arrived(A, "", now=200.0)
@@ -107,8 +107,8 @@ def test_whatever_was_learnt_can_be_kept(told: list[tuple[str, str, str, float]]
                 costs.declare(hint, int(seconds) + 1)
             case _:
                 demand.arrived(hint, "", now=now)
-    table = learnt.dump(costs, demand)
-    assert learnt.dump(*through_json(costs, demand)) == table
+    table = learnt.dump_app(costs, demand)
+    assert learnt.dump_app(*through_json(costs, demand)) == table
 
 
 def test_a_load_of_one_byte_can_be_kept() -> None:
@@ -120,9 +120,6 @@ def test_a_load_of_one_byte_can_be_kept() -> None:
 
 
 BAD: list[tuple[list[Any], Any]] = [
-    (["version"], 2),
-    (["version"], "1"),
-    (["version"], None),
     (["costs"], []),
     (["demand"], None),
     (["costs", "exec"], {}),
@@ -156,14 +153,14 @@ BAD: list[tuple[list[Any], Any]] = [
 
 @pytest.mark.parametrize(("path", "value"), BAD)
 def test_what_cannot_have_been_learnt_is_refused_as_a_whole(path: list[Any], value: object) -> None:
-    table = json.loads(json.dumps(learnt.dump(*experienced())))
-    learnt.restore(table)
+    table = json.loads(json.dumps(learnt.dump_app(*experienced())))
+    learnt.restore_app(table)
     place = table
     for step in path[:-1]:
         place = place[step]
     place[path[-1]] = value
     with pytest.raises(ValueError, match=r"\S") as caught:
-        learnt.restore(table)
+        learnt.restore_app(table)
     assert len(str(caught.value)) < 200
 
 
@@ -177,9 +174,14 @@ json_values = st.recursive(
 @given(json_values)
 def test_garbage_is_refused_and_nothing_else_happens(garbage: object) -> None:
     with pytest.raises(ValueError, match=r"\S"):
-        learnt.restore(garbage)
+        learnt.restore_app(garbage)
     with pytest.raises(ValueError, match=r"\S"):
-        learnt.restore({"version": learnt.VERSION, "costs": garbage, "demand": garbage})
+        learnt.restore_app({"costs": garbage, "demand": garbage})
+    with pytest.raises(ValueError, match=r"\S"):
+        learnt.restore(garbage, unnamed="")
+    # A table of apps, empty or not, is none of garbage's; what stands in it is judged.
+    with pytest.raises(ValueError, match=r"\S"):
+        learnt.restore({"version": learnt.VERSION, "apps": {"x": garbage}}, unnamed="")
 
 
 def test_no_more_is_taken_over_than_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,12 +192,12 @@ def test_no_more_is_taken_over_than_is_remembered(monkeypatch: pytest.MonkeyPatc
         costs.loaded(Hint(f"h{n}"), "disk", 1.0)
         costs.declare(Hint(f"h{n}"), 10)
         demand.arrived(Hint(f"h{n}"), "", now=float(n))
-    table = learnt.dump(costs, demand)
+    table = learnt.dump_app(costs, demand)
     monkeypatch.setattr(costs_module, "HINTS_MAX", 3)
     monkeypatch.setattr(speeds_module, "HINTS_MAX", 3)
     monkeypatch.setattr(speeds_module, "CARDS_MAX", 3)
     monkeypatch.setattr(demand_module, "HINTS_MAX", 3)
-    kept = learnt.dump(*learnt.restore(table))
+    kept = learnt.dump_app(*learnt.restore_app(table))
     lists = [kept["costs"][name] for name in ("exec", "load", "size")]
     lists += [kept["costs"]["speeds"][name] for name in ("cards", "usual")]
     for rows in [*lists, kept["demand"]["counts"]]:
@@ -207,7 +209,43 @@ def test_no_more_is_taken_over_than_is_remembered(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_figure_that_is_not_known_yet_is_skipped() -> None:
-    table = learnt.dump(*experienced())
+    table = learnt.dump_app(*experienced())
     table["costs"]["fleet"].append(["of a later version", 1.0, 1])
-    costs, _ = learnt.restore(table)
+    costs, _ = learnt.restore_app(table)
     assert costs.mean_exec.n == 80
+
+
+def test_apps_are_kept_apart() -> None:
+    table = json.loads(json.dumps(learnt.dump({"": experienced(), "other": (Costs(), Demand())})))
+    found = learnt.restore(table, unnamed=None)
+    assert list(found) == ["", "other"]
+    assert learnt.dump_app(*found[""]) == learnt.dump_app(*experienced())
+    assert not found["other"][1].n
+
+
+def test_a_file_of_one_app_without_its_name_is_that_of_the_one_that_runs() -> None:
+    table = {"version": 1, **learnt.dump_app(*experienced())}
+    assert list(learnt.restore(table, unnamed="a")) == ["a"]
+    with pytest.raises(ValueError, match="version 1 by an app without a name, not 2"):
+        learnt.restore(table, unnamed=None)
+
+
+@pytest.mark.parametrize("version", [3, "2", None, 1.5])
+def test_another_version_is_not_read(version: object) -> None:
+    with pytest.raises(ValueError, match=f"version {version!r}, not 2"):
+        learnt.restore({"version": version, "apps": {}, "costs": {}, "demand": {}}, unnamed="")
+
+
+@pytest.mark.parametrize("apps", [None, [], "x"])
+def test_what_is_no_table_of_apps_is_refused(apps: object) -> None:
+    with pytest.raises(ValueError, match="is not a table of apps"):
+        learnt.restore({"version": learnt.VERSION, "apps": apps}, unnamed="")
+
+
+def test_no_more_apps_are_kept_than_there_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(learnt, "APPS_MAX", 2)
+    apps = {name: (Costs(), Demand()) for name in ("c", "b", "a")}
+    table = learnt.dump(apps)
+    assert list(table["apps"]) == ["a", "b"]
+    table["apps"]["c"] = "whatever"
+    assert list(learnt.restore(table, unnamed=None)) == ["a", "b"]

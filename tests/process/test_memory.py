@@ -19,7 +19,7 @@ APP = "runners.simulated:SimulatedModels"
 
 def hints_of(f: Falctl) -> dict[str, Any]:
     table = json.loads(f.home.learnt.read_bytes())
-    return {row[0]: row[1] for row in table["costs"]["exec"]}
+    return {row[0]: row[1] for row in table["apps"][""]["costs"]["exec"]}
 
 
 def test_costs_are_learnt_once_for_all_falctls_in_a_state_directory() -> None:
@@ -45,7 +45,7 @@ def test_costs_are_learnt_once_for_all_falctls_in_a_state_directory() -> None:
 def test_a_spoilt_file_is_one_line_and_no_obstacle() -> None:
     with Falctl(APP, args=("--runners", "1"), start=False) as f:
         f.home.make_root()
-        f.home.learnt.write_text('{"version": 1, "costs": ')
+        f.home.learnt.write_text('{"version": 2, "apps": ')
         f.start()
         f.wait_ready()
         assert f.post("/", {"model": "m", "exec_s": 0.01, "load_s": 0.01}).status == 200

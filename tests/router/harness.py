@@ -30,7 +30,14 @@ ADMIN_TOKEN = "admin-token-of-this-test"
 class Setup:
     """One state directory with a board, a listening socket, hosts and (most of the time) a router."""
 
-    def __init__(self, *, runners: int = 1, config: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        runners: int = 1,
+        config: dict[str, Any] | None = None,
+        apps: dict[str, list[int]] | None = None,
+    ) -> None:
+        self.apps = apps or {}
         self.home = Home(Path(tempfile.mkdtemp(prefix="f", dir="/tmp")))
         self.home.create()
         self.board = Board.create(self.home.board, runners=runners, gpus=runners)
@@ -137,7 +144,7 @@ class RouterProcess:
         os.close(life_read)
         url = f"http://127.0.0.1:{setup.port}"
         config = setup.config.model_dump(mode="json")
-        self.send(wire.RouterSpec(epoch, str(setup.home.root), url, ADMIN_TOKEN, config))
+        self.send(wire.RouterSpec(epoch, str(setup.home.root), url, ADMIN_TOKEN, config, apps=setup.apps))
 
     def send(self, message: wire.Message) -> None:
         self._channel.sendall(wire.encode(message))
@@ -181,9 +188,15 @@ class RouterProcess:
 
 
 @contextlib.contextmanager
-def serving(*, runners: int = 1, config: dict[str, Any] | None = None, **host: Any) -> Iterator[Setup]:
-    """Give a router with *runners* fake hosts of these options."""
-    setup = Setup(runners=runners, config=config)
+def serving(
+    *,
+    runners: int = 1,
+    config: dict[str, Any] | None = None,
+    apps: dict[str, list[int]] | None = None,
+    **host: Any,
+) -> Iterator[Setup]:
+    """Give a router with *runners* fake hosts of these options; *apps* names the runners of each, if there are several."""
+    setup = Setup(runners=runners, config=config, apps=apps)
     try:
         for runner in range(runners):
             setup.add_host(runner, **host)

@@ -10,6 +10,7 @@ from falctl.core.events import Dispatch, RunnerUp
 from falctl.core.jobs import JobState
 from falctl.core.retries import Outcome
 from falctl.core.types import Epoch, RequestId, RunnerId
+from falctl.router.apps import Apps, LocalApp
 from falctl.router.driver import Driver
 from falctl.router.jobs.courier import Courier, Delivered
 from falctl.router.jobs.envelope import Envelope
@@ -38,7 +39,7 @@ def test_every_change_of_a_job_is_heard_and_its_end_is_on_the_disk_by_then(tmp_p
     async def run() -> None:
         driver = Driver(routing=RoutingConfig(), queue=QueueConfig(), ledger=Ledger(), cwd=tmp_path)
         store = JobStore(tmp_path, StoreLimits(keep_s=3600.0, max_bytes=1 << 20))
-        keeper = Keeper(store, driver, OneRunner(driver))
+        keeper = Keeper(store, Apps([LocalApp("", frozenset({RunnerId(0)}), driver)]), OneRunner(driver))
         heard, over = list[tuple[RequestId, JobState]](), asyncio.Event()
 
         def observe(live: Live, state: JobState) -> None:

@@ -338,6 +338,23 @@ def test_a_newer_queue_is_refused(tmp_path: Path) -> None:
     assert "version 99" in opened(tmp_path)
 
 
+def test_a_queue_of_the_first_version_is_taken_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(database, "MIGRATIONS", database.MIGRATIONS[:1])
+        database.open_database(tmp_path / "jobs.db").close()
+    with sqlite3.connect(tmp_path / "jobs.db") as first:
+        first.execute("INSERT INTO jobs (id, envelope, submitted_at) VALUES ('q1', '{}', 1.0)")
+    first.close()
+
+    async def end(store: JobStore) -> SavedJob | None:
+        await store.end(q(1), Ending(Outcome(200), 0.1, 1.0), None)
+        return await store.find(q(1))
+
+    ended = using(tmp_path, end)
+    assert ended is not None
+    assert ended.ending == Ending(Outcome(200), 0.1, 1.0)
+
+
 def test_an_older_queue_is_migrated_or_left_as_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -352,5 +369,5 @@ def test_an_older_queue_is_migrated_or_left_as_it_was(
     assert [found.request for found in using(tmp_path, _recovered)] == [q(1)]
     with sqlite3.connect(tmp_path / "jobs.db") as migrated:
         assert migrated.execute("SELECT more FROM jobs").fetchall() == [("new",)]
-        assert migrated.execute("PRAGMA user_version").fetchone() == (2,)
+        assert migrated.execute("PRAGMA user_version").fetchone() == (len(first) + 1,)
     migrated.close()

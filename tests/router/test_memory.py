@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from falctl.core import learnt
 from falctl.core.policies import State
 from falctl.core.types import Hint
 from falctl.router import memory as memory_module
@@ -27,11 +28,11 @@ def learn(state: State) -> None:
 def kept(path: Path) -> State:
     """Return a state after it was filled, kept and recalled by another memory."""
     state = State()
-    memory = Memory(path, state)
+    memory = Memory(path, {"": state})
     learn(state)
     asyncio.run(memory.keep())
     again = State()
-    Memory(path, again).recall()
+    Memory(path, {"": again}).recall()
     return again
 
 
@@ -52,7 +53,7 @@ def test_the_file_is_ours_alone_and_replaced_as_a_whole(tmp_path: Path) -> None:
 def test_nothing_is_written_while_nothing_is_learnt(tmp_path: Path) -> None:
     path = tmp_path / "learnt.json"
     state = State()
-    memory = Memory(path, state)
+    memory = Memory(path, {"": state})
     asyncio.run(memory.keep())
     assert not path.exists()
     learn(state)
@@ -64,7 +65,7 @@ def test_nothing_is_written_while_nothing_is_learnt(tmp_path: Path) -> None:
 
 def test_no_file_is_no_news(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.DEBUG):
-        Memory(tmp_path / "learnt.json", State()).recall()
+        Memory(tmp_path / "learnt.json", {"": State()}).recall()
     assert caplog.records == []
 
 
@@ -78,6 +79,7 @@ def test_no_file_is_no_news(tmp_path: Path, caplog: pytest.LogCaptureFixture) ->
         b"[" * 100_000,
         b'{"version": 99}',
         b'{"version": 1, "costs": NaN, "demand": 1e999}',
+        b'{"version": 2, "apps": {"another": {"costs": NaN, "demand": {}}}}',
         b"1" * 5000,
         b" " * (1 << 12),
     ],
@@ -89,14 +91,14 @@ def test_a_file_that_is_none_of_ours_is_ignored_in_one_line(
     path = tmp_path / "learnt.json"
     path.write_bytes(content)
     state = State()
-    memory = Memory(path, state)
+    memory = Memory(path, {"": state})
     memory.recall()
     [record] = caplog.records
     assert record.levelno == logging.WARNING
     assert record.getMessage().startswith(f"memory.ignored file={path}: ")
     learn(state)
     asyncio.run(memory.keep())
-    assert json.loads(path.read_bytes())["version"] == 1
+    assert json.loads(path.read_bytes())["version"] == 2
 
 
 def test_a_disk_that_takes_nothing_is_told_of_once_and_tried_again(
@@ -104,7 +106,7 @@ def test_a_disk_that_takes_nothing_is_told_of_once_and_tried_again(
 ) -> None:
     folder = tmp_path / "gone"
     state = State()
-    memory = Memory(folder / "learnt.json", state)
+    memory = Memory(folder / "learnt.json", {"": state})
     for _ in range(3):
         learn(state)
         asyncio.run(memory.keep())
@@ -118,7 +120,7 @@ def test_it_is_kept_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(memory_module, "PERIOD_S", 0.01)
     path = tmp_path / "learnt.json"
     state = State()
-    memory = Memory(path, state)
+    memory = Memory(path, {"": state})
     learn(state)
 
     async def run() -> None:
@@ -127,3 +129,35 @@ def test_it_is_kept_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         keeping.cancel()
 
     asyncio.run(run())
+
+
+def test_each_app_learns_for_itself_and_one_that_does_not_run_is_not_forgotten(tmp_path: Path) -> None:
+    path = tmp_path / "learnt.json"
+    first, second = State(), State()
+    memory = Memory(path, {"first": first, "second": second})
+    learn(first)
+    asyncio.run(memory.keep())
+    alone = State()
+    memory = Memory(path, {"second": alone})
+    memory.recall()
+    assert not alone.demand.n
+    learn(alone)
+    asyncio.run(memory.keep())
+    again = {"first": State(), "second": State()}
+    Memory(path, again).recall()
+    assert [state.demand.n for state in again.values()] == [1, 1]
+
+
+def test_a_file_of_an_earlier_version_is_taken_over_by_one_app_and_ignored_by_several(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "learnt.json"
+    state = State()
+    learn(state)
+    path.write_text(json.dumps({"version": 1, **learnt.dump_app(state.costs, state.demand)}))
+    one = State()
+    Memory(path, {"x": one}).recall()
+    assert one.costs.exec_s(A) == 3.0
+    Memory(path, {"x": State(), "y": State()}).recall()
+    [record] = caplog.records
+    assert "version 1 by an app without a name" in record.getMessage()

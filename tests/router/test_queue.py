@@ -103,6 +103,7 @@ def test_a_job_is_submitted_run_and_fetched(setup: Setup) -> None:
     assert told == {
         "status": "IN_QUEUE",
         "request_id": request,
+        "gateway_request_id": request,
         "queue_position": 0,
         "response_url": base,
         "status_url": f"{base}/status",
@@ -162,12 +163,15 @@ def test_a_large_body_and_a_large_result_pass_whole(setup: Setup) -> None:
     [
         ("GET", "/queue/owner/app/requests/unknown/status", 404),
         ("GET", "/queue/owner/app/requests/unknown", 404),
-        ("PUT", "/queue/owner/app/requests/unknown/cancel", 404),
-        ("POST", "/queue/owner/app/requests/unknown/cancel", 404),
-        ("GET", "/queue/owner/app", 400),
+        ("GET", "/queue/owner/app/requests/unknown/response", 404),
+        ("GET", "/queue/owner/app/requests/unknown/status/stream", 404),
+        ("GET", "/queue/owner/app/requests/unknown/elsewhere", 404),
+        ("POST", "/queue/owner/app/requests/unknown/cancel", 405),
+        ("POST", "/queue/owner/app/requests/unknown/status", 405),
+        ("PUT", "/queue/owner/app", 405),
+        ("GET", "/queue/owner/app", 405),
         ("POST", "/queue/owner", 404),
         ("POST", "/queue//app", 404),
-        ("POST", "/queue/owner/app?fal_webhook=http://127.0.0.1:1/", 400),
         ("POST", "/queue/owner/app?fal_max_queue_length=many", 400),
     ],
 )

@@ -173,7 +173,7 @@ def test_a_direct_request_is_remembered_in_memory(setup: Setup) -> None:
     request = str(ask(setup, body=b"{}").value("x-fal-request-id"))
     until(lambda: logs(setup, request)["state"] == "ended", within_s=PATIENCE_S, what="it is over")
     found = logs(setup, request, "?after=1")
-    assert (found["request"], found["count"]) == (request, 3)
+    assert (found["request"], found["next"]) == (request, 3)
     assert found["lines"] == [
         {"at": AT + n, "level": "STDOUT", "message": text} for n, text in ((1, "two"), (2, "three"))
     ]
@@ -216,7 +216,7 @@ def test_a_job_that_waits_says_so() -> None:
             "schema": 1,
             "request": second,
             "state": "waiting",
-            "count": 0,
+            "next": 0,
             "lines": [],
         }
         gate.opened.set()

@@ -3,7 +3,8 @@ The file that jobs stand in: its schema, and whether a file that is found is one
 
 SQLite in WAL mode with ``synchronous=FULL``: a commit is one ``fdatasync`` of the log, and after it the job is there
 whatever dies. ``usage`` holds what all payloads and logs take, kept by triggers, so that it is right in every
-transaction and after every crash.
+transaction and after every crash. A job with a ``receiver`` has a row in ``webhooks`` from its end, in the same
+transaction, until that webhook is delivered or given up; a ``brief`` one leaves soon after somebody has had its result.
 """
 
 from __future__ import annotations
@@ -61,6 +62,21 @@ MIGRATIONS: Final[tuple[str, ...]] = (
         UPDATE usage SET bytes = bytes + new.size; END;
     CREATE TRIGGER logs_out AFTER DELETE ON logs BEGIN
         UPDATE usage SET bytes = bytes - old.size; END;
+    """,
+    """
+    ALTER TABLE jobs ADD COLUMN receiver TEXT;
+    ALTER TABLE jobs ADD COLUMN brief INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE jobs ADD COLUMN leaves_at REAL;
+    CREATE INDEX jobs_that_leave ON jobs (leaves_at) WHERE leaves_at IS NOT NULL;
+    CREATE TABLE webhooks (
+        job INTEGER PRIMARY KEY, receiver TEXT NOT NULL, tries INTEGER NOT NULL DEFAULT 0, next_at REAL NOT NULL
+    );
+    CREATE INDEX webhooks_by_time ON webhooks (next_at);
+    CREATE TRIGGER webhooks_in AFTER UPDATE OF ended_at ON jobs
+        WHEN old.ended_at IS NULL AND new.ended_at IS NOT NULL AND new.receiver IS NOT NULL BEGIN
+        INSERT INTO webhooks (job, receiver, next_at) VALUES (new.number, new.receiver, new.ended_at); END;
+    CREATE TRIGGER webhooks_out AFTER DELETE ON jobs BEGIN
+        DELETE FROM webhooks WHERE job = old.number; END;
     """,
 )
 """Number *i* makes version i + 1 out of version i; 0 is an empty file. One that has been released is never changed."""

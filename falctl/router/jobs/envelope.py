@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from falctl.core.retries import DEFAULT_RULES, Condition, RetryRules
 from falctl.core.types import Hint, Priority, Wanted
 from falctl.router.answers import RawHeaders
+from falctl.router.apps import UNNAMED
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,12 @@ class Envelope:
     start_by: float | None = None
     """Wall clock: given up if it has not started by then; None: it waits as long as it takes."""
     rules: RetryRules = DEFAULT_RULES
+    alias: str = UNNAMED
+    """NAME in ``[apps.NAME]`` of the app that was meant; `UNNAMED`: falctl had one app without a name."""
+    webhook: str | None = None
+    """The URL that is to hear of its end; None: none."""
+    brief: bool = False
+    """Its client wants nothing kept beyond what delivery needs (X-Fal-Store-IO: 0)."""
 
 
 def pack(envelope: Envelope) -> bytes:
@@ -44,12 +51,15 @@ def pack(envelope: Envelope) -> bytes:
         "start_by": envelope.start_by,
         "never_retry": rules.never,
         "retries": dict(rules.asked),
+        "alias": envelope.alias,
+        "webhook": envelope.webhook,
+        "brief": envelope.brief,
     }
     return json.dumps(table).encode()
 
 
 def unpack(content: bytes) -> Envelope:
-    """Return what `pack` made *content* of."""
+    """Return what `pack`, maybe one of an older version, made *content* of."""
     table = json.loads(content)
     wanted = table["wanted"]
     return Envelope(
@@ -63,6 +73,9 @@ def unpack(content: bytes) -> Envelope:
         table["priority"],
         table["start_by"],
         _rules(never=table["never_retry"], asked=table["retries"]),
+        table.get("alias", UNNAMED),
+        table.get("webhook"),
+        table.get("brief", False),
     )
 
 

@@ -1,7 +1,7 @@
 """
 Leads every queued job through its life: tells `falctl.core.jobs` what happened, and has done what that decides.
 
-Who waits stands with `falctl.router.jobs.waiters`, what runs with `falctl.router.jobs.attempts`, and what is to be
+Every app has a lane (`falctl.router.jobs.lanes`) of its own: who waits stands with `falctl.router.jobs.waiters`, what runs with `falctl.router.jobs.attempts`, and what is to be
 durable goes through `falctl.router.jobs.saving`. Whoever wants to know of every change leaves an `Observe` here.
 """
 
@@ -17,13 +17,15 @@ from falctl.core import jobs
 from falctl.core.backlog import Backlog
 from falctl.core.types import RequestId
 from falctl.errors import StorageFullError
+from falctl.router.apps import Apps
 from falctl.router.driver import Driver
 from falctl.router.jobs.attempts import Attempts
 from falctl.router.jobs.courier import Courier
 from falctl.router.jobs.envelope import Envelope, pack, unpack
+from falctl.router.jobs.lanes import Lane, lane_name
 from falctl.router.jobs.live import Live, entry_of
-from falctl.router.jobs.records import NewJob, SavedJob
-from falctl.router.jobs.saving import save
+from falctl.router.jobs.records import SavedJob
+from falctl.router.jobs.saving import new_job, save
 from falctl.router.jobs.store import JobStore
 from falctl.router.jobs.waiters import Waiters
 from falctl.tasks import spawn
@@ -48,26 +50,36 @@ _Step: TypeAlias = jobs.Wait | jobs.Withdraw | jobs.Send | jobs.GiveBack | jobs.
 class Keeper:
     """Owner of all jobs that have not ended. One event loop, no locks."""
 
-    def __init__(self, store: JobStore, driver: Driver, courier: Courier) -> None:
+    def __init__(self, store: JobStore, apps: Apps, courier: Courier) -> None:
         self.store = store
         self.observers: list[Observe] = []
-        self._waiters = Waiters(driver, self._tell)
-        self._attempts = Attempts(store, driver, courier=courier, waiters=self._waiters, tell=self._tell)
+        self._apps = apps
+        self._courier = courier
+        self._lanes = {app.alias: self._lane(app.driver) for app in apps}
         self._jobs: dict[RequestId, Live] = {}
         self._closed = False
         self._working = 0
         self._idle = asyncio.Event()
         self._idle.set()
 
-    @property
-    def backlog(self) -> Backlog:
-        """Return who waits, to be looked at."""
-        return self._waiters.backlog
+    def backlog(self, alias: str) -> Backlog:
+        """Return who waits for the app of that alias, to be looked at."""
+        return self._lanes[alias].waiters.backlog
+
+    def position(self, request: RequestId) -> int | None:
+        """Return how many jobs for its app go before *request*; None: it does not wait."""
+        live = self._jobs.get(request)
+        return None if live is None else self.backlog(live.lane).position(request)
 
     def recover(self) -> int:
         """Take up what the disk holds; return how many jobs that is. Blocks."""
         for saved in self.store.recover():
             self._take_up(saved)
+        for alias, lane in self._lanes.items():
+            if lane.attempts is None:
+                log.warning(
+                    "jobs.wait app=%s count=%d: it is not configured", alias, len(lane.waiters.backlog)
+                )
         return len(self._jobs)
 
     def find(self, request: RequestId) -> Live | None:
@@ -89,10 +101,10 @@ class Keeper:
         return live
 
     async def _submit(self, request: RequestId, envelope: Envelope, body: bytes) -> Live | StorageFullError:
-        live = Live(jobs.Job(request, envelope.rules), pack(envelope))
+        live = Live(jobs.Job(request, envelope.rules), pack(envelope), lane_name(self._apps, envelope))
         self._tell(live, jobs.Submitted())
         try:
-            number = await self.store.submit(NewJob(request, live.packed, body))
+            number = await self.store.submit(new_job(request, live.packed, body, envelope=envelope))
         except StorageFullError as error:
             self._tell(live, jobs.NotSaved("job"))
             return error
@@ -115,7 +127,8 @@ class Keeper:
         swept_at = monotonic_s()
         while True:
             await asyncio.sleep(LATE_EVERY_S)
-            self._waiters.give_up_late()
+            for lane in self._lanes.values():
+                lane.waiters.give_up_late()
             if monotonic_s() - swept_at >= SWEEP_EVERY_S:
                 swept_at = monotonic_s()
                 await self._sweep()
@@ -127,7 +140,8 @@ class Keeper:
     def close(self) -> None:
         """Begin nothing more, and close the store. Blocks while it commits. What has not ended is taken up next time."""
         self._closed = True
-        self._waiters.close()
+        for lane in self._lanes.values():
+            lane.waiters.close()
         self.store.close()
 
     # --- the machine and its actions ---------------------------------------------------------------
@@ -141,9 +155,17 @@ class Keeper:
             dict(saved.failures),
             cancel_asked=saved.cancel_asked,
         )
-        live = Live(job, saved.envelope, entry_of(saved.request, saved.number, envelope))
+        alias = lane_name(self._apps, envelope)
+        if alias not in self._lanes:
+            self._lanes[alias] = Lane(Waiters(None, self._tell), None)
+        live = Live(job, saved.envelope, alias, entry_of(saved.request, saved.number, envelope))
         self._jobs[saved.request] = live
         self._tell(live, jobs.Recovered(saved.dispatched))
+
+    def _lane(self, driver: Driver) -> Lane:
+        waiters = Waiters(driver, self._tell)
+        attempts = Attempts(self.store, driver, courier=self._courier, waiters=waiters, tell=self._tell)
+        return Lane(waiters, attempts)
 
     def _tell(self, live: Live, event: jobs.Event) -> None:
         if self._closed:
@@ -175,20 +197,28 @@ class Keeper:
                 self._move(live, action)
 
     def _move(self, live: Live, action: _Step) -> None:
+        waiters = self._lanes[live.lane].waiters
         match action:
             case jobs.Wait(after_s):
                 if after_s:
-                    asyncio.get_running_loop().call_later(after_s, self._waiters.enter, live)
+                    asyncio.get_running_loop().call_later(after_s, waiters.enter, live)
                 else:
-                    self._waiters.enter(live)
+                    waiters.enter(live)
             case jobs.Withdraw():
-                self._waiters.leave(live.job.request)
+                waiters.leave(live.job.request)
+            case _:
+                self._lead(live, action)
+
+    def _lead(self, live: Live, action: jobs.Send | jobs.GiveBack | jobs.StopAttempt) -> None:
+        attempts = self._lanes[live.lane].attempts
+        assert attempts is not None, "without runners no job gets a slot"
+        match action:
             case jobs.Send():
-                self._work(self._attempts.make(live), name=f"attempt-{live.job.request}")
+                self._work(attempts.make(live), name=f"attempt-{live.job.request}")
             case jobs.GiveBack():
-                self._attempts.give_back(live)
+                attempts.give_back(live)
             case jobs.StopAttempt():
-                self._attempts.stop(live)
+                attempts.stop(live)
             case _:
                 assert_never(action)
 

@@ -28,6 +28,8 @@ class Live:
     job: jobs.Job
     packed: bytes
     """Its envelope as it stands on the disk."""
+    lane: str
+    """The alias of its app, as `falctl.router.jobs.lanes` names it."""
     entry: Entry | None = None
     """None: its number is not known, because it is not durable yet."""
     decision: Decision | None = None

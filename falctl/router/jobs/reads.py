@@ -17,7 +17,7 @@ from falctl.router.jobs.database import connect
 from falctl.router.jobs.records import Answer, LogLine, SavedJob
 
 T = TypeVar("T")
-_Read: TypeAlias = Callable[[Connection], T]
+Read: TypeAlias = Callable[[Connection], T]
 
 
 class JobReads:
@@ -42,34 +42,36 @@ class JobReads:
             row = connection.execute(rows.SELECT_JOB + "WHERE id = ?", (request,)).fetchone()
             return None if row is None else rows.job_of(row)
 
-        return await self._read(read)
+        return await self.read(read)
 
     async def body(self, request: RequestId) -> bytes | None:
         """Return what was submitted; None: it has ended, or there is no such job."""
-        found = await self._read(lambda connection: self._payload(connection, request, "request"))
+        found = await self.read(lambda connection: self._payload(connection, request, "request"))
         return None if found is None else found.body
 
     async def answer(self, request: RequestId) -> Answer | None:
         """Return what the app answered; None: it has not, or no more."""
-        return await self._read(lambda connection: self._payload(connection, request, "result"))
+        return await self.read(lambda connection: self._payload(connection, request, "result"))
 
-    async def logs(self, request: RequestId) -> list[LogLine]:
-        """Return what the app printed while it served *request*, in order."""
-        return await self._read(
-            lambda connection: [LogLine(*row) for row in connection.execute(rows.SELECT_LOGS, (request,))]
+    async def logs(self, request: RequestId, *, skip: int = 0) -> list[LogLine]:
+        """Return what the app printed while it served *request*, in order, without the first *skip* lines."""
+        values = (request, skip)
+        return await self.read(
+            lambda connection: [LogLine(*row) for row in connection.execute(rows.SELECT_LOGS, values)]
         )
 
     async def used_bytes(self) -> int:
         """Return what all jobs take on the disk."""
-        return await self._read(rows.used_bytes)
+        return await self.read(rows.used_bytes)
+
+    async def read(self, read: Read[T]) -> T:
+        """Return the value of *read*, made on the thread that reads. Raises sqlite3.Error."""
+        return await asyncio.get_running_loop().run_in_executor(self._reader, read, self._reading)
 
     def stop_reading(self) -> None:
         """Answer what was asked for, and close. Blocks."""
         self._reader.shutdown()
         self._reading.close()
-
-    async def _read(self, read: _Read[T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._reader, read, self._reading)
 
     def _payload(self, connection: Connection, request: RequestId, kind: rows.PayloadKind) -> Answer | None:
         row = connection.execute(rows.SELECT_PAYLOAD, (request, kind)).fetchone()

@@ -28,6 +28,10 @@ class NewJob:
     request: RequestId
     envelope: bytes
     body: bytes
+    receiver: str | None = None
+    """Who is to be told of its end by a webhook; None: nobody."""
+    brief: bool = False
+    """It leaves soon after somebody has had its result."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from typing import Any, Final, Literal, TypeAlias
 
 from falctl.core.retries import Outcome
 from falctl.core.types import RequestId
-from falctl.router.jobs.records import Ending, LogLine, SavedJob
+from falctl.router.jobs.records import Ending, LogLine, NewJob, SavedJob
 
 _LOG_COSTS_BYTES: Final = 64
 """What a line is said to take beside its text."""
@@ -19,7 +19,12 @@ PayloadKind: TypeAlias = Literal["request", "result"]
 
 SELECT_JOB: Final = "SELECT id, number, envelope, submitted_at, attempts, failures, dispatched, cancel_asked, ended_at, ending FROM jobs "
 SELECT_LOGS: Final = (
-    "SELECT at, level, message FROM logs WHERE job = (SELECT number FROM jobs WHERE id = ?) ORDER BY rowid"
+    "SELECT at, level, message FROM logs WHERE job = (SELECT number FROM jobs WHERE id = ?) "
+    "ORDER BY rowid LIMIT -1 OFFSET ?"
+)
+SELECT_LEAVING: Final = (
+    "SELECT number FROM jobs WHERE (ended_at < ? OR leaves_at < ?) AND number NOT IN (SELECT job FROM webhooks) "
+    "ORDER BY ended_at LIMIT ?"
 )
 SELECT_PAYLOAD: Final = "SELECT content, file, headers FROM payloads WHERE job = (SELECT number FROM jobs WHERE id = ?) AND kind = ?"
 
@@ -66,10 +71,11 @@ def used_bytes(connection: sqlite3.Connection) -> int:
     return used
 
 
-def insert_job(connection: sqlite3.Connection, request: RequestId, envelope: bytes, *, at: float) -> int:
+def insert_job(connection: sqlite3.Connection, job: NewJob, *, at: float) -> int:
     """Add a job that was submitted at that instant; return its number."""
-    sql = "INSERT INTO jobs (id, envelope, submitted_at) VALUES (?, ?, ?)"
-    number = connection.execute(sql, (request, envelope, at)).lastrowid
+    sql = "INSERT INTO jobs (id, envelope, submitted_at, receiver, brief) VALUES (?, ?, ?, ?, ?)"
+    values = (job.request, job.envelope, at, job.receiver, job.brief)
+    number = connection.execute(sql, values).lastrowid
     assert number is not None
     return number
 
@@ -87,6 +93,12 @@ def end_job(connection: sqlite3.Connection, request: RequestId, ending: Ending) 
         (ending.ended_at, ending_text(ending), request),
     ).fetchall()
     return row[0][0] if row else None
+
+
+def let_leave(connection: sqlite3.Connection, request: RequestId, *, at: float) -> None:
+    """Let a job that is kept only briefly leave at that instant, if it does not leave before."""
+    sql = "UPDATE jobs SET leaves_at = min(coalesce(leaves_at, ?), ?) WHERE id = ? AND brief AND ended_at IS NOT NULL"
+    connection.execute(sql, (at, at, request))
 
 
 def insert_payload(
@@ -127,9 +139,10 @@ def delete_job(connection: sqlite3.Connection, number: int) -> list[str]:
 
 
 def oldest_ended(connection: sqlite3.Connection) -> int | None:
-    """Return the number of the job that ended first; None: none has."""
+    """Return the number of the job that ended first, of those without a webhook to deliver; None: there is none."""
     row = connection.execute(
-        "SELECT number FROM jobs WHERE ended_at IS NOT NULL ORDER BY ended_at LIMIT 1"
+        "SELECT number FROM jobs WHERE ended_at IS NOT NULL AND number NOT IN (SELECT job FROM webhooks) "
+        "ORDER BY ended_at LIMIT 1"
     ).fetchone()
     return None if row is None else row[0]
 

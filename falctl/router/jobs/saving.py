@@ -6,12 +6,21 @@ import asyncio
 import logging
 
 from falctl.core import jobs
+from falctl.core.types import RequestId
 from falctl.errors import StorageFullError
+from falctl.router.jobs.envelope import Envelope
 from falctl.router.jobs.live import Live, wall_s
-from falctl.router.jobs.records import Ending
+from falctl.router.jobs.records import Ending, NewJob
 from falctl.router.jobs.store import JobStore
+from falctl.router.webhooks.target import receiver
 
 log = logging.getLogger(__name__)
+
+
+def new_job(request: RequestId, packed: bytes, body: bytes, *, envelope: Envelope) -> NewJob:
+    """Return what the store is to keep of a submission; *packed* is *envelope* as it is written."""
+    webhook = envelope.webhook
+    return NewJob(request, packed, body, None if webhook is None else receiver(webhook), envelope.brief)
 
 
 async def save(store: JobStore, live: Live, action: jobs.Save) -> bool:

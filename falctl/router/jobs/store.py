@@ -75,7 +75,7 @@ class JobStore(JobReads):
             wanted = ROW_BYTES + len(job.envelope) + len(job.body)
             if not make_room(transaction, wanted, max_bytes=self.limits.max_bytes):
                 return StorageFullError(f"the queue holds as many bytes as queue.max_disk allows, {self.limits.max_bytes}; send it again later, or raise that")  # fmt: skip
-            number = rows.insert_job(transaction.connection, job.request, job.envelope, at=_now())
+            number = rows.insert_job(transaction.connection, job, at=_now())
             rows.insert_payload(transaction.connection, number, "request", payload)
             return number
 
@@ -135,14 +135,31 @@ class JobStore(JobReads):
                 new = rows.without_known(transaction.connection, number, lines) if retold else lines
                 rows.insert_logs(transaction.connection, number, new, bytes_max=limit)
 
-        await self._written(write)
+        await self.write(write)
+
+    async def let_leave(self, request: RequestId, *, after_s: float) -> None:
+        """Let a job that is kept briefly leave, if it does not leave before. Raises StorageFullError."""
+        at = _now() + after_s
+        await self.write(lambda transaction: rows.let_leave(transaction.connection, request, at=at))
 
     async def sweep(self) -> int:
-        """Delete the jobs that ended more than `StoreLimits.keep_s` ago; return how many. Raises StorageFullError."""
-        before, deleted = _now() - self.limits.keep_s, 0
-        while last := await self._written(lambda transaction: delete_ended(transaction, before=before)):
+        """
+        Delete the jobs that ended more than `StoreLimits.keep_s` ago, and what leaves sooner; return how many.
+
+        Raises:
+            StorageFullError: the disk did not take it.
+        """
+        now, keep_s, deleted = _now(), self.limits.keep_s, 0
+        while last := await self.write(lambda t: delete_ended(t, now=now, keep_s=keep_s)):
             deleted += last
         return deleted
+
+    async def write(self, write: Write[T]) -> T:
+        """Return the value of *write*, made in a transaction of the one writer, once that is durable. Raises StorageFullError."""
+        try:
+            return await asyncio.shield(self.writer.submit(write))
+        except (SqliteError, OSError) as error:
+            raise _refused(error) from error
 
     def close(self) -> None:
         """Commit what was asked for, and close. Blocks."""
@@ -168,17 +185,11 @@ class JobStore(JobReads):
         def write(transaction: Transaction) -> None:
             transaction.connection.execute(sql, values)
 
-        await self._written(write)
-
-    async def _written(self, write: Write[T]) -> T:
-        try:
-            return await asyncio.shield(self.writer.submit(write))
-        except (SqliteError, OSError) as error:
-            raise _refused(error) from error
+        await self.write(write)
 
     async def _write_or_discard(self, write: Write[T], payload: Payload | None) -> T:
         try:
-            return await self._written(write)
+            return await self.write(write)
         except StorageFullError:
             self._payloads.discard(payload)
             raise

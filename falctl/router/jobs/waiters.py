@@ -19,17 +19,20 @@ from falctl.core.types import RequestId
 from falctl.router.driver import Decision, Driver
 from falctl.router.jobs.live import Live, Tell, arrived
 
+START_TIMEOUT: Final = Outcome(504, "request_timeout")
+"""It has not started within the time that its client gave it; a runner that ran out of time has a condition."""
+
 _FOR_GOOD: Final[dict[RefuseCode, Outcome]] = {
-    "start_timeout": Outcome(504, "request_timeout"),
+    "start_timeout": START_TIMEOUT,
     "model_too_large": Outcome(507, "model_too_large"),
 }
 """What ends a job; with anything else it waits and asks again."""
 
 
 class Waiters:
-    """Owner of who waits."""
+    """Owner of who waits for the runners behind *driver*; None: there are none, and nobody is shown to anybody."""
 
-    def __init__(self, driver: Driver, tell: Tell) -> None:
+    def __init__(self, driver: Driver | None, tell: Tell) -> None:
         self.backlog = Backlog()
         self._driver = driver
         self._tell = tell
@@ -47,8 +50,8 @@ class Waiters:
         """Let it wait no more, if it does."""
         change = self.backlog.remove(request)
         live = self._lives.pop(request, None)
-        if live is not None and live.decision is not None and not live.decision.done():
-            self._driver.cancel(request)
+        if live is not None:
+            self._forget(live)
         self._change(change)
 
     def give_up_late(self) -> None:
@@ -57,7 +60,7 @@ class Waiters:
             live = self._lives[request]
             if live.decision is None:
                 self.leave(request)
-                self._tell(live, jobs.Refused(_FOR_GOOD["start_timeout"]))
+                self._tell(live, jobs.Refused(START_TIMEOUT))
 
     def undo(self, live: Live, dispatch: Dispatch) -> None:
         """
@@ -71,6 +74,7 @@ class Waiters:
         """Tell the scheduler of a slot that was not entered, if nobody has."""
         if (dispatch := live.bounced) is not None:
             live.bounced = None
+            assert self._driver is not None
             self._driver.bounce(dispatch, arrived(live))
             self._driver.cancel(dispatch.request)
 
@@ -81,14 +85,19 @@ class Waiters:
     def _change(self, change: Change) -> None:
         for entry in change.hide:
             live = self._lives.get(entry.request)
-            if live is not None and live.decision is not None and not live.decision.done():
-                self._driver.cancel(entry.request)
+            if live is not None:
+                self._forget(live)
         for entry in change.show:
             self._show(self._lives[entry.request])
 
+    def _forget(self, live: Live) -> None:
+        """Have the scheduler forget it, unless that has decided."""
+        if self._driver is not None and live.decision is not None and not live.decision.done():
+            self._driver.cancel(live.job.request)
+
     def _show(self, live: Live) -> None:
-        if live.decision is not None or self._closed:
-            return  # it was decided just before it was hidden
+        if live.decision is not None or self._closed or self._driver is None:
+            return  # if it has a decision, that was made just before it was hidden
         bounced, live.bounced = live.bounced, None
         arrives = arrived(live)
         decision = self._driver.submit(arrives) if bounced is None else self._driver.bounce(bounced, arrives)

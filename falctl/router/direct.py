@@ -1,0 +1,47 @@
+"""Direct calls: ``/run/{owner}/{alias}/{path}``, and with one app every path that is none of ours."""
+
+from __future__ import annotations
+
+from typing import Final
+from urllib.parse import unquote_to_bytes
+
+from falctl.router.address import read_address
+from falctl.router.apps import Apps
+from falctl.router.call import Call
+from falctl.router.proxy import Proxy, Target
+
+_SAME_EVERYWHERE: Final = frozenset({b"/openapi.json", b"/docs"})
+
+
+class Direct:
+    """Two rooms."""
+
+    def __init__(self, apps: Apps, proxy: Proxy) -> None:
+        self._apps = apps
+        self._proxy = proxy
+
+    async def serve_bare(self, call: Call) -> None:
+        """
+        Answer a call whose path is one of the app's.
+
+        Raises:
+            RequestError: it was not answered, and nothing has been sent.
+        """
+        await self._serve(call, Target(self._apps.bare(), call.scope["raw_path"]))
+
+    async def serve_run(self, call: Call) -> None:
+        """
+        Answer a call under ``/run``: the app sees the path behind the alias.
+
+        Raises:
+            RequestError: it was not answered, and nothing has been sent.
+        """
+        address = read_address(call.scope["raw_path"])
+        await self._serve(call, Target(self._apps.find(address.alias), address.path))
+
+    async def _serve(self, call: Call, target: Target) -> None:
+        reads = call.scope["method"] in {"GET", "HEAD"}
+        if reads and unquote_to_bytes(target.path) in _SAME_EVERYWHERE:
+            await self._proxy.serve_directly(call, target)
+        else:
+            await self._proxy.serve(call, target)

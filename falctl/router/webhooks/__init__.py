@@ -1,0 +1,1 @@
+"""Webhooks of queued jobs: signed, delivered until somebody takes them, at least once."""
