@@ -27,7 +27,8 @@ _PEN: Final = Pen()
 def explain_command(request: str, *, json_output: bool) -> int:
     """Print the story of a request. Raises FalctlError: none runs, or it does not remember the request."""
     told = read(f"/falctl/explain/{urllib.parse.quote(request, safe='', errors='surrogatepass')}")
-    return _print(told, story(told), json_output=json_output)
+    printed = Text(f"what its app printed: falctl logs --request {_safe(told['request'])}", style=QUIET)
+    return _print(told, [*story(told), Text(), printed], json_output=json_output)
 
 
 def why_command(model: str, *, json_output: bool) -> int:

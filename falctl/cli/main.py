@@ -159,6 +159,27 @@ def why(
 
 
 @cli.command()
+def logs(
+    *,
+    request: Annotated[
+        str | None,
+        typer.Option("--request", metavar="REQUEST_ID", help="what its app printed for one request"),
+    ] = None,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="go on as more is printed")] = False,
+    lines: Annotated[
+        int, typer.Option("-n", "--lines", help="of a detached falctl's log, the last so many", min=0)
+    ] = 200,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="with --request: JSON, followed line by line")
+    ] = False,
+) -> None:
+    """Print what a detached falctl and its runners print, or what an app printed for one request."""
+    from falctl.cli.logs import Options, logs_command
+
+    raise typer.Exit(logs_command(Options(request, follow, lines, as_json)))
+
+
+@cli.command()
 def record(
     file: Annotated[Path, typer.Argument(help="trace to write: .csv or .jsonl, with .gz compressed")],
     *,
