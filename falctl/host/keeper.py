@@ -28,6 +28,7 @@ class Keeper:
         task = asyncio.current_task()
         assert task is not None, "admitted outside a task"
         ticket = Ticket(head.request, head.hint, warm=self._hints.holds(head.hint), task=task)
+        self.report.logbook.drain()
         self.slots.take(ticket)
         self.report.started(ticket)
         return ticket
@@ -51,6 +52,7 @@ class Keeper:
             asked = await self._ask(ticket)
         finally:
             # A cancellation that was under way ends the wait, and must not keep the slot.
+            self.report.logbook.drain()
             self.slots.release(ticket)
             self.report.released(ticket, asked, loads=self._loads(ticket, asked))
         await self.report.events.flush()

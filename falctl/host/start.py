@@ -70,7 +70,7 @@ async def start(app_class: type[App], control: Control, config: Config, *, captu
     app = await threads.run(call_app, app_class, f"{app_class.__name__}()")
     hints = HintSource(app)
     report = Report(Board.attach(control.board_fd), spec, slots=slots, hints=hints)
-    capture.attach(report.logbook, slots)
+    capture.attach(report.logbook, slots, control.native)
     app.runner = Context(spec, config, report=report, hints=hints, threads=threads)
     web = build_web(app, threads=threads, hints=hints)
     limits = limits_of(app, spec)

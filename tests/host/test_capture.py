@@ -128,6 +128,41 @@ def test_the_streams_are_what_they_were_to_an_app(printing: Host) -> None:
     assert printing.post("/close").json == [1, False, "utf-8", "<stderr>"]
 
 
+def test_where_there_is_one_slot_threads_libraries_and_children_count_too() -> None:
+    with Host(f"{APP}::Alone") as host, listening(host) as lines:
+        for n in range(3):
+            assert ask(host, "/natively", f"n{n}") == 200
+            lines.until_released(f"n{n}")
+        for n in range(3):
+            assert sorted(lines.found[f"n{n}"]) == [
+                ("STDERR", "the last, no newline"),
+                ("STDOUT", "a C library"),
+                ("STDOUT", "a child"),
+                ("STDOUT", "a thread of its own"),
+                ("STDOUT", "print"),
+            ]
+        assert host.output().count("a C library\n") == 3
+        assert host.output().count("a child") == 3
+
+
+@pytest.mark.parametrize("path", ["/loud-child", "/loud-child-on-the-loop"])
+def test_a_child_that_prints_more_than_a_pipe_takes_is_not_held_up(path: str) -> None:
+    with Host(f"{APP}::Alone") as host, listening(host) as lines:
+        assert host.post(path, {"lines": 2000}, {H_REQUEST_ID: "r"}).status == 200
+        lines.until_released("r")
+        texts = [text for _, text in lines.found["r"]]
+        assert texts[0] == "x" * 999
+        assert "left out" in texts[-1]
+        assert host.output().count("y" * 999) == 2000
+
+
+def test_a_forked_child_of_a_runner_with_one_slot_counts() -> None:
+    with Host(f"{APP}::Alone") as host, listening(host) as lines:
+        assert host.post("/fork", {}, {H_REQUEST_ID: "r"}).status == 200
+        lines.until_released("r")
+        assert lines.found["r"] == [("STDOUT", "from the child")]
+
+
 def test_lines_from_before_a_router_was_there_come_with_its_stream(printing: Host) -> None:
     assert ask(printing, "/stream", "early") == 200
     with printing.events() as events:

@@ -16,8 +16,10 @@ from typing import Any, BinaryIO, Final, TextIO, cast
 
 from falctl.host.prints.aside import is_aside
 from falctl.host.prints.logbook import Logbook
+from falctl.host.prints.native import NativeOutput
 from falctl.host.prints.transcript import Level, Transcript
 from falctl.host.ticket import CURRENT, Slots
+from falctl.lifeline import NativeFds
 
 _LEVELS: Final[tuple[tuple[int, Level], ...]] = (
     (logging.ERROR, "ERROR"),
@@ -43,10 +45,16 @@ class Capture:
         sys.stderr = _text(self._add(2, "STDERR"))
         os.register_at_fork(after_in_child=self._forked)
 
-    def attach(self, logbook: Logbook, slots: Slots) -> None:
-        """Tell *logbook* from now on, and take the app's log records, too."""
+    def attach(self, logbook: Logbook, slots: Slots, native: NativeFds | None) -> None:
+        """Tell *logbook* from now on; take the app's log records, too, and, for one slot, what is not written in Python."""
         self._slots, self._logbook = slots, logbook
         logging.getLogger().addHandler(_Records(self))
+        if native is not None and slots.count == 1:
+            output = NativeOutput(native, self)
+            for stream in self._streams:
+                stream.outlet = output.outlets[stream.fileno()]
+            output.begin()
+            logbook.drain = output.drain
 
     def hear(self, level: Level, data: bytes) -> None:
         """Tell what was written as *level* in the running context; never raises into the app's `print`."""
@@ -76,6 +84,8 @@ class Capture:
     def _forked(self) -> None:
         """Tell nobody in a child that the app has forked: its copy of the lock may be taken for ever."""
         self._logbook = None
+        for stream in self._streams:
+            stream.outlet = stream.fileno()
 
 
 class _Stream(io.RawIOBase):
@@ -84,6 +94,8 @@ class _Stream(io.RawIOBase):
     def __init__(self, number: int, level: Level | None, capture: Capture) -> None:
         self.name = "<stdout>" if number == 1 else "<stderr>"
         self._number = number
+        self.outlet = number
+        """Where to write: its own number, but for a process whose descriptors have been redirected."""
         self._level = level
         self._capture = capture
 
@@ -94,13 +106,13 @@ class _Stream(io.RawIOBase):
         return self._number
 
     def isatty(self) -> bool:
-        return os.isatty(self._number)
+        return os.isatty(self.outlet)
 
     def write(self, data: Any, /) -> int:
         written = bytes(data)
         rest = written
         while rest:
-            rest = rest[os.write(self._number, rest) :]
+            rest = rest[os.write(self.outlet, rest) :]
         if self._level is not None:
             self._capture.hear(self._level, written)
         return len(written)
