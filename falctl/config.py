@@ -23,6 +23,7 @@ from falctl.config_values import (
 )
 
 __all__ = [
+    "AppConfig",
     "Bytes",
     "CacheConfig",
     "Config",
@@ -233,6 +234,22 @@ class RunnersConfig(Section):
         return self
 
 
+class AppConfig(Section):
+    """One of several apps, in place of runners.app; NAME is the alias by which clients address it, /run/{owner}/NAME."""
+
+    app: Text = Field(description="module:Class or path.py::Class")
+    gpus: Gpus = Field(
+        default="all",
+        description='as runners.gpus; "all": of those that runners.gpus allows and no app names, a share with who says the same',
+    )
+    count: Whole = Field(
+        default=0, ge=0, le=64, description="number of runners of this app; 0 is one per entry of gpus"
+    )
+    cpu_count: Whole = Field(
+        default=0, ge=0, le=64, description="its CPU runners where it has no GPU; 0 is runners.cpu_count"
+    )
+
+
 class CacheConfig(Section):
     """The models a runner keeps."""
 
@@ -257,10 +274,13 @@ class ModelsConfig(Section):
 
 
 class FilesConfig(Section):
-    """Images we serve."""
+    """Files we serve: what apps store, what clients send."""
 
     keep: Seconds = Field(
-        default=3600.0, gt=0, le=365 * 86400, description="a stored image is deleted after this long"
+        default=3600.0, gt=0, le=365 * 86400, description="a stored file is deleted after this long"
+    )
+    max_upload: Bytes = Field(
+        default=4 << 30, ge=1024, le=1 << 40, description="a larger file of a client's is answered 413"
     )
 
 
@@ -292,3 +312,10 @@ class Config(Section):
     files: FilesConfig = FilesConfig()
     simulated: SimulatedConfig = SimulatedConfig()
     log: LogConfig = LogConfig()
+    apps: dict[Text, AppConfig] = {}
+    """By alias; empty: falctl runs the one app `runners.app`, which has no alias."""
+
+    @property
+    def app_names(self) -> str:
+        """Return what is run, in words: the app, or the aliases of several."""
+        return ", ".join(self.apps) or self.runners.app

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from falctl.config import Config
+from falctl.config_keys import APPS
 
 LIVE: Final = frozenset(
     {
@@ -26,6 +27,7 @@ LIVE: Final = frozenset(
         "routing.hold",
         "routing.bypass_max",
         "files.keep",
+        "files.max_upload",
         "log.level",
     }
 )
@@ -43,14 +45,19 @@ class Change:
 
 
 def diff_configs(old: Config, new: Config) -> tuple[Change, ...]:
-    """Return the keys that differ, as ``section.key``, in the order of the file."""
+    """Return the keys that differ, as ``section.key``, in the order of the file; of an app that comes or goes all."""
+    before, after = _by_key(old), _by_key(new)
     return tuple(
-        Change(name, before, after, live=name in LIVE)
-        for section in Config.model_fields
-        for key, before in getattr(old, section)
-        if (after := getattr(getattr(new, section), key)) != before
-        for name in [f"{section}.{key}"]
+        Change(name, before.get(name), after.get(name), live=name in LIVE)
+        for name in dict.fromkeys([*before, *after])
+        if before.get(name) != after.get(name)
     )
+
+
+def _by_key(config: Config) -> dict[str, object]:
+    sections = {name: getattr(config, name) for name in Config.model_fields if name != APPS}
+    sections |= {f"{APPS}.{alias}": app for alias, app in config.apps.items()}
+    return {f"{section}.{key}": value for section, keys in sections.items() for key, value in keys}
 
 
 def take_live(old: Config, new: Config) -> Config:

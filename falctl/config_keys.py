@@ -9,11 +9,14 @@ from typing import Final, Literal, get_args, get_origin
 from annotated_types import Ge, Gt, Le
 from pydantic.fields import FieldInfo
 
-from falctl.config import Config, Section
+from falctl.config import AppConfig, Config, Section
 from falctl.config_values import POLICY_CHOICE, Kind, format_duration, format_size
 
 Name = tuple[str, str]
-"""A section and a key in it."""
+"""A section and a key in it; an app's section is ``apps.NAME``."""
+
+APPS: Final = "apps"
+"""The table whose tables are the apps."""
 
 ENV_PREFIX: Final = "FALCTL_"
 _SHOWN_CHARACTERS_MAX: Final = 120
@@ -108,9 +111,9 @@ class Key:
 
 
 SECTIONS: Final[dict[str, type[Section]]] = {
-    name: type(field.default) for name, field in Config.model_fields.items()
+    name: type(field.default) for name, field in Config.model_fields.items() if name != APPS
 }
-"""The sections by name, in the order of the file."""
+"""The sections by name, in the order of the file, but for those of apps."""
 
 KEYS: Final[dict[Name, Key]] = {
     (section, key): Key(section, key, field)
@@ -120,12 +123,24 @@ KEYS: Final[dict[Name, Key]] = {
 """Every key by section and name, in the order of the file."""
 
 
+def app_key(section: str, key: str) -> Key:
+    """Return the key of that name in *section*, which is ``apps.NAME``. Raises KeyError: there is none."""
+    return Key(section, key, AppConfig.model_fields[key])
+
+
 def nearest(wrong: str, known: Iterable[str]) -> str | None:
     """Return the name of *known* (lower case) that *wrong* was probably meant to be; None if none is near."""
     from difflib import get_close_matches  # only when something is wrong
 
     close = get_close_matches(wrong.lower(), list(known), n=1)
     return close[0] if close else None
+
+
+def did_you_mean(wrong: str, known: Iterable[str]) -> str:
+    """Return advice for who wrote *wrong*: the nearest of *known*, else all of them."""
+    names = list(known)
+    close = nearest(wrong, names)
+    return f"did you mean '{close}'?" if close else f"there are {', '.join(names)}"
 
 
 def _one_of(choices: list[str]) -> str:

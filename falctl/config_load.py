@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from falctl.config import CROSS_CHECK, Config
-from falctl.config_keys import KEYS, Key, shown
+from falctl.config_keys import APPS, KEYS, Key, app_key, shown
 from falctl.config_sources import Setting, Settings, read_environ, read_file, read_flags
 from falctl.config_values import Kind
 from falctl.errors import ConfigError
@@ -47,21 +47,51 @@ def load_config(path: Path | None, *, environ: Mapping[str, str], flags: Mapping
     settings = read_file(path) if path is not None else {}
     settings |= read_environ(environ)
     settings |= read_flags(flags)
-    tables: dict[str, dict[str, object]] = {}
-    for (section, key), setting in settings.items():
-        tables.setdefault(section, {})[key] = setting.value
+    settings = _one_or_several(settings)
     try:
-        return Config.model_validate(tables)
+        return Config.model_validate(_tables(settings))
     except ValidationError as error:
         raise ConfigError(_explain(error.errors(include_url=False)[0], settings)) from None
 
 
+def _one_or_several(settings: Settings) -> Settings:
+    """
+    Return *settings* without the apps of the file when a variable or a flag names one app.
+
+    Raises:
+        ConfigError: a variable or flag counts runners, and nobody knows of which app.
+    """
+    sections = [section for section, key in settings if key == "app" and section.startswith(f"{APPS}.")]
+    if sections and ("runners", "app") in settings:  # the file cannot have both
+        return {name: setting for name, setting in settings.items() if name[0] not in sections}
+    if sections and (count := settings.get(("runners", "count"))) is not None:
+        told = f"runners.count = {shown(count.value)} ({count.origin})"
+        msg = (
+            f"{told} counts the runners of one app, and there are several; write count below [{sections[0]}]"
+        )
+        raise ConfigError(msg)
+    return settings
+
+
+def _tables(settings: Settings) -> dict[str, dict[str, Any]]:
+    tables: dict[str, dict[str, Any]] = {}
+    for (section, key), setting in settings.items():
+        table, _, alias = section.partition(".")
+        place = tables.setdefault(table, {})
+        (place.setdefault(alias, {}) if alias else place)[key] = setting.value
+    return tables
+
+
 def _explain(error: ErrorDetails, settings: Settings) -> str:
-    section, *rest = error["loc"]
+    section, *rest = map(str, error["loc"])
     context = error.get("ctx", {})
-    key = KEYS[str(section), str(context["key"] if error["type"] == CROSS_CHECK else rest[0])]
+    if section == APPS:
+        alias, name, *rest = rest
+        key = app_key(f"{APPS}.{alias}", name)
+    else:
+        key = KEYS[section, context["key"] if error["type"] == CROSS_CHECK else rest.pop(0)]
     setting = settings.get((key.section, key.key), Setting(key.field.default, "default"))
-    index = rest[1] if key.kind is Kind.LIST and len(rest) > 1 else None
+    index = int(rest[0]) if key.kind is Kind.LIST and rest else None
     where = f"{key.name}{_subject(key, setting.value, index)} ({setting.origin})"
     if error["type"] == CROSS_CHECK:
         return f"{where} {context['problem']}"
@@ -71,8 +101,8 @@ def _explain(error: ErrorDetails, settings: Settings) -> str:
     return f"{where}: {out}write {key.expected() if index is None else 'a text in quotes'}"
 
 
-def _subject(key: Key, value: object, index: object) -> str:
+def _subject(key: Key, value: object, index: int | None) -> str:
     part = ""
-    if isinstance(index, int) and isinstance(value, list | tuple):
+    if index is not None and isinstance(value, list | tuple):
         part, value = f"[{index}]", value[index]
     return part if key.name == _SECRET else f"{part} = {shown(value)}"

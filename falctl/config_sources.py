@@ -9,13 +9,25 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
 from typing import Final
 
-from falctl.config_keys import ENV_PREFIX, KEYS, SECTIONS, Key, Name, nearest, plain, shown
+from falctl.config_apps import ENV_APPS, check_one_or_several, read_apps
+from falctl.config_keys import (
+    APPS,
+    ENV_PREFIX,
+    KEYS,
+    SECTIONS,
+    Key,
+    Name,
+    did_you_mean,
+    nearest,
+    plain,
+    shown,
+)
 from falctl.config_values import Kind
 from falctl.errors import ConfigError
 
@@ -38,10 +50,14 @@ def read_file(path: Path) -> Settings:
     """Return what the file says. Blocks. Raises ConfigError if it cannot be read or holds an unknown name."""
     settings: Settings = {}
     origin = plain(path.name)
-    for section, table in _parse_toml(_read_text(path), origin=origin).items():
+    tables = _parse_toml(_read_text(path), origin=origin)
+    for name, value in read_apps(tables.pop(APPS, {}), origin=origin).items():
+        settings[name] = Setting(value, origin)
+    for section, table in tables.items():
         for key, value in _check_section(section, table, origin=origin).items():
             _check_key(section, key, origin=origin)
             settings[section, key] = Setting(value, origin)
+    check_one_or_several({name: setting.value for name, setting in settings.items()}, origin=origin)
     if paths := settings.get(("models", "paths")):
         settings["models", "paths"] = Setting(_anchored(paths.value, path), origin)
     return settings
@@ -52,6 +68,9 @@ def read_environ(environ: Mapping[str, str]) -> Settings:
     keys = {key.env: key for key in KEYS.values()}
     sections = {f"{ENV_PREFIX}{section}_".upper(): section for section in SECTIONS}
     settings: Settings = {}
+    if theirs := sorted(name for name in environ if name.startswith(ENV_APPS)):
+        msg = f"environment variable {plain(theirs[0])}: apps are named in the file alone; write [apps.NAME] there"
+        raise ConfigError(msg)
     for variable in sorted(name for name in environ if name.startswith(tuple(sections))):
         if (key := keys.get(variable)) is not None:
             settings[key.section, key.key] = Setting(_from_text(key, environ[variable]), variable)
@@ -118,7 +137,7 @@ def _parse_toml(text: str, *, origin: str) -> dict[str, object]:
 def _check_section(section: str, table: object, *, origin: str) -> dict[str, object]:
     if section not in SECTIONS:
         owners = [owner for owner, key in KEYS if key == section]
-        advice = f"put this key below [{owners[0]}]" if owners else _did_you_mean(section, SECTIONS)
+        advice = f"put this key below [{owners[0]}]" if owners else did_you_mean(section, [*SECTIONS, APPS])
         msg = f"unknown section '{plain(section)}' in {origin}; {advice}"
         raise ConfigError(msg)
     if not isinstance(table, dict):
@@ -131,18 +150,13 @@ def _check_key(section: str, key: str, *, origin: str) -> None:
     if (section, key) in KEYS:
         return
     owners = [owner for owner, name in KEYS if name == key]
-    advice = f"it belongs in [{owners[0]}]" if owners else _did_you_mean(key, _keys_of(section))
+    advice = f"it belongs in [{owners[0]}]" if owners else did_you_mean(key, _keys_of(section))
     msg = f"unknown key '{plain(key)}' in [{section}] of {origin}; {advice}"
     raise ConfigError(msg)
 
 
 def _keys_of(section: str) -> list[str]:
     return [key for owner, key in KEYS if owner == section]
-
-
-def _did_you_mean(wrong: str, known: Iterable[str]) -> str:
-    close = nearest(wrong, known)
-    return f"did you mean '{close}'?" if close else f"there are {', '.join(known)}"
 
 
 def _anchored(value: object, file: Path) -> object:

@@ -91,14 +91,26 @@ class MethodError(RequestError):
         self.allowed = allowed
 
 
+class UploadRefusedError(RequestError):
+    """Something is sent to an address that nobody was given, or whose time is over."""
+
+    status, error_type = 403, "forbidden"
+
+
 class BodyTimeoutError(RequestError):
     """The client sent its body too slowly."""
 
     status, error_type = 408, "body_timeout"
 
 
+class ConflictError(RequestError):
+    """Another request is doing this."""
+
+    status, error_type, retryable = 409, "conflict", True
+
+
 class BodyTooLargeError(RequestError):
-    """The body is over `server.max_body`."""
+    """The body is over `server.max_body`, or a sent file over `files.max_upload`."""
 
     status, error_type = 413, "body_too_large"
 
@@ -152,6 +164,6 @@ class ModelTooLargeError(RequestError):
 
 
 class StorageFullError(RequestError):
-    """The job cannot be kept: the disk is full, or `queue.max_disk` is reached."""
+    """The job or file cannot be kept: the disk is full, or `queue.max_disk` is reached."""
 
     status, error_type, retryable = 507, "storage_full", True

@@ -56,6 +56,11 @@ class Home:
         return self.root / "files"
 
     @property
+    def uploads(self) -> Path:
+        """Files that clients are sending; on the same disk as `files`, where they are moved when they are whole."""
+        return self.root / "uploads"
+
+    @property
     def data(self) -> Path:
         """What apps of fal know as ``/data``; it outlives falctl."""
         return self.root / "data"

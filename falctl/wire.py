@@ -96,6 +96,8 @@ class HostSpec:
     """The folder that a fal.App knows as ``/data``; made when one runs."""
     config: dict[str, Any]
     """`falctl.config.Config` as JSON."""
+    alias: str = ""
+    """The name of its app among several; empty: there is one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +113,8 @@ class RouterSpec:
     """Where `falctl up` was called: a policy of the user's is looked for there, too."""
     apps: dict[str, list[int]] = field(default_factory=dict)
     """The runners of each app by its alias; empty: all runners serve one app, which has no name."""
+    files_url: str = ""
+    """As in `HostSpec`: what clients get for the files that they have sent."""
 
 
 @dataclass(frozen=True, slots=True)

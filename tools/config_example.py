@@ -10,8 +10,11 @@ from inspect import cleandoc
 from pathlib import Path
 from typing import Final
 
+from falctl.config import AppConfig
 from falctl.config_diff import LIVE
-from falctl.config_keys import KEYS, SECTIONS, Key
+from falctl.config_keys import KEYS, SECTIONS, Key, app_key
+
+_EXAMPLES: Final = {"app": '"draw.py::Draw"', "gpus": "[0, 1]", "count": "0", "cpu_count": "0"}
 
 PATH: Final = Path(__file__).parents[1] / "config.example.toml"
 
@@ -28,7 +31,7 @@ _HEAD: Final = """\
 
 def render() -> str:
     """Return the text of config.example.toml."""
-    return "\n".join([_HEAD, *(_section(name) for name in SECTIONS)])
+    return "\n".join([_HEAD, *(_section(name) for name in SECTIONS), _apps()])
 
 
 def _section(name: str) -> str:
@@ -37,10 +40,23 @@ def _section(name: str) -> str:
     return f"## {title}\n[{name}]\n{''.join(keys)}"
 
 
+def _apps() -> str:
+    """Return the tables of two apps, as prose: a file that has them has no `runners.app`."""
+    title = cleandoc(AppConfig.__doc__ or "")
+    notes = (
+        f"##   {key} = {_EXAMPLES[key]}\n##     {field.description}{_note(app_key('apps.NAME', key))}\n"
+        for key, field in AppConfig.model_fields.items()
+    )
+    return f"## {title}\n## Apps need a restart to change. Two may share a card if both name it.\n## [apps.NAME]\n{''.join(notes)}"
+
+
 def _key(key: Key) -> str:
+    return f"\n## {key.field.description}{_note(key)}\n#{key.key} = {key.default}\n"
+
+
+def _note(key: Key) -> str:
     notes = [note for note in (key.allowed(), "live" if key.name in LIVE else "") if note]
-    note = f" ({'; '.join(notes)})" if notes else ""
-    return f"\n## {key.field.description}{note}\n#{key.key} = {key.default}\n"
+    return f" ({'; '.join(notes)})" if notes else ""
 
 
 if __name__ == "__main__":

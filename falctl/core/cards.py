@@ -7,15 +7,19 @@ differently (its default order is FASTEST_FIRST).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from itertools import cycle, islice
+from itertools import cycle, islice, pairwise
 from typing import Final, Literal, TypeAlias
 
 from falctl.errors import ConfigError
 
 CardName: TypeAlias = int | str
 GpuChoice: TypeAlias = Literal["all", "none"] | Sequence[CardName | Sequence[CardName]]
+
+Group: TypeAlias = "tuple[Card, ...]"
+"""The cards of one runner."""
 
 _NO_DEVICE: Final = ("-1", "NoDevFiles", "none", "void")
 """Values of CUDA_VISIBLE_DEVICES that hide every card (CUDA and NVIDIA's container toolkit)."""
@@ -37,6 +41,10 @@ class Card:
     """It is in MIG mode, with instances or without: then it cannot be used whole."""
 
 
+_FLAGGED: Final = "runners.gpus"
+"""The key that has a flag."""
+
+
 def visible(cards: Sequence[Card], cuda_visible_devices: str | None) -> tuple[Card, ...]:
     """
     Return the cards that the caller may use, in the order of its CUDA_VISIBLE_DEVICES (None: unset, all).
@@ -56,11 +64,12 @@ def visible(cards: Sequence[Card], cuda_visible_devices: str | None) -> tuple[Ca
     return tuple(found)
 
 
-def assign(choice: GpuChoice, cards: Sequence[Card], *, count: int) -> tuple[tuple[Card, ...], ...]:
+def assign(choice: GpuChoice, cards: Sequence[Card], *, count: int, key: str = _FLAGGED) -> tuple[Group, ...]:
     """
     Return the cards of each runner, by runner id; empty: there is no card to use, run on the CPU.
 
-    *cards* are the visible ones. *count* runners share them in turn; 0 is one per entry of *choice*.
+    *cards* are the visible ones. *count* runners share them in turn; 0 is one per entry of *choice*, which is *key* of
+    the configuration.
 
     Raises:
         ConfigError: a card that does not exist or is hidden, or a MIG parent.
@@ -69,8 +78,24 @@ def assign(choice: GpuChoice, cards: Sequence[Card], *, count: int) -> tuple[tup
         return ()
     entries: Sequence[CardName | Sequence[CardName]]
     entries = _all(cards) if choice == "all" else choice
-    groups = [_group(entry, cards) for entry in entries]
+    return repeat(tuple(_group(entry, cards, key) for entry in entries), count)
+
+
+def repeat(groups: Sequence[Group], count: int) -> tuple[Group, ...]:
+    """Return the cards of *count* runners that use *groups* in turn; 0: one runner each."""
     return tuple(islice(cycle(groups), count)) if count and groups else tuple(groups)
+
+
+def share_out(groups: Sequence[Group], *, named: Collection[Card], shares: int) -> list[tuple[Group, ...]]:
+    """
+    Return *shares* parts of *groups*, in order and as equal as can be, the larger ones first.
+
+    A group with a card that somebody has *named* is nobody's part.
+    """
+    left = [group for group in groups if not set(group) & set(named)]
+    each, more = divmod(len(left), shares)
+    ends = [each * n + min(n, more) for n in range(shares + 1)]
+    return [tuple(left[begin:end]) for begin, end in pairwise(ends)]
 
 
 def _all(cards: Sequence[Card]) -> list[str]:
@@ -78,37 +103,44 @@ def _all(cards: Sequence[Card]) -> list[str]:
     return [card.uuid for card in cards if card.parent_uuid not in whole]
 
 
-def _group(entry: CardName | Sequence[CardName], cards: Sequence[Card]) -> tuple[Card, ...]:
+def _group(entry: CardName | Sequence[CardName], cards: Sequence[Card], key: str) -> Group:
     names = [entry] if isinstance(entry, int | str) else list(entry)
-    group = tuple(_card(name, cards) for name in names)
+    group = tuple(_card(name, cards, key) for name in names)
     if len(set(group)) < len(group) or not group:
-        msg = f"runners.gpus: {entry!r} must name different cards for one runner"
+        msg = f"{key}: {entry!r} must name different cards for one runner"
         raise ConfigError(msg)
     return group
 
 
-def _card(name: CardName, cards: Sequence[Card]) -> Card:
+def _card(name: CardName, cards: Sequence[Card], key: str) -> Card:
     matches = _matches(str(name), cards)
     if len(matches) != 1:
         have = ", ".join(f"{c.index} ({c.uuid})" for c in cards) or "none"
         problem = "no GPU" if not matches else "more than one GPU"
-        advice = "" if cards else "; --gpus none starts CPU runners"
-        msg = f"runners.gpus: {problem} {name!r}; visible here: {have}{advice}"
+        advice = "" if cards else f"; {_written(key, ['none'])} starts CPU runners"
+        msg = f"{key}: {problem} {name!r}; visible here: {have}{advice}"
         raise ConfigError(msg)
     card = matches[0]
     if card.mig_mode:
-        raise ConfigError(_explain_mig(card))
+        raise ConfigError(_explain_mig(card, key))
     return card
 
 
-def _explain_mig(card: Card) -> str:
-    what = f"runners.gpus: GPU {card.index} ({card.uuid}) is in MIG mode and cannot be used whole; "
+def _explain_mig(card: Card, key: str) -> str:
+    what = f"{key}: GPU {card.index} ({card.uuid}) is in MIG mode and cannot be used whole; "
     if card.instances:
-        return what + f"name its instances instead: --gpus {','.join(card.instances)}"
+        return what + f"name its instances instead: {_written(key, card.instances)}"
     return (
         what
         + "it has no instances: make some (nvidia-smi mig -cgi ... -C), or leave the mode (nvidia-smi -mig 0)"
     )
+
+
+def _written(key: str, names: Sequence[str]) -> str:
+    """Return how a person says *key* where he most likely has: on the command line, or in the table of an app."""
+    if key == _FLAGGED:
+        return f"--gpus {','.join(names)}"
+    return f"gpus = {json.dumps(names[0] if names == ['none'] else list(names))}"
 
 
 def _matches(name: str, cards: Sequence[Card]) -> list[Card]:

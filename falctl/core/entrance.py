@@ -6,6 +6,7 @@ Refusals are told with how many wait, and with when a place should turn free (`f
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from falctl.core.events import Arrived, Event, Refuse, RefuseCode, RunnerDown, RunnerUp
@@ -59,7 +60,7 @@ class Entrance:
             event.client,
             now,
             self._arrivals,
-            due=self.fair.due(event.client, event.priority, share_s, now=now),
+            due=self._due(event, share_s, now=now),
             start_by=event.start_by,
             priority=event.priority,
             share_s=share_s,
@@ -123,6 +124,13 @@ class Entrance:
             self.state.queue.pop(gone.request)
             self.fair.refund(gone.client, gone.priority, gone.share_s)
         return [gone.request for gone in waiting]
+
+    def _due(self, event: Arrived, share_s: float, *, now: float) -> float:
+        due = self.fair.due(event.client, event.priority, share_s, now=now)
+        if event.again:
+            heads = (head.due for head in self.state.queue.heads() if head.priority == event.priority)
+            due = min(due, math.nextafter(min(heads, default=due), -math.inf))
+        return due
 
     def _slots(self) -> int:
         return max(sum(runner.slots for runner in self.state.fleet.runners.values()), 1)

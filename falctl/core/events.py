@@ -25,6 +25,8 @@ class Arrived:
     """How large the wanted model is, if the request declares it."""
     bounded: bool = True
     """Refused if too many wait. False: it is a job of the durable queue, which has let it in and shows few of many."""
+    again: bool = False
+    """It was sent before, and what it was sent to failed: its turn had come, so it is not behind those who came since."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ The life of one queued job, as a machine: what its owner is told, and what it mu
     starting   Saved(attempt)               running    Send
     starting   NotSaved(attempt)            waiting    GiveBack, Wait
     running    Bounced (app not entered)    waiting    Save(retry), Wait; the attempt does not count
-    running    AttemptEnded, to be retried  waiting    Save(retry), Wait
+    running    AttemptEnded, to be retried  waiting    Save(retry), Wait(freed)
     running    AttemptEnded                 ending     Save(end)
     waiting    Refused for good             ending     Save(end)
     waiting    CancelAsked                  ending     Withdraw, Save(end)
@@ -21,7 +21,8 @@ Persistence is an action whose completion is an event, so that what a client hea
 id, an attempt before it is sent, a cancellation before it is confirmed, an end before it is told. Writes become
 durable in the order in which they were asked for. Only the first can be refused; the others are tried until they
 succeed, but for ``retry``, without which a crash may count one attempt more. After a restart `Recovered` begins where
-the disk stands: an attempt that was under way counts as one whose connection broke.
+the disk stands: an attempt that was under way counts as one whose connection broke. Its app may run on, as it may
+whenever a connection breaks; the next attempt waits until no runner is at it any more, so that there are never two.
 """
 
 from __future__ import annotations
@@ -134,6 +135,8 @@ class Wait:
     """Let it wait for a runner, after a pause; `Granted` or `Refused` follows."""
 
     after_s: float = 0.0
+    freed: bool = False
+    """Its last attempt may go on although nobody hears of it: have that stopped, and wait until its slot is free."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +156,7 @@ class GiveBack:
 
 @dataclass(frozen=True, slots=True)
 class StopAttempt:
-    """Cancel what was sent, at its runner; its answer still comes."""
+    """Cancel what was sent, at whichever runner; its answer still comes, unless a router sent it that is gone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +213,7 @@ class Job:
             case Bounced():
                 assert self.state == "running"
                 self.attempts -= 1
-                return self._wait_again(0.0)
+                return self._wait_again(Wait())
             case AttemptEnded(outcome):
                 assert self.state == "running"
                 return self._attempt_ended(outcome, rest_s=pause_s(self.attempts))
@@ -231,7 +234,7 @@ class Job:
             return self._end(outcome)
         if (condition := outcome.failed_by) is not None:
             self.failures[condition] = self.failures.get(condition, 0) + 1
-        return self._wait_again(rest_s)
+        return self._wait_again(Wait(rest_s, freed=True))
 
     # --- what becomes of a record ----------------------------------------------------------------
 
@@ -239,7 +242,7 @@ class Job:
         match record:
             case "job":
                 assert self.state == "saving"
-                return [Acknowledge("job"), *self._wait()]
+                return [Acknowledge("job"), *self._wait(Wait())]
             case "attempt":
                 assert self.state == "starting"
                 if self.cancel_asked:
@@ -266,7 +269,7 @@ class Job:
             case "attempt":
                 assert self.state == "starting"
                 self.attempts -= 1
-                return [GiveBack(), *self._wait(AGAIN_S)]
+                return [GiveBack(), *self._wait(Wait(AGAIN_S))]
             case "retry":
                 return []
             case "cancel":
@@ -287,9 +290,13 @@ class Job:
     def _recover(self, *, dispatched: bool) -> list[Action]:
         assert self.state == "new"
         if not dispatched:
-            return self._wait()
+            return self._wait(Wait(freed=self.attempts > 0))
         self.state = "running"
-        return self._attempt_ended(LOST, rest_s=0.0)  # it has its old place, and a restart took its time
+        stop: list[Action] = [StopAttempt()] if self.cancel_asked else []
+        return [
+            *stop,
+            *self._attempt_ended(LOST, rest_s=0.0),
+        ]  # it has its old place, and a restart took its time
 
     def _cancel(self) -> list[Action]:
         if self._cancel_saved and self.outcome is None:
@@ -301,14 +308,14 @@ class Job:
             return [Withdraw(), *self._end(CANCELLED)]
         return [Save("cancel"), StopAttempt()] if self.state == "running" else [Save("cancel")]
 
-    def _wait(self, after_s: float = 0.0) -> list[Action]:
+    def _wait(self, wait: Wait) -> list[Action]:
         if self.cancel_asked:
             return self._end(CANCELLED)
         self.state = "waiting"
-        return [Wait(after_s)]
+        return [wait]
 
-    def _wait_again(self, after_s: float) -> list[Action]:
-        return self._end(CANCELLED) if self.cancel_asked else [Save("retry"), *self._wait(after_s)]
+    def _wait_again(self, wait: Wait) -> list[Action]:
+        return self._end(CANCELLED) if self.cancel_asked else [Save("retry"), *self._wait(wait)]
 
     def _end(self, outcome: Outcome) -> list[Action]:
         self.state, self.outcome = "ending", outcome

@@ -51,7 +51,7 @@ class _BusyError(RequestError):
 
 async def answer_error(request: Request, error: Exception) -> Response:
     """Return the answer to *error*; what an author needs to know goes to the log."""
-    return render(_expected(error))
+    return render(expected(error))
 
 
 def render(error: RequestError) -> Response:
@@ -91,7 +91,8 @@ def breaks_the_card(error: BaseException) -> bool:
     return "AcceleratorError" in names and not runs_out_of_memory(error)
 
 
-def _expected(error: Exception) -> RequestError:
+def expected(error: Exception) -> RequestError:
+    """Return what the client gets to know of *error*; what an author needs to know goes to the log."""
     if isinstance(error, ClientDisconnect):
         return RequestCancelled()  # nobody reads it
     ticket = CURRENT.get()

@@ -1,8 +1,8 @@
 """
 The host's front: what is ours is answered here, the app's requests go in one per slot.
 
-`/falctl/*`, GET `/health`, `/openapi.json` and `/docs` take no slot. Everything else does, a path that the app does
-not have too, so that the router sees each request that it dispatched end in the same way.
+`/falctl/*`, GET `/health`, `/openapi.json` and `/docs` take no slot. Everything else does, websockets and a path that the
+app does not have too, so that the router sees each request that it dispatched end in the same way.
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ import logging
 from typing import Final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.websockets import WebSocketDisconnect
 
 from falctl.host.answer import Answer, UnsendableError, without_ours
+from falctl.host.conversation import Conversation
 from falctl.host.deadline import Deadline, overdue
 from falctl.host.ending import EXIT_CARD_BROKEN, end_process
-from falctl.host.failures import bounced, render, unsendable
+from falctl.host.failures import bounced, expected, render, unsendable
 from falctl.host.head import RequestHead, read_head
 from falctl.host.keeper import Keeper
 from falctl.host.loader import OWN_PATHS
@@ -47,6 +49,8 @@ class Gate:
         # As it stands on the wire: a client's "/%66alctl/..." that the router let pass must not become ours here.
         if scope["raw_path"].startswith(_OURS):
             await self._ours(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await self._converse(scope, receive, send)
         elif scope["path"] in OWN_PATHS and scope["method"] in _READ:
             await self._app(scope, receive, self._with_hints(send))
         else:
@@ -65,7 +69,7 @@ class Gate:
 
     async def _answer_slotted(self, scope: Scope, receive: Receive, send: Send) -> None:
         head = read_head(scope["headers"])
-        ticket = self._keeper.admit(head)
+        ticket = self._keeper.admit(head, path=scope["path"])
         if ticket is None:
             await bounced()(scope, receive, send)
             return
@@ -84,18 +88,44 @@ class Gate:
         finally:
             deadline.cancel()
             await self._keeper.end(ticket)
-        if ticket.broke_card:
-            end_process(EXIT_CARD_BROKEN)
-        if ticket.ends_runner:
-            await self._retire(ticket)
+        await self._end_runner(ticket)
         if not answer.complete:
             # Returning here makes the server close the connection without a final chunk, which is what we mean.
             log.info("request.broken request=%s", ticket.request)
 
-    async def _retire(self, ticket: Ticket) -> None:
-        log.warning("runner.retires request=%s: its app asks for another process", ticket.request)
-        await self._keeper.slots.wait_idle()  # no new request is let in
-        end_process(EXIT_RETIRED)
+    async def _end_runner(self, ticket: Ticket) -> None:
+        """End the process, if this request was to be its last."""
+        if ticket.broke_card:
+            end_process(EXIT_CARD_BROKEN)
+        if ticket.ends_runner:
+            log.warning("runner.retires request=%s: its app asks for another process", ticket.request)
+            await self._keeper.slots.wait_idle()  # no new request is let in
+            end_process(EXIT_RETIRED)
+
+    async def _converse(self, scope: Scope, receive: Receive, send: Send) -> None:
+        head = read_head(scope["headers"])
+        ticket = self._keeper.admit(head, path=scope["path"], websocket=True)
+        if ticket is None:
+            await bounced()(scope, receive, send)
+            return
+        CURRENT.set(ticket)
+        conversation = Conversation(ticket, receive, send, keeper=self._keeper)
+        leaving = spawn(conversation.leave_with_the_runner(), name="websocket.leave")
+        try:
+            await self._app(_app_scope(scope, head), conversation.receive, conversation.send)
+            await conversation.finish()
+        except asyncio.CancelledError:
+            if not ticket.stopping:
+                raise
+            ticket.task.uncancel()
+            await conversation.fail(RequestCancelled())
+        except Exception as error:  # noqa: BLE001 - the app's code; `expected` logs it
+            if not (conversation.closed and isinstance(error, OSError | WebSocketDisconnect)):
+                await conversation.fail(expected(error))
+        finally:
+            leaving.cancel()
+            await self._keeper.end(ticket)
+        await self._end_runner(ticket)
 
     async def _run(self, scope: Scope, receive: Receive, answer: Answer, ticket: Ticket) -> None:
         body = await _read_body(receive)

@@ -21,13 +21,14 @@ class Keeper:
         self._hints = hints
         self._threads = threads
 
-    def admit(self, head: RequestHead) -> Ticket | None:
+    def admit(self, head: RequestHead, *, path: str = "", websocket: bool = False) -> Ticket | None:
         """Return the ticket of a request that may start now; None when no slot is free or we drain."""
         if not self.slots.free:
             return None
         task = asyncio.current_task()
         assert task is not None, "admitted outside a task"
-        ticket = Ticket(head.request, head.hint, warm=self._hints.holds(head.hint), task=task)
+        warm = self._hints.holds(head.hint)
+        ticket = Ticket(head.request, head.hint, warm=warm, task=task, path=path, websocket=websocket)
         self.report.logbook.drain()
         self.slots.take(ticket)
         self.report.started(ticket)
@@ -45,7 +46,7 @@ class Keeper:
         ticket.ending = True
         if ticket.broke_card or ticket.ends_runner:
             # Failing quickly would make this the runner that is always free, and draw every request here.
-            self.slots.draining = True
+            self.slots.drain()
             self.report.draining()
         asked = None
         try:

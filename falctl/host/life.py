@@ -61,6 +61,8 @@ class Life:
                     spawn(self._drain(within_s), name="drain")
                 case Ending():
                     self._tell_app()
+                    if self._served is not None:
+                        self._served.slots.leaving.set()
                 case Stop():
                     self._stopped.set()
                 case other:
@@ -79,7 +81,7 @@ class Life:
 
     async def _drain(self, within_s: float) -> None:
         if (served := self._served) is not None:
-            served.slots.draining = True
+            served.slots.drain()
             served.report.draining()
             try:
                 await asyncio.wait_for(served.slots.wait_idle(), within_s)
@@ -88,7 +90,7 @@ class Life:
         self._control.send(Drained())
 
     async def _end(self, served: Served) -> None:
-        served.slots.draining = True
+        served.slots.drain()
         for ticket in served.slots.held:
             ticket.cancel()
         served.listener.close()

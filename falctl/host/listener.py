@@ -1,5 +1,5 @@
 """
-Serve HTTP on the runner's Unix socket: uvicorn's protocol, without its server.
+Serve HTTP and websockets on the runner's Unix socket: uvicorn's protocols, without its server.
 
 Its server would install signal handlers, stop for a lifespan that we do not have, and could not listen again: when
 somebody wipes the state directory, the socket that is listened on stays open but nobody can reach it, so the same
@@ -11,20 +11,29 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import sys
+import urllib.parse
 from pathlib import Path
 from typing import Any, Final, cast
 
+import httptools
 from starlette.types import ASGIApp
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from uvicorn.server import ServerState
+
+from falctl.handshake import handshake
 
 log = logging.getLogger(__name__)
 
 KEEP_ALIVE_S: Final = 3600
 """Longer than the router keeps an idle connection, or a request could meet a connection that we are closing."""
 BACKLOG: Final = 2048
-_UNFINISHED: Final = "ASGI callable returned without completing response."
+_NO_NEWS: Final = (
+    "ASGI callable returned without completing response.",  # we broke it on purpose; `gate` has said so
+    '%s - "WebSocket ',
+)
 
 
 class Listener:
@@ -37,7 +46,10 @@ class Listener:
         self._config = Config(
             cast("Any", app),  # uvicorn types the ASGI messages one by one, starlette does not
             http=HttpToolsProtocol,
-            ws="none",
+            ws=WebSocketsSansIOProtocol,
+            ws_max_size=sys.maxsize,  # the router has counted
+            ws_per_message_deflate=False,
+            ws_ping_interval=None,  # between two processes of one machine, a broken connection is a fact
             lifespan="off",
             interface="asgi3",
             log_config=None,
@@ -80,7 +92,22 @@ class Listener:
 
     def _protocol(self) -> HttpToolsProtocol:
         app_state: dict[str, Any] = {}
-        return HttpToolsProtocol(self._config, self._state, app_state)
+        return _Connection(self._config, self._state, app_state)
+
+
+class _Connection(HttpToolsProtocol):
+    def handle_websocket_upgrade(self) -> None:
+        self.connections.discard(self)
+        socket = WebSocketsSansIOProtocol(self.config, self.server_state, self.app_state)
+        socket.connection_made(self.transport)
+        socket.data_received(handshake(self.headers))
+        self.transport.set_protocol(socket)
+        if not socket.close_sent:  # the handshake is good: its task will begin with this
+            url = httptools.parse_url(self.url)
+            socket.scope["raw_path"] = url.path
+            socket.scope["path"] = urllib.parse.unquote(url.path.decode("ascii"))
+            socket.scope["query_string"] = url.query or b""
+            socket.scope["headers"] = self.headers
 
 
 def _bind(path: Path) -> socket.socket:
@@ -98,5 +125,5 @@ def _bind(path: Path) -> socket.socket:
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """Return False for a connection that we break on purpose; `gate` has said so."""
-    return record.msg != _UNFINISHED
+    """Return False for what uvicorn says of every websocket, and of every connection that we break."""
+    return not str(record.msg).startswith(_NO_NEWS)

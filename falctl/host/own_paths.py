@@ -8,10 +8,12 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
+from falctl.host.cancel import Canceller
 from falctl.host.failures import render
 from falctl.host.keeper import Keeper
 from falctl.host.load_order import read_order
 from falctl.host.loads import Loads
+from falctl.tasks import spawn
 from falctl.toolkit import BadRequestError, NotFoundError, RequestError
 from falctl.wire import CANCEL_PATH, EVENTS_PATH, LOAD_PATH
 
@@ -21,9 +23,10 @@ log = logging.getLogger(__name__)
 class OwnPaths:
     """An ASGI application."""
 
-    def __init__(self, keeper: Keeper, loads: Loads) -> None:
+    def __init__(self, keeper: Keeper, loads: Loads, canceller: Canceller) -> None:
         self._keeper = keeper
         self._loads = loads
+        self._canceller = canceller
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -52,7 +55,7 @@ class OwnPaths:
             msg = f"Request {request} is not running here"
             raise NotFoundError(msg)
         log.info("request.cancelled request=%s", request)
-        ticket.cancel()
+        spawn(self._canceller.cancel(ticket), name=f"cancel-{request}")
         return JSONResponse({"status": "CANCELLATION_REQUESTED"}, 202)
 
     def _load(self, body: bytes) -> Response:

@@ -59,7 +59,7 @@ class Report:
             epoch=Epoch(self._epoch),
             slots=self._slots.count,
             hints=self._hints.known,
-            executing=tuple(Executing(t.request, t.hint, t.started_at, t.step, t.steps) for t in held),
+            executing=tuple(Executing(t.request, t.hint, t.since(now=now), t.step, t.steps) for t in held),
             models=self._models(),
             served=self._slots.served,
             loads=self._loads,

@@ -23,7 +23,7 @@ async def retired(served: Served) -> None:
     if served.health is not None:
         reasons.add(spawn(served.health.sick(), name="health.watch"))
     done, _ = await asyncio.wait(reasons, return_when=asyncio.FIRST_COMPLETED)
-    served.slots.draining = True
+    served.slots.drain()
     served.report.draining()
     log.warning("runner.retires %s", done.pop().result())
 

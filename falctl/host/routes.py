@@ -1,4 +1,8 @@
-"""Build the web application of an app: one POST route per endpoint, `/health`, `/openapi.json` and `/docs`."""
+"""
+Build the web application of an app: one POST route per endpoint, `/health`, `/openapi.json` and `/docs`.
+
+An async endpoint with a parameter of the type `starlette.websockets.WebSocket` is a websocket instead.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ import typing
 from collections.abc import Callable
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import FastAPI, WebSocket
 
 from falctl.app import App, endpoints_of
 from falctl.errors import ConfigError, RequestError
@@ -35,7 +39,10 @@ def build_routes(app: App, *, threads: AppThreads, hints: HintSource) -> FastAPI
         method = getattr(app, endpoint.method)
         try:
             route = endpoint_route(method, threads=threads, hints=hints)
-            web.add_api_route(endpoint.path, route, methods=["POST"], name=endpoint.method)
+            if _is_websocket(route):
+                web.add_api_websocket_route(endpoint.path, route, name=endpoint.method)
+            else:
+                web.add_api_route(endpoint.path, route, methods=["POST"], name=endpoint.method)
         except Exception as error:
             # FastAPI, pydantic and the annotations themselves each raise their own kinds here.
             msg = f"endpoint {type(app).__name__}.{endpoint.method} cannot be served: {said(error)}"
@@ -57,6 +64,15 @@ def endpoint_route(
         route = _on_a_thread(method, threads=threads, hints=hints)
     route.__signature__ = _signature(method)  # type: ignore[attr-defined]
     return route
+
+
+def _is_websocket(route: Callable[..., Any]) -> bool:
+    parameters = inspect.signature(route).parameters.values()
+    found = any(isinstance(p.annotation, type) and issubclass(p.annotation, WebSocket) for p in parameters)
+    if found and not inspect.iscoroutinefunction(inspect.unwrap(route)):
+        msg = "it takes a WebSocket, so it must be async"
+        raise TypeError(msg)
+    return found
 
 
 def _health() -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping
 
 from starlette.types import ASGIApp
 
@@ -59,3 +60,8 @@ def limits_of(app: App, spec: HostSpec) -> Limits:
 def health_of(app: App) -> HealthWatch | None:
     """Return the watch of *app*'s own health check; call after `build_web`."""
     return app.health if isinstance(app, FalApp) else None
+
+
+def cancels_of(app: App) -> Mapping[str, str]:
+    """Return the endpoints of *app* by which its requests are cancelled, as `find_cancels`; call after `build_web`."""
+    return app.cancels if isinstance(app, FalApp) else {}

@@ -14,6 +14,7 @@ from falctl.board.board import Board
 from falctl.config import Config
 from falctl.errors import StartError
 from falctl.host.app_threads import AppThreads
+from falctl.host.cancel import Canceller
 from falctl.host.context import Context
 from falctl.host.fal.health import HealthWatch
 from falctl.host.gate import Gate
@@ -26,7 +27,7 @@ from falctl.host.own_paths import OwnPaths
 from falctl.host.pins import prove_cards
 from falctl.host.prints.capture import Capture
 from falctl.host.report import Report
-from falctl.host.serving import build_web, health_of, limits_of
+from falctl.host.serving import build_web, cancels_of, health_of, limits_of
 from falctl.host.telling import from_the_app, said, user_line
 from falctl.host.ticket import Slots
 from falctl.lifeline import Control
@@ -78,7 +79,7 @@ async def start(app_class: type[App], control: Control, config: Config, *, captu
     await within(limits.startup_timeout_s, call_hook(app.setup, "setup()", threads=threads))
     report.changed(await threads.run(hints.ask) if hints.given else None)
     keeper = Keeper(slots=slots, hints=hints, report=report, threads=threads)
-    ours = OwnPaths(keeper, Loads(report, threads))
+    ours = OwnPaths(keeper, Loads(report, threads), Canceller(web, cancels_of(app)))
     listener = Listener(Gate(web, ours, keeper, limits.request_timeout_s), Path(spec.socket))
     await listener.listen()
     return Served(app, slots, threads, report, listener, limits, health_of(app))

@@ -29,6 +29,14 @@ class Ticket:
     task: asyncio.Task[None] = field(repr=False)
     transcript: Transcript = field(init=False, repr=False)
     """What is printed for it."""
+    path: str = ""
+    """Of the app's endpoint."""
+    websocket: bool = False
+    """It may idle: how long it lasts says nothing of what it costs, and is no sign of a hang."""
+    busy_since: float | None = None
+    """Since when a function runs for this websocket on an app thread; None: none does."""
+    over: asyncio.Event = field(default_factory=asyncio.Event, repr=False)
+    """Set when it has given its slot back."""
     started_at: float = field(default_factory=monotonic_s)
     progress_at: float = 0.0
     step: int = 0
@@ -90,10 +98,16 @@ class Ticket:
 
     def spent_s(self, *, knows_loads: bool) -> tuple[float | None, float | None]:
         """Return seconds of execution and of load as `wire.Released` has them; None where nothing is to be learnt."""
-        if self.stopping or self.failed:
+        if self.websocket or self.stopping or self.failed:
             return None, None
         load_s = self.load_s if self.leases or knows_loads else None
         return max(monotonic_s() - self.started_at - (load_s or 0.0), 0.0), load_s
+
+    def since(self, *, now: float) -> float:
+        """Return since when it executes what it executes *now*; a websocket that waits has only begun to."""
+        if not self.websocket:
+            return self.started_at
+        return now if self.busy_since is None else self.busy_since
 
     @property
     def cache(self) -> Verdict | None:
@@ -120,6 +134,8 @@ class Slots:
         self.sole: Ticket | None = None
         """Who holds the only slot; None: nobody does, or there are more. Other threads may read it."""
         self._held: dict[Ticket, None] = {}
+        self.leaving = asyncio.Event()
+        """Set when this runner is to go: websockets, which have no end of their own, are closed then."""
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -133,6 +149,11 @@ class Slots:
         """Return whether a request may start now."""
         return not self.draining and len(self._held) < self.count
 
+    def drain(self) -> None:
+        """Let no request in any more, and have websockets end."""
+        self.draining = True
+        self.leaving.set()
+
     def take(self, ticket: Ticket) -> None:
         """Give *ticket* a slot; call only when one is free."""
         assert self.free, "no slot is free"
@@ -144,6 +165,7 @@ class Slots:
         """Take the slot back."""
         del self._held[ticket]
         self.sole = None
+        ticket.over.set()
         self.served += 1
         if not self._held:
             self.idle_at = monotonic_s()

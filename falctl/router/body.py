@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
 from starlette.types import Message
@@ -42,16 +42,20 @@ class Intake:
             chunks.append(await self._next(call))
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
+    async def stream(self, call: Call) -> AsyncIterator[bytes]:
+        """Yield the body of *call* as it comes, for who keeps none of it. Raises as `read`, but for limits of size."""
+        while not call.body_read:
+            message = await self._message(call)
+            call.body_read = not message["more_body"]
+            yield message["body"]
+
     def release(self, call: Call) -> None:
         """Give the bytes of *call*'s body back to the budget."""
         self.budget.release(call.held_bytes)
         call.held_bytes = 0
 
     async def _next(self, call: Call) -> bytes:
-        message = await (call.receive() if call.connection.has_input else self._receive_within(call))
-        if message["type"] == "http.disconnect":
-            msg = "the client left while it sent its body"
-            raise ClientGoneError(msg)
+        message = await self._message(call)
         chunk: bytes = message["body"]
         if call.held_bytes + len(chunk) > self.max_body_bytes:
             raise self._too_large()
@@ -60,6 +64,13 @@ class Intake:
         call.held_bytes += len(chunk)
         call.body_read = not message["more_body"]
         return chunk
+
+    async def _message(self, call: Call) -> Message:
+        message = await (call.receive() if call.connection.has_input else self._receive_within(call))
+        if message["type"] == "http.disconnect":
+            msg = "the client left while it sent its body"
+            raise ClientGoneError(msg)
+        return message
 
     async def _receive_within(self, call: Call) -> Message:
         try:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import uuid
-from typing import Final
+from typing import Any, Final
 
 from starlette.types import Message, Receive, Scope, Send
 
@@ -59,6 +60,17 @@ class Call:
         """Send a whole answer."""
         await self.start(status, headers)
         await self.body(body, last=True)
+
+    async def answer_json(self, status: int, body: Any, headers: RawHeaders | None = None) -> None:
+        """Send *body*, of the router's own making, as JSON."""
+        content = json.dumps(body).encode()
+        own = [
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(content)).encode()),
+            (ORIGIN, b"router"),
+            (REQUEST_ID, self.request.encode()),
+        ]
+        await self.answer(status, [*own, *(headers or [])], content)
 
     async def send_own(self, message: Message) -> None:
         """Send an ASGI message of an app of our own, with the headers that every answer gets."""

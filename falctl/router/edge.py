@@ -47,14 +47,14 @@ class Edge:
         """
         self.guard = guard
         self._bare = bare
-        self._rooms = rooms
+        self.rooms = dict(rooms)
         self._ledger = ledger
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         call = Call(scope, receive, send)
         try:
             if await self.guard.admit(call):
-                await self._route(call)
+                await self.route(call)
         except ClientGoneError:
             call.connection.break_off()
         except RequestError as error:
@@ -72,7 +72,13 @@ class Edge:
                 "request.done request=%s method=%s path=%r", call.request, scope["method"], scope["path"]
             )
 
-    async def _route(self, call: Call) -> None:
+    async def route(self, call: Call) -> None:
+        """
+        Answer *call*, which may have passed the guard under another path.
+
+        Raises:
+            RequestError: it is refused, and nothing has been sent.
+        """
         path: str = call.scope["path"]
         if call.head.get(b"upgrade", b"").lower() == b"websocket":
             msg = "websockets are not passed on by this version of falctl"
@@ -83,7 +89,7 @@ class Edge:
         parts = path.split("/", _PARTS_MAX + 1)[1 : _PARTS_MAX + 1]
         reads = call.scope["method"] in {"GET", "HEAD"}
         prefixes = ["/".join(parts[:size]) for size in range(len(parts), 0, -1)]
-        room = next((self._rooms[prefix] for prefix in prefixes if prefix in self._rooms), None)
+        room = next((self.rooms[prefix] for prefix in prefixes if prefix in self.rooms), None)
         if room is not None:
             await room(call)
         elif not _RESERVED.isdisjoint(prefixes) or (path == "/" and reads):

@@ -1,4 +1,4 @@
-"""The images that apps have stored: served by their unguessable names, deleted when they are old."""
+"""The files that apps and clients have stored: served by their unguessable names, deleted when they are old."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import re
+import secrets
 import stat
 import time
 from collections.abc import Iterator
@@ -23,13 +24,23 @@ CONTENT_TYPES: Final = {
     "webp": "image/webp",
     "gif": "image/gif",
     "mp4": "video/mp4",
+    "webm": "video/webm",
+    "mov": "video/quicktime",
     "wav": "audio/wav",
     "mp3": "audio/mpeg",
+    "ogg": "audio/ogg",
+    "flac": "audio/flac",
     "json": "application/json",
+    "txt": "text/plain; charset=utf-8",
+    "zip": "application/zip",
     "bin": "application/octet-stream",
 }
 """Nothing that a browser would run: no HTML, no SVG, no script."""
 
+_NAME_BYTES: Final = 24
+"""192 random bits: whoever does not know the URL does not find the file."""
+_OTHER: Final = "bin"
+_SUFFIXES: Final = {kind.partition(";")[0]: suffix for suffix, kind in reversed(CONTENT_TYPES.items())}
 _NAME: Final = re.compile(rf"([A-Za-z0-9_-]{{20,200}})\.({'|'.join(CONTENT_TYPES)})")
 _SWEEPS_PER_KEEP: Final = 10
 _SWEEP_MIN_S: Final = 1.0
@@ -43,6 +54,19 @@ class StoredFile:
     fd: int
     size_bytes: int
     content_type: str
+
+
+def new_name(file_name: str, content_type: str) -> str:
+    """Return a name for a file of a client's: unguessable, ending as its own name or type wants if that is one of ours."""
+    suffix = file_name.rpartition(".")[2].lower()
+    if suffix not in CONTENT_TYPES or suffix == _OTHER:
+        suffix = _SUFFIXES.get(content_type.partition(";")[0].strip().lower(), _OTHER)
+    return f"{secrets.token_urlsafe(_NAME_BYTES)}.{suffix}"
+
+
+def is_name(text: str) -> bool:
+    """Return whether *text* is the name of a file that may be here."""
+    return _NAME.fullmatch(text) is not None
 
 
 class FileStore:

@@ -18,6 +18,7 @@ from falctl.router.apps import Apps, LocalApp
 from falctl.router.driver import Driver
 from falctl.router.ledger import Ledger
 from falctl.router.link import Link, News
+from falctl.router.orphans import Orphans
 from falctl.tasks import spawn
 
 log = logging.getLogger(__name__)
@@ -43,6 +44,7 @@ class FleetLinks:
         """Links that still say farewell."""
         self._states: dict[RunnerId, tuple[int, str]] = {}
         """Epoch and state of each runner, as last heard."""
+        self.orphans = Orphans(self._links)
 
         self.printed: Callable[[wire.Printed], None] = _nobody
         """Who hears what apps print; set by `RequestLogs`, as the next."""
@@ -75,6 +77,7 @@ class FleetLinks:
             del self._links[number]
             link.retire()
             self._retired.add(link)
+            self.orphans.look()
             link = None
         if state in _SERVES:
             self._serve(number, Epoch(epoch), link, draining=state == "draining")
@@ -148,6 +151,7 @@ class FleetLinks:
     def hear(self, link: Link, message: News) -> None:
         if not isinstance(message, wire.Printed):
             self.refresh()
+            self.orphans.look()
         match message:
             case wire.Hello():
                 log.debug("runner.up runner=%d epoch=%d slots=%d", link.runner, link.epoch, message.slots)

@@ -76,6 +76,8 @@ class Link:
         self._ears = ears
         self._held: dict[RequestId, float | None] = {}
         """Requests that we sent and whose slot we have not heard of again; since when they are over, if they are."""
+        self._strangers: set[str] = set()
+        """Requests that hold a slot there and that we did not send: a router before us did."""
         self._doubt_at: float | None = None
         """Since when what we know of its slots is known to be wrong; None: it is not."""
         self._resync: asyncio.TimerHandle | None = None
@@ -119,6 +121,10 @@ class Link:
     def holds(self, request: RequestId) -> bool:
         """Return whether *request* was sent here and its slot has not been heard of again."""
         return request in self._held
+
+    def may_hold(self, request: RequestId) -> bool:
+        """Return whether *request* may be in one of its slots, as far as is known."""
+        return not self.greeted.is_set() or request in self._held or request in self._strangers
 
     async def cancel(self, request: RequestId) -> None:
         """Ask the host to stop a request, if it can."""
@@ -181,13 +187,15 @@ class Link:
             return
         if isinstance(message, wire.Released):
             self._held.pop(RequestId(message.request), None)
+            self._strangers.discard(message.request)
         if isinstance(message, wire.Hello | wire.Released):
             self._doubt_at = None
         if isinstance(message, wire.Hello):
             self.up = True
+            self._strangers = set(message.executing) - self._held.keys()
+            self.greeted.set()
             self._ears.hear(self, message)
             self._settle(set(message.executing))
-            self.greeted.set()
         else:
             self._ears.hear(self, message)
 

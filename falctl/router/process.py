@@ -19,6 +19,7 @@ from falctl.core.types import RunnerId
 from falctl.errors import ConfigError, StartError
 from falctl.home import Home
 from falctl.lifeline import Control
+from falctl.router import elsewhere
 from falctl.router.apps import UNNAMED, Apps, LocalApp
 from falctl.router.body import Intake
 from falctl.router.connection import Limits
@@ -33,6 +34,7 @@ from falctl.router.jobs.keeper import Keeper
 from falctl.router.jobs.records import StoreLimits
 from falctl.router.jobs.store import JobStore
 from falctl.router.jobs.watch import Watchers
+from falctl.router.js_proxy import JsProxy
 from falctl.router.ledger import Ledger
 from falctl.router.listener import Listener
 from falctl.router.log_routes import LogReader, log_routes
@@ -44,6 +46,9 @@ from falctl.router.queue_status import QueueStatus
 from falctl.router.reasons import Reasons
 from falctl.router.request_logs import RequestLogs
 from falctl.router.routes import make_routes
+from falctl.router.uploads.passes import Passes
+from falctl.router.uploads.routes import Uploads
+from falctl.router.uploads.store import UploadStore
 from falctl.router.webhooks.deliverer import Deliverer
 from falctl.router.webhooks.keys import KEYS_ROOM, keys_room
 from falctl.router.webhooks.signing import open_signer
@@ -83,7 +88,13 @@ class Router:
         self._publisher = Publisher(
             board, self._apps, intake=self._intake, ledger=self._ledger, epoch=spec.epoch
         )
-        guard = Guard(config.server, admin_token=spec.admin_token)
+        self._uploads = Uploads(
+            UploadStore(home.uploads, home.files, max_bytes=config.files.max_upload),
+            Passes(spec.admin_token),
+            self._intake,
+            files_url=spec.files_url or f"{spec.url}/files",
+        )
+        guard = self._guard(config)
         self._proxy = Proxy(
             self._fleet, intake=self._intake, ledger=self._ledger, rules=_rules(config, guard)
         )
@@ -113,9 +124,13 @@ class Router:
             "run": direct.serve_run,
             "queue": self._queue.serve,
             KEYS_ROOM: keys_room(signer),
-            **dict.fromkeys(("falctl", "health", "files"), ours),
+            "fal": elsewhere.refuse,
+            **dict.fromkeys(("fal/rest/storage", "fal/cdn"), self._uploads.serve),
+            **dict.fromkeys(("falctl", "health"), ours),
+            "files": self._uploads.beside(ours),
         }
         self._edge = Edge(guard, rooms=rooms, bare=direct.serve_bare, ledger=self._ledger)
+        self._edge.rooms["api/fal"] = JsProxy(self._edge.route).serve
         self._listener = Listener(self._edge, self._limits)
 
     async def run(self, control: Control) -> None:
@@ -123,6 +138,7 @@ class Router:
         assert control.listen_fd is not None, "the supervisor hands the listening socket down"
         messages = control.messages(asyncio.get_running_loop())
         self._memory.recall()
+        self._uploads.store.begin()
         self._fleet.discover()
         self._publisher.publish()
         if jobs := self._keeper.recover():
@@ -133,6 +149,7 @@ class Router:
             spawn(self._memory.keep_for_ever(), name="memory"),
             spawn(self._keeper.keep_for_ever(), name="jobs"),
             spawn(self._webhooks.deliver_for_ever(), name="webhooks"),
+            spawn(self._uploads.sweep_for_ever(), name="uploads"),
         ]
         await self._fleet.greeted(within_s=_GREETINGS_WITHIN_S)
         await self._listener.open(socket.socket(fileno=control.listen_fd))
@@ -187,7 +204,8 @@ class Router:
         self._intake.max_body_bytes = config.server.max_body
         self._intake.pause_s = config.server.body_timeout
         self._files.keep_s = config.files.keep
-        self._edge.guard = Guard(config.server, admin_token=self._admin_token)
+        self._uploads.store.max_bytes = config.files.max_upload
+        self._edge.guard = self._guard(config)
         self._proxy.rules = self._queue.rules = _rules(config, self._edge.guard)
         self._keeper.store.limits = _store_limits(config)
         logging.getLogger().setLevel(config.log.level.upper())
@@ -199,6 +217,9 @@ class Router:
         await self._keeper.idle()
         self._watchers.close()  # after what has ended has been told
         control.send(wire.Drained())
+
+    def _guard(self, config: Config) -> Guard:
+        return Guard(config.server, admin_token=self._admin_token, passes=self._uploads.admits)
 
     def _report(self) -> dict[str, Any]:
         return self._publisher.report(self._fleet) | {

@@ -118,14 +118,15 @@ class Fleet:
         spec = HostSpec(
             runner=planned.runner,
             epoch=epoch,
-            app=self.config.runners.app,
+            app=planned.app,
+            alias=planned.alias,
             cwd=self._cwd,
             socket=str(ground.home.runner_socket(planned.runner, epoch)),
             cards=[card.uuid for card in planned.cards],
             card_names=[card.name for card in planned.cards],
             driver=ground.plan.driver,
             files_dir=str(ground.home.files),
-            files_url=f"{public_url(ground.url, self.config.server)}/files",
+            files_url=self._files_url(),
             config=self.config.model_dump(mode="json"),
             data_dir=str(ground.home.data),
         )
@@ -137,6 +138,9 @@ class Fleet:
             life_fd=ground.life_fd,
             environ=runner_environ(planned, ground.plan, self.config, os.environ),
         )
+
+    def _files_url(self) -> str:
+        return f"{public_url(self.ground.url, self.config.server)}/files"
 
     def _publish(self, planned: PlannedRunner) -> None:
         member = self.runners[planned.runner]
@@ -151,6 +155,7 @@ class Fleet:
             reason=life.reason,
             gpus=planned.gpu_rows,
             restart_at=life.restart_at,
+            app=planned.alias,
         )
         self.ground.board.put_life(planned.runner, row)
         self.router.send(RunnerChanged(planned.runner, life.epoch, life.state, life.reason))
@@ -189,6 +194,12 @@ class Fleet:
             admin_token=ground.admin_token,
             config=self.config.model_dump(mode="json"),
             cwd=self._cwd,
+            apps={
+                alias: [planned.runner for planned in runners]
+                for alias, runners in ground.plan.apps.items()
+                if alias
+            },
+            files_url=self._files_url(),
         )
         return Launch(
             module="falctl.router",

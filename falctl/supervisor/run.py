@@ -121,7 +121,9 @@ class Supervisor:
 
     async def _serve(self) -> int:
         self._announcer.note(self._listening())
-        self._announcer.note(next_steps(self._fleet.config.runners.app))
+        for line in self._fleet.ground.plan.told():
+            self._announcer.note(f"falctl:   {line}")
+        self._announcer.note(next_steps(self._fleet.config))
         self._announcer.done(exit_code=None)
         while not self._stops:
             self._fleet.news.clear()
@@ -134,10 +136,11 @@ class Supervisor:
 
     def _listening(self) -> str:
         fleet = self._fleet
-        kind = "CPU" if fleet.ground.plan.on_cpu else "GPU"
+        plan = fleet.ground.plan
+        kind = "CPU " if plan.on_cpu else "GPU " if all(planned.cards for planned in plan.runners) else ""
         count = len(fleet.runners)
-        runners = f"{count} {kind} runner{'s' if count > 1 else ''}"
-        return f"falctl: {runners} of {fleet.config.runners.app} behind {fleet.ground.url}"
+        runners = f"{count} {kind}runner{'s' if count > 1 else ''}"
+        return f"falctl: {runners} of {fleet.config.app_names} behind {fleet.ground.url}"
 
     async def _tick(self) -> None:
         ticks = 0
@@ -223,10 +226,10 @@ class Supervisor:
             await asyncio.wait((stopping,), timeout=0.05)
 
 
-def next_steps(app: str) -> str:
+def next_steps(config: Config) -> str:
     """Return what a person may type now; by its path where the command is not on PATH, as in a fresh .venv."""
     falctl = "falctl" if shutil.which("falctl") else str(Path(sys.executable).with_name("falctl"))
-    draw = f'{falctl} run {DEMO_MODEL} "seven" -o seven.png' if app == DEFAULT_APP else ""
+    draw = f'{falctl} run {DEMO_MODEL} "seven" -o seven.png' if config.app_names == DEFAULT_APP else ""
     return "next, in another terminal:  " + "  ·  ".join(
         filter(None, (draw, f"{falctl} status", f"{falctl} down"))
     )

@@ -18,7 +18,7 @@ from falctl.supervisor import listen, nvml
 from falctl.supervisor.announce import Announcer
 from falctl.supervisor.fleet import Ground
 from falctl.supervisor.keeper import Keeper
-from falctl.supervisor.plan import Plan, make_plan
+from falctl.supervisor.plan import Plan, make_plan, wants_cards
 from falctl.supervisor.run import Supervisor
 from falctl.version import __version__
 
@@ -65,18 +65,20 @@ def _ground(config: Config, keeper: Keeper, announcer: Announcer, *, detached: b
         stack.callback(os.close, life_read)
         stack.callback(os.close, life_write)
         board.put_fleet(
-            FleetRow(__version__, os.getpid(), url, config.runners.app, config.routing.policy, monotonic_s())
+            FleetRow(__version__, os.getpid(), url, config.app_names, config.routing.policy, monotonic_s())
         )
         keeper.describe(Instance(os.getpid(), url, detached))
         yield Ground(keeper.home, plan, board, listener, life_read, url, keeper.token)
 
 
 def _machine(config: Config) -> nvml.Machine | None:
-    """Ask NVML, unless nobody wants a GPU: then a sick driver must not matter."""
-    return None if config.runners.gpus == "none" else nvml.probe_within(_PROBE_S)
+    return nvml.probe_within(_PROBE_S) if wants_cards(config) else None
 
 
 def _say_why_cpu(config: Config, plan: Plan, announcer: Announcer) -> None:
-    why = 'runners.gpus is "none"' if config.runners.gpus == "none" else "no GPU is visible here"
     count, key = len(plan.runners), "runners.count" if config.runners.count else "runners.cpu_count"
+    if config.apps:
+        why, key = "no GPU is asked for" if not wants_cards(config) else "no GPU is visible here", "cpu_count"
+    else:
+        why = 'runners.gpus is "none"' if config.runners.gpus == "none" else "no GPU is visible here"
     announcer.note(f"falctl: {why}: starting {count} CPU runner{'s' if count > 1 else ''} ({key})")

@@ -5,9 +5,11 @@ import os
 import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import fal
 from fal.exceptions import AppException
+from fal.toolkit import download_file
 from fastapi import Request
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, Field
@@ -70,6 +72,11 @@ class ClientApp(fal.App, name="client-app", keep_alive=300):
     @fal.endpoint("/sub/path")
     def sub(self, ask: Ask) -> dict[str, str]:
         return {"sub": ask.prompt, "thread": threading.current_thread().name}
+
+    @fal.endpoint("/size")
+    def size(self, ask: Ask) -> dict[str, int]:
+        with TemporaryDirectory() as folder:
+            return {"bytes": download_file(ask.image, folder).stat().st_size}
 
     @fal.endpoint("/stream")
     def stream(self, ask: Ask) -> StreamingResponse:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from falctl.core.cards import Card, assign, visible
+from falctl.core.cards import Card, assign, share_out, visible
 from falctl.errors import ConfigError
 
 
@@ -119,3 +119,28 @@ def test_every_runner_gets_visible_cards_and_the_count_is_kept(choice: list[int]
     assert len(groups) == (count or len(choice))
     assert all(group and set(group) <= set(FOUR) for group in groups)
     assert [g[0].index for g in groups][: len(choice)] == choice[: len(groups)]
+
+
+@given(st.integers(0, 12), st.integers(1, 5), st.sets(st.integers(0, 11)))
+def test_what_is_shared_out_is_all_that_is_left_once_and_nearly_equal(
+    n: int, shares: int, named: set[int]
+) -> None:
+    groups = [(card(i),) for i in range(n)]
+    parts = share_out(groups, named=[card(i) for i in named], shares=shares)
+    assert [group for part in parts for group in part] == [(card(i),) for i in range(n) if i not in named]
+    sizes = [len(part) for part in parts]
+    assert len(sizes) == shares
+    assert sizes == sorted(sizes, reverse=True)
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_a_group_is_nobodys_part_if_one_of_its_cards_is_named() -> None:
+    pairs = [(card(0), card(1)), (card(2), card(3))]
+    assert share_out(pairs, named=[card(1)], shares=1) == [((card(2), card(3)),)]
+
+
+def test_an_error_names_the_key_that_was_written() -> None:
+    with pytest.raises(ConfigError, match=r"^apps\.x\.gpus: no GPU 9; "):
+        assign([9], FOUR, count=0, key="apps.x.gpus")
+    with pytest.raises(ConfigError, match=r'name its instances instead: gpus = \["MIG-a", "MIG-b"\]$'):
+        assign([0], MIG, count=0, key="apps.x.gpus")

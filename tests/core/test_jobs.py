@@ -62,6 +62,8 @@ class World:
     stands: bool = False
     slot: bool = False
     sent: bool = False
+    orphan: bool = False
+    """An attempt goes on of which nobody hears any more."""
     acknowledged: bool = False
     cancel_promised: bool = False
     finished: int = 0
@@ -89,14 +91,15 @@ class World:
             case Acknowledge():
                 assert self.disk.cancel_asked or self.disk.end is not None
                 self.cancel_promised = True
-            case Wait():
+            case Wait(freed=freed):
                 assert not self.slot
-                self.stands = True
+                self.stands, self.orphan = True, self.orphan and not freed
             case Withdraw():
                 assert self.stands
                 self.stands = False
             case Send():
                 assert self.slot
+                assert not self.orphan, "nobody is at it any more"
                 assert self.disk.dispatched
                 assert self.disk.attempts == self.job.attempts <= ATTEMPTS_MAX, "persisted before it is sent"
                 self.sent, self.sent_in_all = True, self.sent_in_all + 1
@@ -104,7 +107,7 @@ class World:
                 assert self.slot
                 self.slot = False
             case StopAttempt():
-                assert self.sent
+                assert self.sent or self.disk.dispatched
             case Finish():
                 assert self.disk.end == self.job.outcome is not None
                 self.finished += 1
@@ -150,6 +153,7 @@ class World:
         """The attempt ends; None: its runner does not let it in."""
         if self.sent:
             self.sent = self.slot = False
+            self.orphan = outcome == jobs.LOST
             self.tell(Bounced() if outcome is None else AttemptEnded(outcome))
 
     def crashed(self, *, written: bool) -> None:
@@ -161,6 +165,7 @@ class World:
             self.__init__(self.rules)  # type: ignore[misc]
             return
         assert self.disk.cancel_asked or self.disk.end is not None or not self.cancel_promised
+        self.orphan = self.orphan or self.sent
         self.saves, self.stands, self.slot, self.sent = [], False, False, False
         if self.disk.end is None:
             disk = self.disk
@@ -371,10 +376,26 @@ def test_a_crash_while_it_rests_charges_no_second_failure() -> None:
     assert world.disk.end == WELL
 
 
+def test_a_cancelled_attempt_of_a_dead_router_is_stopped() -> None:
+    job = Job(RequestId("q"), attempts=1, cancel_asked=True)
+    assert job.handle(Recovered(dispatched=True)) == [StopAttempt(), Save("end")]
+
+
+def test_an_attempt_that_outlives_two_routers_is_not_joined_by_another() -> None:
+    world = started(World())
+    world.crashed(written=False)
+    world.write_all()  # the disk now says that it waits
+    world.orphan = True  # and this router ends before its runner has let it go
+    world.crashed(written=False)
+    world.granted()
+    world.write_all()
+    assert world.sent
+
+
 def test_a_failed_attempt_rests_and_one_that_a_restart_broke_does_not() -> None:
-    assert started(World()).job.handle(AttemptEnded(Outcome(503))) == [Save("retry"), Wait(0.25)]
+    assert started(World()).job.handle(AttemptEnded(Outcome(503))) == [Save("retry"), Wait(0.25, freed=True)]
     job = Job(RequestId("q"), attempts=1)
-    assert job.handle(Recovered(dispatched=True)) == [Save("retry"), Wait(0.0)]
+    assert job.handle(Recovered(dispatched=True)) == [Save("retry"), Wait(0.0, freed=True)]
 
 
 def test_a_retry_that_is_not_noted_is_made_all_the_same() -> None:

@@ -381,6 +381,19 @@ def test_a_job_of_the_durable_queue_is_let_in_whatever_waits() -> None:
     assert s.feed(Arrived(RequestId("job"), None, "c", bounded=False)) == []
 
 
+def test_a_job_whose_attempt_failed_is_not_behind_those_who_came_since() -> None:
+    s = Script("auto")
+    s.up(0)
+    assert s.come("runs") == ["runs@0"]
+    for name in ("first", "second"):
+        s.come(name)
+        s.now += 1.0
+    s.feed(Arrived(RequestId("low"), None, "c", "low", bounded=False, again=True))
+    s.feed(Arrived(RequestId("again"), None, "c", bounded=False, again=True))
+    turns = [s.done(request, 0) for request in ("runs", "again", "first", "second")]
+    assert turns == [["again@0"], ["first@0"], ["second@0"], ["low@0"]]
+
+
 def test_one_client_cannot_take_every_place() -> None:
     s = Script(queue_max=50)
     s.scheduler.entrance.client_max = 3

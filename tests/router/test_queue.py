@@ -290,6 +290,47 @@ def test_jobs_outlive_routers_and_each_ends_once(setup: Setup) -> None:
     assert [once.count(request) for request in requests[1:]] == [1] * 19
 
 
+def test_what_a_dead_router_sent_is_stopped_and_over_before_it_is_sent_again() -> None:
+    with serving(slots=2) as setup:
+        host, gate = setup.hosts[0], Gate()
+
+        async def first_waits(seen: Seen, send: Send) -> None:
+            await (gate if seen.body == b"wait" else say_ok)(seen, send)
+
+        host.handler = first_waits
+        request = submit(setup, body=b"wait")["request_id"]
+        until(lambda: host.seen, within_s=PATIENCE_S, what="it runs")
+        for _ in range(2):  # the second router finds on the disk that it waits
+            assert setup.router is not None
+            setup.router.kill()
+            setup.start_router()
+            until(lambda: request in host.cancelled, within_s=PATIENCE_S, what="it is to be stopped")
+            host.cancelled.clear()
+            assert result(setup, submit(setup)["request_id"]).status == 200
+            assert [seen.request for seen in host.seen].count(request) == 1, "the free slot is not for it"
+        gate.opened.set()
+        assert result(setup, request).body == b"ok"
+        assert [seen.request for seen in host.seen].count(request) == 2
+
+
+def test_an_attempt_whose_connection_broke_is_over_before_the_next() -> None:
+    """The host runs on, as with a sync endpoint: the scheduler would mix up two of one name."""
+    with serving(slots=2) as setup:
+        host, gate = setup.hosts[0], Gate()
+
+        async def breaks_and_runs_on(seen: Seen, send: Send) -> None:
+            send.__self__.transport.abort()  # type: ignore[attr-defined] # uvicorn's side of the connection
+            await gate(seen, send)
+
+        host.handler = in_turn(breaks_and_runs_on, say_ok)
+        request = submit(setup)["request_id"]
+        until(lambda: request in host.cancelled, within_s=PATIENCE_S, what="it is to be stopped")
+        assert len(host.seen) == 1
+        gate.opened.set()
+        assert result(setup, request).body == b"ok"
+        assert len(host.seen) == 2
+
+
 def test_a_result_is_there_after_a_restart(setup: Setup) -> None:
     request = submit(setup)["request_id"]
     result(setup, request)

@@ -22,9 +22,11 @@ from starlette.types import ASGIApp
 from falctl.app import App
 from falctl.errors import ConfigError, RequestError
 from falctl.host.app_threads import AppThreads
+from falctl.host.cancel import find_cancels
 from falctl.host.failures import answer_error
 from falctl.host.fal.answers import FalAnswers, answer_unexpected
 from falctl.host.fal.health import HealthWatch, read_check
+from falctl.host.fal.realtime import realtime_route
 from falctl.host.fal.sdk import SDK
 from falctl.host.fal.settings import Settings, read_settings
 from falctl.host.hint_source import HintSource
@@ -44,6 +46,8 @@ class FalApp(App):
         self.fal: Any = self.fal_class()
         _set_current(self.fal)
         self.health: HealthWatch | None = None
+        self.cancels: dict[str, str] = {}
+        """By the path of an endpoint, that of the one which cancels its requests."""
         self._lifespan: AbstractAsyncContextManager[Any] | None = None
 
     def build_web(self, *, threads: AppThreads, hints: HintSource) -> ASGIApp:
@@ -54,11 +58,12 @@ class FalApp(App):
             ConfigError: an endpoint cannot be served.
         """
         app = self.fal
+        found = app.collect_routes()
+        posts = {signature.path for signature in found if not signature.is_websocket}
+        self.cancels = find_cancels((signature.path for signature in found), posts=posts)
         routes = {
-            signature: method
-            if signature.is_websocket or signature.health_check  # a check must not wait for a slot's thread
-            else _route(method, threads=threads, hints=hints)
-            for signature, method in app.collect_routes().items()
+            signature: self._route(signature, method, threads=threads, hints=hints)
+            for signature, method in found.items()
         }
         app.collect_routes = lambda: routes
         for hook in ("setup", "teardown"):
@@ -78,6 +83,17 @@ class FalApp(App):
         self.health = None if check is None else HealthWatch(check, answers)
         answers.wants_check = None if self.health is None else self.health.asked
         return answers
+
+    def _route(
+        self, signature: Any, method: Callable[..., Any], *, threads: AppThreads, hints: HintSource
+    ) -> Callable[..., Any]:
+        if signature.is_websocket:
+            return realtime_route(method, signature, threads=threads)
+        if signature.health_check or signature.path in self.cancels.values():
+            return method  # neither may wait for a slot's thread
+        if inspect.isgeneratorfunction(method) or inspect.isasyncgenfunction(method):
+            return method  # FastAPI streams it
+        return endpoint_route(method, threads=threads, hints=hints)
 
     async def setup(self) -> None:
         """Enter the SDK's lifespan, which calls the app's `setup`."""
@@ -143,12 +159,6 @@ def _set_current(app: Any) -> None:
     except ModuleNotFoundError:
         return  # old SDKs have no such notion
     ref.set_current_app(app)
-
-
-def _route(method: Callable[..., Any], *, threads: AppThreads, hints: HintSource) -> Callable[..., Any]:
-    if inspect.isgeneratorfunction(method) or inspect.isasyncgenfunction(method):
-        return method  # FastAPI streams it
-    return endpoint_route(method, threads=threads, hints=hints)
 
 
 def _on_threads(hook: Callable[..., Any], threads: AppThreads) -> Callable[..., Any]:

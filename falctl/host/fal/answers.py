@@ -32,12 +32,16 @@ _OF_GPUS: Final = ("cuda", "cudnn", "nvml", "nccl", "cublas", "cufft", "cusolver
 async def answer_unexpected(request: Request, error: Exception) -> Response:
     """Return the answer to an error that the app did not mean for its client."""
     _ungroup(error)
-    if runs_out_of_memory(error) or not any(word in str(error).lower() for word in _OF_GPUS):
+    if runs_out_of_memory(error) or not _names_a_gpu(error):
         return await answer_error(request, error)
     ticket = CURRENT.get()
     log.error("request.failed request=%s", ticket.request if ticket else "-", exc_info=from_the_app(error))
     body = {"detail": "GPU error", "error_type": "runner_server_error"}
     return JSONResponse(body, _ENDS_RUNNER, {H_ERROR_TYPE: "runner_server_error"})
+
+
+def _names_a_gpu(error: Exception) -> bool:
+    return any(word in str(error).lower() for word in _OF_GPUS)
 
 
 def _ungroup(error: Exception) -> None:
@@ -62,8 +66,18 @@ class FalAnswers:
             msg = "x-app-fal-upload-policy is not served here: what an app stores stays on this machine"
             await render(BadRequestError(msg))(scope, receive, send)
             return
-
+        if scope["type"] == "websocket":
+            await self._converse(scope, receive, send)
+            return
         await self._web(scope, receive, _Outgoing(send, self.wants_check).send)
+
+    async def _converse(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await self._web(scope, receive, send)
+        except Exception as error:
+            if (ticket := CURRENT.get()) is not None and (runs_out_of_memory(error) or _names_a_gpu(error)):
+                ticket.ends_runner = True
+            raise
 
 
 class _Outgoing:

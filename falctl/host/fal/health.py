@@ -13,9 +13,10 @@ import logging
 from dataclasses import dataclass
 from typing import Any, Final
 
-from starlette.types import ASGIApp, Message, Scope
+from starlette.types import ASGIApp
 
 from falctl.clock import monotonic_s
+from falctl.host.inside import post
 from falctl.host.prints.aside import aside
 from falctl.tasks import spawn
 
@@ -92,42 +93,8 @@ class HealthWatch:
         return "" if outcome in range(200, 300) else f"status {outcome}"
 
     async def _ask(self) -> int | str:
-        status = 0
-        unread = [b"{}"]
-
-        async def receive() -> Message:
-            if unread:
-                return {"type": "http.request", "body": unread.pop(), "more_body": False}
-            await asyncio.get_running_loop().create_future()
-            raise AssertionError
-
-        async def send(message: Message) -> None:
-            nonlocal status
-            status = message.get("status", status)
-
-        try:
-            with aside():
-                await self._web(self._scope(), receive, send)
-        except Exception as error:  # noqa: BLE001 - starlette raises again what has been answered and logged
-            return status or f"it raised {type(error).__name__}"
-        return status
-
-    def _scope(self) -> Scope:
-        path = self._check.path
-        return {
-            "type": "http",
-            "asgi": {"version": "3.0", "spec_version": "2.4"},
-            "http_version": "1.1",
-            "method": "POST",  # the SDK registers nothing else, whatever the check says
-            "scheme": "http",
-            "path": path,
-            "raw_path": path.encode(),
-            "root_path": "",
-            "query_string": b"",
-            "headers": [(b"host", b"localhost"), (b"content-type", b"application/json")],
-            "client": None,
-            "server": None,
-        }
+        with aside():
+            return await post(self._web, self._check.path)
 
 
 def _or(value: float | None, default: float) -> float:

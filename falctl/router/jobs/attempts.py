@@ -11,7 +11,6 @@ from falctl.router.jobs.courier import Courier, Delivered
 from falctl.router.jobs.live import Live, Tell
 from falctl.router.jobs.store import JobStore
 from falctl.router.jobs.waiters import Waiters
-from falctl.tasks import spawn
 
 log = logging.getLogger(__name__)
 
@@ -48,12 +47,6 @@ class Attempts:
             self._waiters.undo(live, dispatch)
             self._tell(live, jobs.Bounced())
             self._waiters.settle(live)
-
-    def stop(self, live: Live) -> None:
-        """Ask the runner of *live* to cancel it, if that is still there."""
-        assert live.dispatch is not None
-        if (link := self._courier.cancel(live.dispatch)) is not None:
-            spawn(link.cancel(live.job.request), name=f"cancel-{live.job.request}")
 
     def give_back(self, live: Live) -> None:
         """Release the slot of *live*: nothing is sent."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -52,9 +53,9 @@ class Courier:
             return None
         return await self._whole(link, dispatch.request, incoming, began_at)
 
-    def cancel(self, dispatch: Dispatch) -> Link | None:
-        """Return who can be asked to cancel what was sent by *dispatch*; None: it is gone."""
-        return self._fleet.find(dispatch.runner, dispatch.epoch)
+    def stop(self, request: RequestId, then: Callable[[], None] = lambda: None) -> None:
+        """Have *request* cancelled wherever it is executed; call *then* when nobody can be at it any more."""
+        self._fleet.orphans.when_gone(request, then)
 
     async def _whole(self, link: Link, request: RequestId, incoming: Incoming, began_at: float) -> Delivered:
         chunks, last = list[bytes](), False

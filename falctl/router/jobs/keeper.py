@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any, Final, TypeAlias, assert_never
 
 from falctl.clock import monotonic_s
@@ -199,17 +200,25 @@ class Keeper:
     def _move(self, live: Live, action: _Step) -> None:
         waiters = self._lanes[live.lane].waiters
         match action:
-            case jobs.Wait(after_s):
+            case jobs.Wait(after_s, freed):
+                enter = partial(self._again if freed else waiters.enter, live)
                 if after_s:
-                    asyncio.get_running_loop().call_later(after_s, waiters.enter, live)
+                    asyncio.get_running_loop().call_later(after_s, enter)
                 else:
-                    waiters.enter(live)
+                    enter()
             case jobs.Withdraw():
                 waiters.leave(live.job.request)
+            case jobs.StopAttempt():
+                self._courier.stop(live.job.request)
             case _:
                 self._lead(live, action)
 
-    def _lead(self, live: Live, action: jobs.Send | jobs.GiveBack | jobs.StopAttempt) -> None:
+    def _again(self, live: Live) -> None:
+        """Let *live* wait once more, but not before its last attempt has left its runner."""
+        enter = self._lanes[live.lane].waiters.enter
+        self._courier.stop(live.job.request, then=partial(enter, live))
+
+    def _lead(self, live: Live, action: jobs.Send | jobs.GiveBack) -> None:
         attempts = self._lanes[live.lane].attempts
         assert attempts is not None, "without runners no job gets a slot"
         match action:
@@ -217,8 +226,6 @@ class Keeper:
                 self._work(attempts.make(live), name=f"attempt-{live.job.request}")
             case jobs.GiveBack():
                 attempts.give_back(live)
-            case jobs.StopAttempt():
-                attempts.stop(live)
             case _:
                 assert_never(action)
 

@@ -71,6 +71,7 @@ def arrived(live: Live) -> Arrived:
         priority=entry.priority,
         start_by=entry.start_by,
         bounded=False,
+        again=live.job.attempts > 0,
     )
 
 

@@ -1,0 +1,1 @@
+"""Files that clients send: fal's storage endpoints over the folder of stored files."""
