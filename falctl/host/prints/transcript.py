@@ -66,6 +66,8 @@ class Transcript:
 
     def feed(self, level: Level, data: bytes, *, now: float, at: float) -> int:
         """Take bytes of a stream; return by how much that grew. ``now`` is monotonic, ``at`` since 1970."""
+        if self._full:
+            return 0
         if self._streams is None:
             self._streams = {}
         stream = self._streams.get(level)
