@@ -132,7 +132,7 @@ class QueueConfig(Section):
         default=3600.0,
         gt=0,
         le=365 * 86400,
-        description="results and logs of jobs under /queue are deleted after this long",
+        description="results and logs of jobs under /queue are deleted after this long, not before their webhooks are told",
     )
     max_disk: Bytes = Field(
         default=10 << 30,

@@ -84,6 +84,11 @@ class Home:
         return self.root / "jobs"
 
     @property
+    def token_secret(self) -> Path:
+        """What the tokens of fal's clients are signed with; it outlives falctl."""
+        return self.root / "token-secret"
+
+    @property
     def webhook_key(self) -> Path:
         """The private key that signs webhooks; it outlives falctl."""
         return self.root / "webhook.key"

@@ -109,6 +109,9 @@ def run(
     model: Annotated[str, typer.Argument(help="the model, as the app knows it")],
     prompt: Annotated[str, typer.Argument(help="what to draw")],
     *,
+    app: Annotated[
+        str | None, typer.Option(help="which app draws it, where there are several", metavar="ALIAS")
+    ] = None,
     output: Annotated[Path, typer.Option("-o", "--output", help="file to write")] = Path("out.png"),
     steps: Annotated[int | None, typer.Option(help="denoising steps")] = None,
     guidance: Annotated[float | None, typer.Option(help="guidance scale")] = None,
@@ -119,7 +122,7 @@ def run(
 
     given = {"num_inference_steps": steps, "guidance_scale": guidance, "seed": seed}
     options = {key: value for key, value in given.items() if value is not None}
-    raise typer.Exit(run_command(model, prompt, output=output, options=options))
+    raise typer.Exit(run_command(model, prompt, app=app, output=output, options=options))
 
 
 @cli.command("exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
@@ -150,12 +153,15 @@ def explain(
 def why(
     model: Annotated[str, typer.Argument(help="the model, as requests name it")],
     *,
+    app: Annotated[
+        str | None, typer.Option(help="whose model it is, where there are several apps", metavar="ALIAS")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
 ) -> None:
     """Tell why requests for a model wait, or where one would go now."""
     from falctl.cli.explain import why_command
 
-    raise typer.Exit(why_command(model, json_output=as_json))
+    raise typer.Exit(why_command(model, app=app, json_output=as_json))
 
 
 @cli.command()
@@ -187,11 +193,14 @@ def record(
         bool, typer.Option("--hash-hints", help="hide the names of models; clients' are always hidden")
     ] = False,
     for_: Annotated[str | None, typer.Option("--for", help="how long, such as 10m; until Ctrl-C")] = None,
+    app: Annotated[
+        str | None, typer.Option(help="whose requests, where there are several apps", metavar="ALIAS")
+    ] = None,
 ) -> None:
     """Write a trace of the requests that end from now on, for `falctl replay`."""
     from falctl.cli.record import Options, record_command
 
-    raise typer.Exit(record_command(Options(file, hash_hints, for_)))
+    raise typer.Exit(record_command(Options(file, hash_hints, for_, app)))
 
 
 @cli.command()

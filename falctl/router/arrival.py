@@ -6,6 +6,7 @@ import hashlib
 import math
 from typing import Final
 
+from falctl.core import lifetimes
 from falctl.core.events import Arrived
 from falctl.core.types import Priority, Wanted
 from falctl.errors import BadRequestError
@@ -23,8 +24,9 @@ def arrival(call: Call, wanted: Wanted | None) -> Arrived:
     Return the event that *call* is.
 
     Raises:
-        BadRequestError: a priority or a start timeout that is none; names the header and the fix.
+        BadRequestError: a header that cannot be followed; names it and the fix.
     """
+    _check_lifetime(call.head)
     return Arrived(
         call.request,
         wanted,
@@ -32,6 +34,17 @@ def arrival(call: Call, wanted: Wanted | None) -> Arrived:
         priority=_priority(call.head),
         start_by=_start_by(call.head, call.started_at),
     )
+
+
+def _check_lifetime(head: dict[bytes, bytes]) -> None:
+    """Refuse what the host could not follow: it hears of the header, and the app's SDK does, unchanged."""
+    given = head.get(lifetimes.HEADER.encode())
+    if given is not None:
+        try:
+            lifetimes.read_header(given.decode("latin-1"))
+        except ValueError as error:
+            msg = f"X-Fal-Object-Lifecycle-Preference: {error}"
+            raise BadRequestError(msg) from error
 
 
 def _party(call: Call) -> str:

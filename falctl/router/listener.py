@@ -11,7 +11,8 @@ from typing import Any, Final
 import uvicorn
 from uvicorn.server import ServerState
 
-from falctl.router.connection import Connection, Limits
+from falctl.router.connection import Connection
+from falctl.router.limits import Limits
 
 _POLL_S: Final = 0.02
 
@@ -23,7 +24,8 @@ class Listener:
         self._config = uvicorn.Config(
             app,
             http=Connection,
-            ws="none",
+            ws="none",  # `Connection.upgrade` makes them, from this configuration
+            ws_per_message_deflate=False,
             lifespan="off",
             interface="asgi3",
             log_config=None,

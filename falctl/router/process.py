@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from falctl import wire
 from falctl.board.board import Board
+from falctl.clock import wall_clock
 from falctl.config import Config
 from falctl.core.admission import ByteBudget
 from falctl.core.types import RunnerId
@@ -20,9 +21,9 @@ from falctl.errors import ConfigError, StartError
 from falctl.home import Home
 from falctl.lifeline import Control
 from falctl.router import elsewhere
+from falctl.router.activity import Activity
 from falctl.router.apps import UNNAMED, Apps, LocalApp
 from falctl.router.body import Intake
-from falctl.router.connection import Limits
 from falctl.router.direct import Direct
 from falctl.router.driver import Driver
 from falctl.router.edge import Edge, Room, own_room
@@ -36,9 +37,12 @@ from falctl.router.jobs.store import JobStore
 from falctl.router.jobs.watch import Watchers
 from falctl.router.js_proxy import JsProxy
 from falctl.router.ledger import Ledger
+from falctl.router.limits import Limits
 from falctl.router.listener import Listener
 from falctl.router.log_routes import LogReader, log_routes
 from falctl.router.memory import Memory
+from falctl.router.openai.models import Models
+from falctl.router.openai.routes import OpenAiApi
 from falctl.router.proxy import Proxy, ProxyRules
 from falctl.router.publish import Publisher
 from falctl.router.queue_routes import QueueRoutes
@@ -46,12 +50,14 @@ from falctl.router.queue_status import QueueStatus
 from falctl.router.reasons import Reasons
 from falctl.router.request_logs import RequestLogs
 from falctl.router.routes import make_routes
+from falctl.router.tokens import TokenRoom, Tokens, read_secret
 from falctl.router.uploads.passes import Passes
 from falctl.router.uploads.routes import Uploads
 from falctl.router.uploads.store import UploadStore
 from falctl.router.webhooks.deliverer import Deliverer
 from falctl.router.webhooks.keys import KEYS_ROOM, keys_room
 from falctl.router.webhooks.signing import open_signer
+from falctl.router.websockets import WebSockets
 from falctl.tasks import spawn
 
 log = logging.getLogger(__name__)
@@ -88,6 +94,8 @@ class Router:
         self._publisher = Publisher(
             board, self._apps, intake=self._intake, ledger=self._ledger, epoch=spec.epoch
         )
+        self._tokens = Tokens(read_secret(home.token_secret))
+        self._activity = Activity()
         self._uploads = Uploads(
             UploadStore(home.uploads, home.files, max_bytes=config.files.max_upload),
             Passes(spec.admin_token),
@@ -96,9 +104,14 @@ class Router:
         )
         guard = self._guard(config)
         self._proxy = Proxy(
-            self._fleet, intake=self._intake, ledger=self._ledger, rules=_rules(config, guard)
+            self._fleet,
+            intake=self._intake,
+            ledger=self._ledger,
+            rules=_rules(config, guard),
+            activity=self._activity,
         )
-        direct = Direct(self._apps, self._proxy)
+        websockets = WebSockets(self._fleet, self._proxy, ledger=self._ledger, activity=self._activity)
+        direct = Direct(self._apps, self._proxy, websockets)
         # What cannot be opened is said before anything is served.
         store, signer = JobStore(home.jobs, _store_limits(config)), open_signer(home.webhook_key)
         self._keeper = Keeper(
@@ -119,11 +132,15 @@ class Router:
             reasons=reasons,
             others=log_routes(LogReader(self._logs, self._keeper, reasons)),
         )
+        models = Models(self._apps, config, since=int(wall_clock().timestamp()))
         ours = own_room(routes)
         rooms: dict[str, Room] = {
             "run": direct.serve_run,
             "queue": self._queue.serve,
+            "fal/rest/tokens": TokenRoom(self._tokens, self._intake).serve,
+            **dict.fromkeys(("falctl", "health", "files"), ours),
             KEYS_ROOM: keys_room(signer),
+            "v1": OpenAiApi(self._proxy, models, self._intake, self._files).serve,
             "fal": elsewhere.refuse,
             **dict.fromkeys(("fal/rest/storage", "fal/cdn"), self._uploads.serve),
             **dict.fromkeys(("falctl", "health"), ours),
@@ -173,7 +190,7 @@ class Router:
         await self._fleet.close()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_CLOSE_WITHIN_S):
-                await self._proxy.idle()  # who was cut off learns it now
+                await self._activity.idle()  # who was cut off learns it now
         log.info("router.stopped")
 
     def _obey(self, message: wire.Message, control: Control) -> None:
@@ -200,6 +217,7 @@ class Router:
         self._limits.header_s = limits.header_s
         self._limits.send_s = limits.send_s
         self._limits.keep_alive_s = limits.keep_alive_s
+        self._limits.message_bytes = limits.message_bytes
         self._intake.budget.limit_bytes = config.queue.max_bytes
         self._intake.max_body_bytes = config.server.max_body
         self._intake.pause_s = config.server.body_timeout
@@ -213,13 +231,15 @@ class Router:
         log.info("router.reloaded")
 
     async def _drained(self, control: Control) -> None:
-        await self._proxy.idle()
+        await self._activity.idle()
         await self._keeper.idle()
         self._watchers.close()  # after what has ended has been told
         control.send(wire.Drained())
 
     def _guard(self, config: Config) -> Guard:
-        return Guard(config.server, admin_token=self._admin_token, passes=self._uploads.admits)
+        return Guard(
+            config.server, admin_token=self._admin_token, tokens=self._tokens, passes=self._uploads.admits
+        )
 
     def _report(self) -> dict[str, Any]:
         return self._publisher.report(self._fleet) | {
@@ -263,7 +283,12 @@ def _make_apps(spec: wire.RouterSpec, config: Config, ledger: Ledger, *, runners
 
 def _limits(config: Config) -> Limits:
     server = config.server
-    return Limits(header_s=server.header_timeout, send_s=server.send_timeout, keep_alive_s=server.keep_alive)
+    return Limits(
+        header_s=server.header_timeout,
+        send_s=server.send_timeout,
+        keep_alive_s=server.keep_alive,
+        message_bytes=server.max_body,
+    )
 
 
 def _store_limits(config: Config) -> StoreLimits:

@@ -18,6 +18,7 @@ from falctl.router.jobs.records import Answer
 from falctl.router.jobs.retry_headers import needs_retry
 from falctl.router.link import Link
 from falctl.router.transport import Incoming, LostError, Outgoing
+from falctl.wire import H_ERROR_TYPE
 
 _INCOMPLETE: Final = Outcome(502, "runner_incomplete_response", "server_error")
 _TIMEOUT: Final = Outcome(504, "request_timeout", "timeout")
@@ -70,7 +71,12 @@ class Courier:
             link.ended(request)
         headers = to_client(incoming.headers, status=incoming.status)
         text = tuple((name.decode("latin-1"), value.decode("latin-1")) for name, value in headers)
-        outcome = Outcome(incoming.status, needs_retry=needs_retry(incoming.headers))
+        kind = (
+            next((value for name, value in text if name == H_ERROR_TYPE), "")
+            if incoming.status >= 400
+            else ""
+        )
+        outcome = Outcome(incoming.status, kind, needs_retry=needs_retry(incoming.headers))
         return Delivered(outcome, Answer(text, b"".join(chunks)), monotonic_s() - began_at)
 
     def _lost(self, outcome: Outcome, began_at: float) -> Delivered:
