@@ -11,6 +11,8 @@ import socket
 from pathlib import Path
 from typing import Any, Final
 
+from starlette.types import ASGIApp
+
 from falctl import wire
 from falctl.board.board import Board
 from falctl.clock import wall_clock
@@ -124,21 +126,12 @@ class Router:
         status = QueueStatus(self._keeper, self._watchers, self._logs)
         self._queue = QueueRoutes(self._apps, self._keeper, status, self._intake, rules=self._proxy.rules)
         self._memory = Memory(home.learnt, {app.alias: app.driver.scheduler.state for app in self._apps})
-        reasons = Reasons(self._apps, epoch=spec.epoch)
-        routes = make_routes(
-            status=self._report,
-            health=self._health,
-            files=self._files,
-            reasons=reasons,
-            others=log_routes(LogReader(self._logs, self._keeper, reasons)),
-        )
         models = Models(self._apps, config, since=int(wall_clock().timestamp()))
-        ours = own_room(routes)
+        ours = own_room(self._own_routes(Reasons(self._apps, epoch=spec.epoch)))
         rooms: dict[str, Room] = {
             "run": direct.serve_run,
             "queue": self._queue.serve,
             "fal/rest/tokens": TokenRoom(self._tokens, self._intake).serve,
-            **dict.fromkeys(("falctl", "health", "files"), ours),
             KEYS_ROOM: keys_room(signer),
             "v1": OpenAiApi(self._proxy, models, self._intake, self._files).serve,
             "fal": elsewhere.refuse,
@@ -149,6 +142,15 @@ class Router:
         self._edge = Edge(guard, rooms=rooms, bare=direct.serve_bare, ledger=self._ledger)
         self._edge.rooms["api/fal"] = JsProxy(self._edge.route).serve
         self._listener = Listener(self._edge, self._limits)
+
+    def _own_routes(self, reasons: Reasons) -> ASGIApp:
+        return make_routes(
+            status=self._report,
+            health=self._health,
+            files=self._files,
+            reasons=reasons,
+            others=log_routes(LogReader(self._logs, self._keeper, reasons)),
+        )
 
     async def run(self, control: Control) -> None:
         """Serve until the supervisor says `wire.Stop`."""
