@@ -98,12 +98,7 @@ class Router:
         )
         self._tokens = Tokens(read_secret(home.token_secret))
         self._activity = Activity()
-        self._uploads = Uploads(
-            UploadStore(home.uploads, home.files, max_bytes=config.files.max_upload),
-            Passes(spec.admin_token),
-            self._intake,
-            files_url=spec.files_url or f"{spec.url}/files",
-        )
+        self._uploads = _uploads(spec, home, self._intake, max_bytes=config.files.max_upload)
         guard = self._guard(config)
         self._proxy = Proxy(
             self._fleet,
@@ -280,6 +275,15 @@ def _make_apps(spec: wire.RouterSpec, config: Config, ledger: Ledger, *, runners
             Driver(routing=config.routing, queue=config.queue, ledger=ledger, cwd=Path(spec.cwd)),
         )
         for alias, numbers in named.items()
+    )
+
+
+def _uploads(spec: wire.RouterSpec, home: Home, intake: Intake, *, max_bytes: int) -> Uploads:
+    return Uploads(
+        UploadStore(home.uploads, home.files, max_bytes=max_bytes),
+        Passes(spec.admin_token),
+        intake,
+        files_url=spec.files_url or f"{spec.url}/files",
     )
 
 
