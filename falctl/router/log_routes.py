@@ -32,7 +32,7 @@ class LogReader:
 
     async def read(self, request: str, *, after: int) -> dict[str, Any]:
         """
-        Return the lines of *request*, its id or the beginning of a recent one, without the first *after*.
+        Return the lines of *request*, its id or how that begins, without the first *after*.
 
         ``next`` is the *after* of the next call. When ``state`` is ended, no more will come but of background tasks.
 
@@ -58,6 +58,7 @@ class LogReader:
             name, state = RequestId(story["request"]), story["state"]
         except NotFoundError as error:
             forgotten = error
+            name = await self._keeper.store.beginning(request) or name
         if (live := self._keeper.find(name)) is not None:
             return name, "waiting" if live.job.state == "waiting" else "running"
         if state in ("waiting", "running"):

@@ -32,6 +32,7 @@ from falctl.router.edge import Edge, Room, own_room
 from falctl.router.files import FileStore
 from falctl.router.fleet import FleetLinks
 from falctl.router.guard import Guard
+from falctl.router.job_list import JobList, job_routes
 from falctl.router.jobs.courier import Courier
 from falctl.router.jobs.keeper import Keeper
 from falctl.router.jobs.records import StoreLimits
@@ -144,7 +145,10 @@ class Router:
             health=self._health,
             files=self._files,
             reasons=reasons,
-            others=log_routes(LogReader(self._logs, self._keeper, reasons)),
+            others=[
+                *log_routes(LogReader(self._logs, self._keeper, reasons)),
+                *job_routes(JobList(self._keeper, self._apps, self._fleet)),
+            ],
         )
 
     async def run(self, control: Control) -> None:
