@@ -31,6 +31,8 @@ class Instance:
     pid: int
     url: str
     detached: bool
+    tls_url: str = ""
+    """Where it speaks TLS; empty: nowhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,16 @@ class Home:
     def uploads(self) -> Path:
         """Files that clients are sending; on the same disk as `files`, where they are moved when they are whole."""
         return self.root / "uploads"
+
+    @property
+    def tls(self) -> Path:
+        """Certificates and keys of the TLS port; they outlive falctl, as clients trust them."""
+        return self.root / "tls"
+
+    @property
+    def tls_bundle(self) -> Path:
+        """The authorities that a client of the TLS port is to trust, ours among them."""
+        return self.tls / "bundle.pem"
 
     @property
     def data(self) -> Path:

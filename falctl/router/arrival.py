@@ -6,11 +6,11 @@ import hashlib
 import math
 from typing import Final
 
-from falctl.core import lifetimes
 from falctl.core.events import Arrived
 from falctl.core.types import Priority, Wanted
 from falctl.errors import BadRequestError
 from falctl.router.call import Call
+from falctl.router.lifetime import wanted_lifetime
 
 _PRIORITY: Final = b"x-fal-queue-priority"
 _START_TIMEOUT: Final = b"x-fal-request-timeout"
@@ -26,7 +26,7 @@ def arrival(call: Call, wanted: Wanted | None) -> Arrived:
     Raises:
         BadRequestError: a header that cannot be followed; names it and the fix.
     """
-    _check_lifetime(call.head)
+    wanted_lifetime(call.head)  # the host reads it anew, and the app's SDK does: it must be one
     return Arrived(
         call.request,
         wanted,
@@ -34,17 +34,6 @@ def arrival(call: Call, wanted: Wanted | None) -> Arrived:
         priority=_priority(call.head),
         start_by=_start_by(call.head, call.started_at),
     )
-
-
-def _check_lifetime(head: dict[bytes, bytes]) -> None:
-    """Refuse what the host could not follow: it hears of the header, and the app's SDK does, unchanged."""
-    given = head.get(lifetimes.HEADER.encode())
-    if given is not None:
-        try:
-            lifetimes.read_header(given.decode("latin-1"))
-        except ValueError as error:
-            msg = f"X-Fal-Object-Lifecycle-Preference: {error}"
-            raise BadRequestError(msg) from error
 
 
 def _party(call: Call) -> str:

@@ -63,12 +63,16 @@ class StoredFile:
     content_type: str
 
 
-def new_name(file_name: str, content_type: str) -> str:
-    """Return a name for a file of a client's: unguessable, ending as its own name or type wants if that is one of ours."""
+def new_name(file_name: str, content_type: str, *, mark: str = "") -> str:
+    """
+    Return a name for a file of a client's: unguessable, ending as its own name or type wants if that is one of ours.
+
+    *mark* says in it how long it is kept (`falctl.core.lifetimes`).
+    """
     suffix = file_name.rpartition(".")[2].lower()
     if suffix not in CONTENT_TYPES or suffix == _OTHER:
         suffix = _SUFFIXES.get(content_type.partition(";")[0].strip().lower(), _OTHER)
-    return f"{secrets.token_urlsafe(_NAME_BYTES)}.{suffix}"
+    return f"{secrets.token_urlsafe(_NAME_BYTES)}{mark}.{suffix}"
 
 
 def is_name(text: str) -> bool:

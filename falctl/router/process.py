@@ -53,6 +53,7 @@ from falctl.router.queue_status import QueueStatus
 from falctl.router.reasons import Reasons
 from falctl.router.request_logs import RequestLogs
 from falctl.router.routes import make_routes
+from falctl.router.tls import Tls
 from falctl.router.tokens import TokenRoom, Tokens, read_secret
 from falctl.router.uploads.passes import Passes
 from falctl.router.uploads.routes import Uploads
@@ -82,6 +83,8 @@ class Router:
 
     def __init__(self, spec: wire.RouterSpec, board: Board, home: Home) -> None:
         config = Config.model_validate(spec.config)
+        self._home = home
+        self._server = config.server
         self._admin_token = spec.admin_token
         self._ledger = Ledger()
         self._apps = _make_apps(spec, config, self._ledger, runners=board.runners)
@@ -123,21 +126,25 @@ class Router:
         self._queue = QueueRoutes(self._apps, self._keeper, status, self._intake, rules=self._proxy.rules)
         self._memory = Memory(home.learnt, {app.alias: app.driver.scheduler.state for app in self._apps})
         models = Models(self._apps, config, since=int(wall_clock().timestamp()))
-        ours = own_room(self._own_routes(Reasons(self._apps, epoch=spec.epoch)))
-        rooms: dict[str, Room] = {
+        rooms = self._rooms(direct, OpenAiApi(self._proxy, models, self._intake, self._files), spec.epoch)
+        rooms[KEYS_ROOM] = keys_room(signer)
+        self._edge = Edge(guard, rooms=rooms, bare=direct.serve_bare, ledger=self._ledger)
+        self._edge.rooms["api/fal"] = JsProxy(self._edge.route).serve
+        self._listener = Listener(self._edge, self._limits)
+
+    def _rooms(self, direct: Direct, openai: OpenAiApi, epoch: int) -> dict[str, Room]:
+        """Return who answers under which prefix."""
+        ours = own_room(self._own_routes(Reasons(self._apps, epoch=epoch)))
+        return {
             "run": direct.serve_run,
             "queue": self._queue.serve,
             "fal/rest/tokens": TokenRoom(self._tokens, self._intake).serve,
-            KEYS_ROOM: keys_room(signer),
-            "v1": OpenAiApi(self._proxy, models, self._intake, self._files).serve,
+            "v1": openai.serve,
             "fal": elsewhere.refuse,
             **dict.fromkeys(("fal/rest/storage", "fal/cdn"), self._uploads.serve),
             **dict.fromkeys(("falctl", "health"), ours),
             "files": self._uploads.beside(ours),
         }
-        self._edge = Edge(guard, rooms=rooms, bare=direct.serve_bare, ledger=self._ledger)
-        self._edge.rooms["api/fal"] = JsProxy(self._edge.route).serve
-        self._listener = Listener(self._edge, self._limits)
 
     def _own_routes(self, reasons: Reasons) -> ASGIApp:
         return make_routes(
@@ -171,6 +178,10 @@ class Router:
         ]
         await self._fleet.greeted(within_s=_GREETINGS_WITHIN_S)
         await self._listener.open(socket.socket(fileno=control.listen_fd))
+        if control.tls_fd is not None:
+            tls = Tls(self._home, self._server)
+            helpers.append(spawn(tls.renew_for_ever(), name="tls"))
+            await self._listener.open(socket.socket(fileno=control.tls_fd), tls.context)
         gc.set_threshold(_GARBAGE_OBJECTS, 20, 20)
         gc.collect()
         gc.freeze()  # what the imports left lives as long as we do: the collector need not walk it in mid-request

@@ -44,6 +44,11 @@ def leaves_at(setup: Setup, request: str) -> float | None:
         connection.close()
 
 
+def settle(setup: Setup) -> None:
+    """Return when what has been asked to be written so far is: writes become durable in their order."""
+    becomes(setup, submit(setup)["request_id"], "COMPLETED")
+
+
 def soon(at: float | None) -> bool:
     return at is not None and at <= wall_clock().timestamp() + 60.0
 
@@ -52,11 +57,13 @@ def test_a_result_that_was_fetched_leaves_soon(setup: Setup) -> None:
     request = submit(setup, headers=NOT_KEPT)["request_id"]
     becomes(setup, request, "COMPLETED")
     assert ask(setup, "HEAD", f"/queue/owner/app/requests/{request}").status == 200
+    settle(setup)
     assert leaves_at(setup, request) is None, "nobody has had it"
     assert result(setup, request).body == b"ok"
     first = until(lambda: leaves_at(setup, request), within_s=PATIENCE_S, what="it is to leave")
     assert soon(first)
     assert result(setup, request).body == b"ok", "whose connection broke asks again"
+    settle(setup)
     assert leaves_at(setup, request) == first, "and that does not keep it longer"
 
 
@@ -64,6 +71,7 @@ def test_a_result_that_was_fetched_leaves_soon(setup: Setup) -> None:
 def test_other_results_stay(setup: Setup, headers: dict[str, str]) -> None:
     request = submit(setup, headers=headers)["request_id"]
     assert result(setup, request).body == b"ok"
+    settle(setup)
     assert leaves_at(setup, request) is None
 
 
