@@ -18,6 +18,7 @@ from falctl.core.types import Epoch, Hint
 from falctl.host.events import EventHub
 from falctl.host.hint_source import Asked, HintSource
 from falctl.host.load_order import LoadOrder
+from falctl.host.prints.logbook import Logbook
 from falctl.host.ticket import Slots, Ticket
 from falctl.toolkit import ModelCache
 from falctl.wire import Draining, Hello, HintsChanged, HostSpec, LoadEnded, Released
@@ -31,6 +32,7 @@ class Report:
 
     def __init__(self, board: Board, spec: HostSpec, *, slots: Slots, hints: HintSource) -> None:
         self.events = EventHub()
+        self.logbook = Logbook(self.events, epoch=spec.epoch)
         self.caches: list[ModelCache[Any]] = []
         self._board = board
         self._runner = spec.runner
@@ -76,6 +78,7 @@ class Report:
 
     def released(self, ticket: Ticket, asked: Asked | None, *, loads: int) -> None:
         """Note that *ticket* has given its slot back, the hints after it, and the models it had loaded."""
+        self.logbook.end(ticket.transcript)
         self._loads += loads
         self.changed(asked)
         exec_s, load_s = ticket.spent_s(knows_loads=bool(self.caches))
