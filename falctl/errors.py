@@ -141,6 +141,12 @@ class ClientGoneError(RequestError):
     status, error_type = 499, "client_disconnected"
 
 
+class ClientCancelledError(RequestError):
+    """Somebody had the request cancelled, and its client waits for an answer."""
+
+    status, error_type = 499, "client_cancelled"
+
+
 class AppAnswerError(RequestError):
     """The app answered, but not with what was needed of it."""
 

@@ -236,6 +236,22 @@ class HintsChanged:
 
 
 @dataclass(frozen=True, slots=True)
+class Printed:
+    """
+    What the app has printed for a request since the last such message; all of it comes before its `Released`.
+
+    After `Hello` what was told lately is told again: nobody knows what a router that died had taken in.
+    """
+
+    epoch: int
+    request: str
+    lines: list[tuple[float, str, str]]
+    """Each with its time (seconds since 1970), its level and its text; no two of a request have the same time."""
+    again: bool = False
+    """Some of it may have been told before."""
+
+
+@dataclass(frozen=True, slots=True)
 class Draining:
     """The host takes no new request."""
 
@@ -258,6 +274,7 @@ Message: TypeAlias = (
     | Released
     | LoadEnded
     | HintsChanged
+    | Printed
     | Draining
 )
 
@@ -279,6 +296,7 @@ _KINDS: Final[dict[str, type[Any]]] = {
         Released,
         LoadEnded,
         HintsChanged,
+        Printed,
         Draining,
     )
 }

@@ -27,7 +27,8 @@ _PEN: Final = Pen()
 def explain_command(request: str, *, json_output: bool) -> int:
     """Print the story of a request. Raises FalctlError: none runs, or it does not remember the request."""
     told = read(f"/falctl/explain/{urllib.parse.quote(request, safe='', errors='surrogatepass')}")
-    return _print(told, story(told), json_output=json_output)
+    printed = Text(f"what its app printed: falctl logs --request {_safe(told['request'])}", style=QUIET)
+    return print_told(told, [*story(told), Text(), printed], json_output=json_output)
 
 
 def why_command(model: str, *, app: str | None, json_output: bool) -> int:
@@ -39,10 +40,11 @@ def why_command(model: str, *, app: str | None, json_output: bool) -> int:
     """
     asked = {"model": model} | ({} if app is None else {"app": app})
     told = read("/falctl/why?" + urllib.parse.urlencode(asked, errors="surrogatepass"))
-    return _print(told, reasons(told), json_output=json_output)
+    return print_told(told, reasons(told), json_output=json_output)
 
 
-def _print(told: Facts, parts: Sequence[RenderableType], *, json_output: bool) -> int:
+def print_told(told: Facts, parts: Sequence[RenderableType], *, json_output: bool) -> int:
+    """Print *parts*, or what was *told* as JSON; return the exit code."""
     if json_output:
         json.dump(told, sys.stdout)
         sys.stdout.write("\n")

@@ -179,6 +179,53 @@ def why(
 
 
 @cli.command()
+def logs(
+    *,
+    request: Annotated[
+        str | None,
+        typer.Option("--request", metavar="REQUEST_ID", help="what its app printed for one request"),
+    ] = None,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="go on as more is printed")] = False,
+    lines: Annotated[
+        int, typer.Option("-n", "--lines", help="of a detached falctl's log, the last so many", min=0)
+    ] = 200,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="with --request: JSON, followed line by line")
+    ] = False,
+) -> None:
+    """Print what a detached falctl and its runners print, or what an app printed for one request."""
+    from falctl.cli.logs import Options, logs_command
+
+    raise typer.Exit(logs_command(Options(request, follow, lines, as_json)))
+
+
+@cli.command()
+def jobs(
+    *,
+    most: Annotated[
+        int, typer.Option("-n", "--most", help="how many that wait, and how many that ended", min=0)
+    ] = 20,
+    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
+) -> None:
+    """List what runs, what waits, and the jobs that have ended lately."""
+    from falctl.cli.jobs import jobs_command
+
+    raise typer.Exit(jobs_command(most=most, json_output=as_json))
+
+
+@cli.command()
+def cancel(
+    request: Annotated[
+        str, typer.Argument(help="an id, or how it begins, as `falctl jobs` shows it", metavar="REQUEST_ID")
+    ],
+) -> None:
+    """Cancel a request, whether it waits or runs."""
+    from falctl.cli.jobs import cancel_command
+
+    raise typer.Exit(cancel_command(request))
+
+
+@cli.command()
 def record(
     file: Annotated[Path, typer.Argument(help="trace to write: .csv or .jsonl, with .gz compressed")],
     *,

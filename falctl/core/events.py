@@ -145,6 +145,7 @@ RefuseCode = Literal[
     "draining",
     "bounced_too_often",
     "start_timeout",
+    "cancelled",
 ]
 
 

@@ -33,7 +33,7 @@ class OwnPaths:
         path, method = scope["path"], scope["method"]
         if path == EVENTS_PATH and method == "GET":
             report = self._keeper.report
-            await report.events.serve(report.hello(), receive, send)
+            await report.events.serve([report.hello(), *report.logbook.recap()], receive, send)
             return
         try:
             response = await self._answer(path, method, Request(scope, receive))

@@ -9,6 +9,7 @@ from typing import Any, Final, TypeAlias
 from falctl.core.events import Refuse, RefuseCode
 from falctl.core.types import GiB
 from falctl.errors import (
+    ClientCancelledError,
     MethodError,
     ModelTooLargeError,
     ParameterError,
@@ -44,6 +45,7 @@ _REFUSALS: Final[dict[RefuseCode, tuple[type[RequestError], str]]] = {
         StartTimeoutError,
         "it did not start within the X-Fal-Request-Timeout that it came with",
     ),
+    "cancelled": (ClientCancelledError, "the request was cancelled"),
     "bounced_too_often": (UnavailableError, "runners turned this request away again and again"),
 }
 

@@ -39,7 +39,9 @@ _BOUNCED: Final = wire.H_BOUNCED.encode()
 
 A = TypeVar("A")
 
-News: TypeAlias = wire.Hello | wire.Released | wire.LoadEnded | wire.HintsChanged | wire.Draining
+News: TypeAlias = (
+    wire.Hello | wire.Released | wire.LoadEnded | wire.HintsChanged | wire.Printed | wire.Draining
+)
 
 
 class Ears(Protocol):
@@ -133,6 +135,10 @@ class Link:
         if request in self._held:
             self._held[request] = monotonic_s() + within_s
             self._watch()
+
+    def holds(self, request: RequestId) -> bool:
+        """Return whether *request* was sent here and its slot has not been heard of again."""
+        return request in self._held
 
     def may_hold(self, request: RequestId) -> bool:
         """Return whether *request* may be in one of its slots, as far as is known."""

@@ -11,6 +11,8 @@ import socket
 from pathlib import Path
 from typing import Any, Final
 
+from starlette.types import ASGIApp
+
 from falctl import wire
 from falctl.board.board import Board
 from falctl.clock import wall_clock
@@ -30,6 +32,7 @@ from falctl.router.edge import Edge, Room, own_room
 from falctl.router.files import FileStore
 from falctl.router.fleet import FleetLinks
 from falctl.router.guard import Guard
+from falctl.router.job_list import JobList, job_routes
 from falctl.router.jobs.courier import Courier
 from falctl.router.jobs.keeper import Keeper
 from falctl.router.jobs.records import StoreLimits
@@ -39,6 +42,7 @@ from falctl.router.js_proxy import JsProxy
 from falctl.router.ledger import Ledger
 from falctl.router.limits import Limits
 from falctl.router.listener import Listener
+from falctl.router.log_routes import LogReader, log_routes
 from falctl.router.memory import Memory
 from falctl.router.openai.models import Models
 from falctl.router.openai.routes import OpenAiApi
@@ -47,6 +51,7 @@ from falctl.router.publish import Publisher
 from falctl.router.queue_routes import QueueRoutes
 from falctl.router.queue_status import QueueStatus
 from falctl.router.reasons import Reasons
+from falctl.router.request_logs import RequestLogs
 from falctl.router.routes import make_routes
 from falctl.router.tls import Tls
 from falctl.router.tokens import TokenRoom, Tokens, read_secret
@@ -97,12 +102,7 @@ class Router:
         )
         self._tokens = Tokens(read_secret(home.token_secret))
         self._activity = Activity()
-        self._uploads = Uploads(
-            UploadStore(home.uploads, home.files, max_bytes=config.files.max_upload),
-            Passes(spec.admin_token),
-            self._intake,
-            files_url=spec.files_url or f"{spec.url}/files",
-        )
+        self._uploads = _uploads(spec, home, self._intake, max_bytes=config.files.max_upload)
         guard = self._guard(config)
         self._proxy = Proxy(
             self._fleet,
@@ -118,10 +118,11 @@ class Router:
         self._keeper = Keeper(
             store, self._apps, Courier(self._fleet, timeout_s=config.runners.request_timeout)
         )
-        self._webhooks = Deliverer(store, signer)
+        self._webhooks = Deliverer(store, signer, self._ledger)
         self._watchers = Watchers(self._keeper.position)
         self._keeper.observers += [self._webhooks.hear, self._watchers.hear]
-        status = QueueStatus(self._keeper, self._watchers)
+        self._logs = RequestLogs(self._keeper, self._fleet, news=self._watchers.printed)
+        status = QueueStatus(self._keeper, self._watchers, self._logs)
         self._queue = QueueRoutes(self._apps, self._keeper, status, self._intake, rules=self._proxy.rules)
         self._memory = Memory(home.learnt, {app.alias: app.driver.scheduler.state for app in self._apps})
         models = Models(self._apps, config, since=int(wall_clock().timestamp()))
@@ -133,13 +134,7 @@ class Router:
 
     def _rooms(self, direct: Direct, openai: OpenAiApi, epoch: int) -> dict[str, Room]:
         """Return who answers under which prefix."""
-        routes = make_routes(
-            status=self._report,
-            health=self._health,
-            files=self._files,
-            reasons=Reasons(self._apps, epoch=epoch),
-        )
-        ours = own_room(routes)
+        ours = own_room(self._own_routes(Reasons(self._apps, epoch=epoch)))
         return {
             "run": direct.serve_run,
             "queue": self._queue.serve,
@@ -150,6 +145,18 @@ class Router:
             **dict.fromkeys(("falctl", "health"), ours),
             "files": self._uploads.beside(ours),
         }
+
+    def _own_routes(self, reasons: Reasons) -> ASGIApp:
+        return make_routes(
+            status=self._report,
+            health=self._health,
+            files=self._files,
+            reasons=reasons,
+            others=[
+                *log_routes(LogReader(self._logs, self._keeper, reasons)),
+                *job_routes(JobList(self._keeper, self._apps, self._fleet)),
+            ],
+        )
 
     async def run(self, control: Control) -> None:
         """Serve until the supervisor says `wire.Stop`."""
@@ -189,6 +196,7 @@ class Router:
         await asyncio.gather(*helpers, return_exceptions=True)  # none may write into a store that is closed
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_CLOSE_WITHIN_S):
+                await self._logs.flush()
                 await self._memory.keep()
         self._keeper.close()
         await self._fleet.close()
@@ -238,6 +246,7 @@ class Router:
         await self._activity.idle()
         await self._keeper.idle()
         self._watchers.close()  # after what has ended has been told
+        await self._webhooks.settle(within_s=_CLOSE_WITHIN_S)  # the next router may be days away
         control.send(wire.Drained())
 
     def _guard(self, config: Config) -> Guard:
@@ -246,10 +255,7 @@ class Router:
         )
 
     def _report(self) -> dict[str, Any]:
-        return self._publisher.report(self._fleet) | {
-            "webhooks_failing": self._webhooks.failing,
-            "watching": len(self._watchers),
-        }
+        return self._publisher.report(self._fleet) | {"watching": len(self._watchers)}
 
     def _health(self) -> dict[str, int]:
         return {app.alias: self._fleet.up_count(app) for app in self._apps}
@@ -282,6 +288,15 @@ def _make_apps(spec: wire.RouterSpec, config: Config, ledger: Ledger, *, runners
             Driver(routing=config.routing, queue=config.queue, ledger=ledger, cwd=Path(spec.cwd)),
         )
         for alias, numbers in named.items()
+    )
+
+
+def _uploads(spec: wire.RouterSpec, home: Home, intake: Intake, *, max_bytes: int) -> Uploads:
+    return Uploads(
+        UploadStore(home.uploads, home.files, max_bytes=max_bytes),
+        Passes(spec.admin_token),
+        intake,
+        files_url=spec.files_url or f"{spec.url}/files",
     )
 
 

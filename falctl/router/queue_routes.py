@@ -44,6 +44,8 @@ _ONLY_QUEUED: Final = frozenset(
 """fal's gateway takes them, too, before the app sees a request."""
 _SECRETS: Final = frozenset({b"authorization", b"proxy-authorization", b"cookie"})
 """What is in a queued request lies on the disk in clear, so that these are not: its app does not get to see them."""
+_OF_WHO_FETCHES: Final = frozenset({b"accept-encoding"})
+"""Somebody else than its submitter may read the result, and webhooks tell it: it is kept as it is."""
 _STORE_IO: Final = b"x-fal-store-io"
 _ERROR_TYPE: Final = H_ERROR_TYPE.encode()
 _READ: Final = ("GET", "HEAD", "OPTIONS")
@@ -183,7 +185,7 @@ class QueueRoutes:
         wanted = wanted_hint(call.head, body, field=self.rules.hint_from)
         arrived = arrival(call, wanted)
         start_by = arrived.start_by
-        drop = self.rules.hide | _ONLY_QUEUED | _SECRETS
+        drop = self.rules.hide | _ONLY_QUEUED | _SECRETS | _OF_WHO_FETCHES
         return Envelope(
             target.app,
             call.scope["method"],

@@ -98,6 +98,8 @@ class FakeHost:
     connections_made: int = 0
     streams_opened: int = 0
     tells_release: bool = True
+    recap: list[wire.Message] = field(default_factory=list)
+    """What it tells again after its Hello."""
     streams_refused: int = 0
     """How many of the next event streams are refused."""
 
@@ -260,6 +262,8 @@ class FakeHost:
     async def _stream(self, send: Send) -> None:
         queue: asyncio.Queue[bytes | None] = asyncio.Queue()
         queue.put_nowait(wire.encode(wire.Hello(self.epoch, self.slots, list(self.executing))))
+        for message in self.recap:
+            queue.put_nowait(wire.encode(message))
         self._streams.add(queue)
         self.streams_opened += 1
         try:

@@ -136,8 +136,23 @@ def test_logs_are_kept_in_order_up_to_a_bound(tmp_path: Path) -> None:
         return await store.logs(q(1))
 
     kept = using(tmp_path, use, limits)
-    assert [line.at for line in kept] == [0.0, 1.0, 2.0, 3.0, 4.0]
+    assert [line.at for line in kept] == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
     assert kept[0].message == "line 0 ?"
+    assert kept[-1] == LogLine(
+        5.0, "WARN", "falctl: the logs of this job take 400 bytes; nothing more is kept"
+    )
+
+
+def test_logs_that_are_told_again_are_kept_once(tmp_path: Path) -> None:
+    first, second = (LogLine(float(n), "STDOUT", "the same") for n in range(2))
+
+    async def use(store: JobStore) -> list[LogLine]:
+        await store.submit(job(1))
+        await store.add_logs(q(1), [first])
+        await store.add_logs(q(1), [first, second], retold=True)
+        return await store.logs(q(1))
+
+    assert using(tmp_path, use) == [first, second]
 
 
 def hold(store: JobStore) -> tuple[threading.Event, asyncio.Future[None]]:

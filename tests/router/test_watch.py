@@ -13,6 +13,7 @@ from falctl.router.jobs.keeper import Keeper
 from falctl.router.jobs.live import Live
 from falctl.router.jobs.watch import Watchers
 from falctl.router.queue_status import QueueStatus
+from falctl.router.request_logs import RequestLogs
 
 JOB = RequestId("q1")
 
@@ -28,7 +29,7 @@ class Racing(QueueStatus):
     """Its job ends just after the first look at it."""
 
     def __init__(self, watchers: Watchers) -> None:
-        super().__init__(cast("Keeper", None), watchers)
+        super().__init__(cast("Keeper", None), watchers, cast("RequestLogs", None))
         self._ours = watchers
         self.looks = 0
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from cryptography.exceptions import InvalidSignature
 
+from falctl import wire
 from falctl.clock import wall_clock
 from tests.router.client import ask
 from tests.router.fake_host import PATIENCE_S, Gate, Handler, say_ok
@@ -296,6 +297,24 @@ def test_after_ten_retries_it_is_given_up_and_the_log_says_so(setup: Setup) -> N
     assert setup.status()["webhooks_failing"] == 0
 
 
+def test_a_drain_waits_for_those_that_are_being_called_but_not_for_long() -> None:
+    with serving() as setup, Receiver() as receiver:
+        never = threading.Event()
+        with Receiver(lambda _: (never.wait(60), None)[1]) as silent:
+            submit(setup, silent.url)
+            silent.wait()
+            gate = Gate()
+            setup.hosts[0].handler = gate
+            last = submit(setup, receiver.url)
+            becomes(setup, last, "IN_PROGRESS")
+            assert setup.router is not None
+            setup.router.send(wire.Drain(30.0))
+            gate.opened.set()
+            setup.router.expect(wire.Drained)
+            assert len(receiver.about(last)) == 1
+            never.set()
+
+
 def test_a_router_killed_while_it_calls_calls_again(setup: Setup) -> None:
     never = threading.Event()
     with Receiver(lambda _: (never.wait(60), None)[1]) as receiver:
@@ -389,8 +408,6 @@ def test_a_result_stays_until_its_webhook_is_delivered() -> None:
 
 
 def test_a_spoilt_key_is_said_in_one_line() -> None:
-    from falctl import wire
-
     setup = Setup()
     try:
         setup.home.webhook_key.write_bytes(b"short")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from functools import partial
 from typing import Any, Final, TypeAlias, assert_never
 
@@ -64,6 +64,11 @@ class Keeper:
         self._working = 0
         self._idle = asyncio.Event()
         self._idle.set()
+
+    @property
+    def aliases(self) -> Iterable[str]:
+        """Return the apps for which jobs may wait, also those that are not configured any more."""
+        return self._lanes.keys()
 
     def backlog(self, alias: str) -> Backlog:
         """Return who waits for the app of that alias, to be looked at."""
