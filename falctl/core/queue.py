@@ -148,8 +148,9 @@ class WaitingQueue:
         What waits out of sight for every model alike is no reason for a further copy of any: simulated with all of
         them, 26 models on 8 places were loaded half as often again, and took half as long again (tests/sim/test_hidden.py).
         """
-        count = self.count(hint)
-        if not count or not (behind := self._behind.get(hint, 0)):
+        group = self._groups.get(hint)  # asked for many times in every decision
+        count = 0 if group is None else len(group.waiting)
+        if not self._behind or not count or not (behind := self._behind.get(hint, 0)):
             return count
         others = (self._behind_sum - behind) / max(len(self._groups) - 1, 1)
         return count + max(behind - others, 0.0)
