@@ -138,7 +138,7 @@ class Proxy:
         call.connection.on_gone = partial(driver.cancel, call.request)
         outgoing = self._outgoing(call, target, wanted, body)
         self._fleet.refresh()
-        arrived = arrival(call, wanted)
+        arrived = arrival(call, wanted, start_timeout_s=target.app.start_timeout_s)
         decision = driver.submit(arrived)
         while True:
             action = await decision

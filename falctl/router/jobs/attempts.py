@@ -6,7 +6,7 @@ import logging
 
 from falctl.core import jobs
 from falctl.core.retries import Outcome
-from falctl.router.driver import Driver
+from falctl.router.apps import LocalApp
 from falctl.router.jobs.courier import Courier, Delivered
 from falctl.router.jobs.live import Live, Tell
 from falctl.router.jobs.store import JobStore
@@ -16,13 +16,14 @@ log = logging.getLogger(__name__)
 
 
 class Attempts:
-    """Makes them. Of one job there is never more than one under way."""
+    """Makes those of one app. Of one job there is never more than one under way."""
 
     def __init__(
-        self, store: JobStore, driver: Driver, courier: Courier, waiters: Waiters, tell: Tell
+        self, store: JobStore, app: LocalApp, courier: Courier, waiters: Waiters, tell: Tell
     ) -> None:
         self._store = store
-        self._driver = driver
+        self._app = app
+        self._driver = app.driver
         self._courier = courier
         self._waiters = waiters
         self._tell = tell
@@ -42,7 +43,7 @@ class Attempts:
         live.dispatch = None
         if delivered is not None:
             live.delivered = delivered
-            self._tell(live, jobs.AttemptEnded(delivered.outcome))
+            self._tell(live, jobs.AttemptEnded(delivered.outcome, self._app.retries))
         else:
             self._waiters.undo(live, dispatch)
             self._tell(live, jobs.Bounced())
