@@ -39,6 +39,7 @@ log = logging.getLogger(__name__)
 ENV_CONTROL: Final = "FALCTL_CONTROL_FD"
 ENV_BOARD: Final = "FALCTL_BOARD_FD"
 ENV_LISTEN: Final = "FALCTL_LISTEN_FD"
+ENV_TLS: Final = "FALCTL_TLS_FD"
 ENV_LIFE: Final = "FALCTL_LIFE_FD"
 ENV_PARENT: Final = "FALCTL_PARENT_PID"
 ENV_FAMILY: Final = "FALCTL_FAMILY"
@@ -69,6 +70,8 @@ class Control:
         self.board_fd = int(os.environ.pop(ENV_BOARD))
         listen = os.environ.pop(ENV_LISTEN, None)
         self.listen_fd = None if listen is None else int(listen)
+        tls = os.environ.pop(ENV_TLS, None)
+        self.tls_fd = None if tls is None else int(tls)
         self.spec = self._first()
         threading.Thread(target=self._read, name="control", daemon=True).start()
 

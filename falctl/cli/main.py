@@ -71,12 +71,13 @@ def up(
     port: Annotated[
         int | None, typer.Option(help="port to listen on; 0 takes a free one", min=0, max=65535)
     ] = None,
+    tls: Annotated[bool, typer.Option("--tls", help="speak TLS on server.tls_port, too")] = False,
     detach: Annotated[bool, typer.Option("-d", "--detach", help="return once it is up")] = False,
 ) -> None:
     """Start a runner on every GPU and the router in front of them."""
     from falctl.cli.up import Options, up_command
 
-    raise typer.Exit(up_command(Options(app, config, gpus, runners, port), detach=detach))
+    raise typer.Exit(up_command(Options(app, config, gpus, runners, port, tls=tls), detach=detach))
 
 
 @cli.command()
@@ -133,6 +134,19 @@ def exec_(
     from falctl.cli.exec import exec_command
 
     exec_command(command)
+
+
+@cli.command()
+def env(
+    *,
+    shell: Annotated[
+        str, typer.Option("--shell", help="how they are written: sh, fish, or plain (.env files)")
+    ] = "sh",
+) -> None:
+    """Print the variables by which fal's Python client calls the falctl that runs over TLS (`falctl up --tls`)."""
+    from falctl.cli.env import env_command
+
+    raise typer.Exit(env_command(shell))
 
 
 @cli.command()

@@ -46,11 +46,11 @@ class Gate:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
-        # As it stands on the wire: a client's "/%66alctl/..." that the router let pass must not become ours here.
-        if scope["raw_path"].startswith(_OURS):
-            await self._ours(scope, receive, send)
-        elif scope["type"] == "websocket":
+        if scope["type"] == "websocket":
             await self._converse(scope, receive, send)
+        # As it stands on the wire: a client's "/%66alctl/..." that the router let pass must not become ours here.
+        elif scope["raw_path"].startswith(_OURS):
+            await self._ours(scope, receive, send)
         elif scope["path"] in OWN_PATHS and scope["method"] in _READ:
             await self._app(scope, receive, self._with_hints(send))
         else:

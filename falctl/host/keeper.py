@@ -29,6 +29,7 @@ class Keeper:
         assert task is not None, "admitted outside a task"
         warm = self._hints.holds(head.hint)
         ticket = Ticket(head.request, head.hint, warm=warm, task=task, path=path, websocket=websocket)
+        ticket.lifetime = head.lifetime
         self.slots.take(ticket)
         self.report.started(ticket)
         return ticket

@@ -30,10 +30,7 @@ log = logging.getLogger(__name__)
 KEEP_ALIVE_S: Final = 3600
 """Longer than the router keeps an idle connection, or a request could meet a connection that we are closing."""
 BACKLOG: Final = 2048
-_NO_NEWS: Final = (
-    "ASGI callable returned without completing response.",  # we broke it on purpose; `gate` has said so
-    '%s - "WebSocket ',
-)
+_UNFINISHED: Final = "ASGI callable returned without completing response."
 
 
 class Listener:
@@ -60,7 +57,9 @@ class Listener:
             timeout_keep_alive=KEEP_ALIVE_S,
         )
         self._config.load()
-        logging.getLogger("uvicorn.error").addFilter(_is_news)
+        uvicorns = logging.getLogger("uvicorn.error")
+        uvicorns.addFilter(_is_news)
+        uvicorns.setLevel(logging.WARNING)  # it tells of every websocket
 
     async def listen(self) -> None:
         """Bind the path, in place of what stood there, and accept from now on. Raises OSError."""
@@ -125,5 +124,5 @@ def _bind(path: Path) -> socket.socket:
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """Return False for what uvicorn says of every websocket, and of every connection that we break."""
-    return not str(record.msg).startswith(_NO_NEWS)
+    """Return False for a connection that we break on purpose; `gate` has said so."""
+    return record.msg != _UNFINISHED

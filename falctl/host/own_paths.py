@@ -54,7 +54,8 @@ class OwnPaths:
         if ticket is None:
             msg = f"Request {request} is not running here"
             raise NotFoundError(msg)
-        log.info("request.cancelled request=%s", request)
+        if not ticket.websocket:  # for those it is how most of them end
+            log.info("request.cancelled request=%s", request)
         spawn(self._canceller.cancel(ticket), name=f"cancel-{request}")
         return JSONResponse({"status": "CANCELLATION_REQUESTED"}, 202)
 

@@ -28,7 +28,7 @@ from falctl.host.pins import prove_cards
 from falctl.host.report import Report
 from falctl.host.serving import build_web, cancels_of, health_of, limits_of
 from falctl.host.telling import from_the_app, said, user_line
-from falctl.host.ticket import Slots
+from falctl.host.ticket import Slots, current_lifetime
 from falctl.lifeline import Control
 from falctl.toolkit.files import FileStore, use_store
 from falctl.wire import HostSpec, Stage
@@ -63,7 +63,7 @@ async def start(app_class: type[App], control: Control, spec: HostSpec, config: 
     if spec.cards:
         control.send(Stage("importing torch"))
         await threads.run(lambda: prove_cards(spec.cards, driver=spec.driver))
-    use_store(FileStore(Path(spec.files_dir), url=spec.files_url))
+    use_store(FileStore(Path(spec.files_dir), url=spec.files_url, lifetime=current_lifetime))
     threads.serve_streams()
     app = await threads.run(call_app, app_class, f"{app_class.__name__}()")
     hints = HintSource(app)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from falctl.clock import monotonic_s
+from falctl.core.lifetimes import Lifetime
 from falctl.core.residency import Verdict
 from falctl.core.types import Hint, RequestId
 from falctl.host.hint_source import Asked
@@ -26,6 +27,8 @@ class Ticket:
     warm: bool
     """Its hint was published when it started."""
     task: asyncio.Task[None] = field(repr=False)
+    lifetime: Lifetime | None = None
+    """Of the files that are stored while it is served; None: it does not say."""
     path: str = ""
     """Of the app's endpoint."""
     websocket: bool = False
@@ -114,6 +117,12 @@ class Ticket:
 
 CURRENT: ContextVar[Ticket | None] = ContextVar("falctl_ticket", default=None)
 """The request that the running code serves; an app thread has the context of the request that called it."""
+
+
+def current_lifetime() -> Lifetime | None:
+    """Return what the request that the running code serves wants for its files; None: nothing, or there is none."""
+    ticket = CURRENT.get()
+    return None if ticket is None else ticket.lifetime
 
 
 class Slots:

@@ -10,6 +10,7 @@ from falctl.core.events import Arrived
 from falctl.core.types import Priority, Wanted
 from falctl.errors import BadRequestError
 from falctl.router.call import Call
+from falctl.router.lifetime import wanted_lifetime
 
 _PRIORITY: Final = b"x-fal-queue-priority"
 _START_TIMEOUT: Final = b"x-fal-request-timeout"
@@ -23,8 +24,9 @@ def arrival(call: Call, wanted: Wanted | None, *, start_timeout_s: float | None 
     Return the event that *call* is. Its app's *start_timeout_s* counts unless it brings one of its own.
 
     Raises:
-        BadRequestError: a priority or a start timeout that is none; names the header and the fix.
+        BadRequestError: a header that cannot be followed; names it and the fix.
     """
+    wanted_lifetime(call.head)  # the host reads it anew, and the app's SDK does: it must be one
     return Arrived(
         call.request,
         wanted,

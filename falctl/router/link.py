@@ -14,12 +14,14 @@ import asyncio
 import contextlib
 import json
 import logging
+from collections.abc import Awaitable, Sequence
 from pathlib import Path
-from typing import Final, Protocol, TypeAlias
+from typing import Final, Protocol, TypeAlias, TypeVar
 
 from falctl import wire
 from falctl.clock import monotonic_s
 from falctl.core.types import Epoch, RequestId, RunnerId
+from falctl.router.dialogue import Dialogue
 from falctl.router.transport import Incoming, LostError, Outgoing, Transport, UnreachableError
 from falctl.tasks import spawn
 
@@ -33,6 +35,8 @@ FAREWELL_S: Final = 5.0
 """How long what a dead runner has still sent may be read, before its connections are closed."""
 
 _BOUNCED: Final = wire.H_BOUNCED.encode()
+
+A = TypeVar("A")
 
 News: TypeAlias = wire.Hello | wire.Released | wire.LoadEnded | wire.HintsChanged | wire.Draining
 
@@ -90,30 +94,43 @@ class Link:
         Raises:
             LostError: the app may have been entered; it is not to be sent again as if it had not.
         """
+        return await self._let_in(request, self.transport.send(outgoing))
+
+    async def converse(
+        self, request: RequestId, outgoing: Outgoing, subprotocols: Sequence[str]
+    ) -> Dialogue | Incoming | None:
+        """Do the same for a websocket; an `Incoming` is the answer by which it is refused. Raises LostError."""
+        return await self._let_in(request, self.transport.converse(outgoing, subprotocols))
+
+    async def _let_in(self, request: RequestId, sending: Awaitable[A]) -> A | None:
         self._held[request] = None
         try:
-            incoming = await self.transport.send(outgoing)
+            answer = await sending
         except UnreachableError:
             self._bounced(request)
             return None
         except LostError:
             self.ended(request)
             raise
-        if incoming.status == 503 and any(name.lower() == _BOUNCED for name, _ in incoming.headers):
-            incoming.close()
+        if (
+            isinstance(answer, Incoming)
+            and answer.status == 503
+            and any(name.lower() == _BOUNCED for name, _ in answer.headers)
+        ):
+            answer.close()
             self._bounced(request)
             return None
-        return incoming
+        return answer
 
     def _bounced(self, request: RequestId) -> None:
         self._held.pop(request, None)
         self._doubt_at = self._doubt_at or monotonic_s()
         self._watch()
 
-    def ended(self, request: RequestId) -> None:
-        """An answer has ended, well or not; its slot should be given back any moment."""
+    def ended(self, request: RequestId, *, within_s: float = 0.0) -> None:
+        """An answer has ended, well or not; its slot should be given back any moment, after *within_s* at most."""
         if request in self._held:
-            self._held[request] = monotonic_s()
+            self._held[request] = monotonic_s() + within_s
             self._watch()
 
     def may_hold(self, request: RequestId) -> bool:

@@ -42,6 +42,8 @@ _ONLY_QUEUED: Final = frozenset(
     {b"x-fal-queue-priority", b"x-fal-request-timeout", b"x-fal-no-retry", b"x-fal-retry-config"}
 )
 """fal's gateway takes them, too, before the app sees a request."""
+_SECRETS: Final = frozenset({b"authorization", b"proxy-authorization", b"cookie"})
+"""What is in a queued request lies on the disk in clear, so that these are not: its app does not get to see them."""
 _STORE_IO: Final = b"x-fal-store-io"
 _ERROR_TYPE: Final = H_ERROR_TYPE.encode()
 _READ: Final = ("GET", "HEAD", "OPTIONS")
@@ -142,6 +144,9 @@ class QueueRoutes:
             raise BadRequestError(msg)
         outcome = saved.ending.outcome
         answer = await self._keeper.store.answer(request)
+        if answer is None and not outcome.error_type:
+            msg = f"what the app answered to {request} is lost: its file was deleted from the state directory"
+            raise NotFoundError(msg)
         if answer is None:
             await _send(call, outcome.status, problem_of(outcome), *_reasons(outcome))
         else:
@@ -178,7 +183,7 @@ class QueueRoutes:
         wanted = wanted_hint(call.head, body, field=self.rules.hint_from)
         arrived = arrival(call, wanted, start_timeout_s=app.start_timeout_s)
         start_by = arrived.start_by
-        drop = self.rules.hide | _ONLY_QUEUED
+        drop = self.rules.hide | _ONLY_QUEUED | _SECRETS
         return Envelope(
             target.app,
             call.scope["method"],

@@ -35,6 +35,7 @@ class Launch:
     life_fd: int
     environ: Mapping[str, str]
     listen_fd: int | None = None
+    tls_fd: int | None = None
 
 
 @dataclass(slots=True)
@@ -76,8 +77,7 @@ async def spawn(launch: Launch, on_message: Callable[[Message], None]) -> Child:
     family = secrets.token_hex(8)
     output, theirs_output = os.pipe()
     fds = [theirs.fileno(), launch.board_fd, launch.life_fd]
-    if launch.listen_fd is not None:
-        fds.append(launch.listen_fd)
+    fds += [fd for fd in (launch.listen_fd, launch.tls_fd) if fd is not None]
     try:
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-P", "-m", launch.module),
@@ -104,7 +104,8 @@ async def spawn(launch: Launch, on_message: Callable[[Message], None]) -> Child:
 
 
 def _environ(launch: Launch, control_fd: int, family: str) -> dict[str, str]:
-    listen = {} if launch.listen_fd is None else {lifeline.ENV_LISTEN: str(launch.listen_fd)}
+    sockets = {lifeline.ENV_LISTEN: launch.listen_fd, lifeline.ENV_TLS: launch.tls_fd}
+    listen = {name: str(fd) for name, fd in sockets.items() if fd is not None}
     return {
         **launch.environ,
         **listen,

@@ -51,6 +51,8 @@ class Ground:
     """Read end of the pipe whose write end dies with us."""
     url: str
     admin_token: str
+    tls: socket.socket | None = None
+    tls_url: str = ""
 
 
 class Fleet:
@@ -214,6 +216,7 @@ class Fleet:
             board_fd=ground.board.fd,
             life_fd=ground.life_fd,
             listen_fd=ground.listener.fileno(),
+            tls_fd=ground.tls.fileno() if ground.tls is not None else None,
             environ=os.environ,
         )
 

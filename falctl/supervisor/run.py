@@ -121,6 +121,8 @@ class Supervisor:
 
     async def _serve(self) -> int:
         self._announcer.note(self._listening())
+        if tls_url := self._fleet.ground.tls_url:
+            self._announcer.note(f"falctl: also at {tls_url}; `falctl env` prints what clients need for it")
         for line in self._addresses():
             self._announcer.note(f"falctl:   {line}")
         self._announcer.note(next_steps(self._fleet.config))

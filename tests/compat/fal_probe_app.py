@@ -116,6 +116,12 @@ class Probe(fal.App, name="probe", keep_alive=300):
             "data": str(FAL_PERSISTENT_DIR),
         }
 
+    @fal.endpoint("/store_for_ever")
+    def store_for_ever(self) -> str:
+        wanted = {"object_lifecycle_preference": {"expiration_duration_seconds": None}}
+        url: str = File.from_bytes(b"abc", save_kwargs=wanted).url
+        return url
+
     @fal.endpoint("/read")
     def read(self, url: str, folder: str) -> int:
         path: Path = File(url=url).save(Path(folder) / "read", overwrite=True)

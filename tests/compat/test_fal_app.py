@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from falctl.clock import wall_clock
+from falctl.core.lifetimes import ends_at
 from falctl.host.ending import EXIT_OVERDUE
 from falctl.wire import EXIT_RETIRED, Ending, Failed, Ready
 from tests.host.harness import STEP_S, Host, Reply
@@ -133,6 +136,20 @@ def test_files_are_stored_here_whatever_repository_is_named(probe: Host) -> None
     for url in made.values():
         assert url.startswith(probe.spec.files_url + "/")
         assert (probe.files / url.rpartition("/")[2]).stat().st_size > 0
+
+
+def test_files_are_kept_as_long_as_their_request_says_however_they_are_stored(probe: Host) -> None:
+    header = {"x-fal-object-lifecycle-preference": '{"expiration_duration_seconds": 600}'}
+    made: dict[str, str] = probe.post("/store", None, header).json
+    made.pop("data")
+    for how, url in made.items():
+        assert 500 < ends_at(url, otherwise=0.0) - wall_clock().timestamp() <= 601, how
+
+
+def test_an_apps_own_lifetime_of_a_file_counts(probe: Host) -> None:
+    header = {"x-fal-object-lifecycle-preference": '{"expiration_duration_seconds": 600}'}
+    url: str = probe.post("/store_for_ever", None, header).json
+    assert ends_at(url, otherwise=0.0) == math.inf
 
 
 def test_nothing_that_opens_the_cloud_is_in_its_environment(probe: Host) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
@@ -42,6 +43,8 @@ class Seen:
 
 
 Handler = Callable[[Seen, Send], Awaitable[None]]
+Talker = Callable[[Seen, Receive, Send], Awaitable[None]]
+"""Serves a websocket."""
 
 
 async def answer(
@@ -64,6 +67,14 @@ async def say_ok(_: Seen, send: Send) -> None:
     await answer(send)
 
 
+async def echo(_: Seen, receive: Receive, send: Send) -> None:
+    """Accept a websocket, and say back what is said."""
+    await receive()
+    await send({"type": "websocket.accept"})
+    while (message := await receive())["type"] == "websocket.receive":
+        await send({**message, "type": "websocket.send"})
+
+
 @dataclass(eq=False)
 class FakeHost:
     """Speaks the host's side of `wire` on a Unix socket, from a thread of the test."""
@@ -75,6 +86,7 @@ class FakeHost:
     slots: int = 1
     hints: tuple[str, ...] | None = ()
     handler: Handler = say_ok
+    talker: Talker = echo
     bounces: int = 0
     """How many of the next requests are bounced."""
     executing: list[str] = field(default_factory=list)
@@ -143,7 +155,8 @@ class FakeHost:
             await self._app(scope, receive, send)
 
         config = uvicorn.Config(
-            app, lifespan="off", interface="asgi3", ws="none", log_config=None, access_log=False,
+            app, lifespan="off", interface="asgi3", ws="websockets-sansio", log_config=None, access_log=False,
+            ws_ping_interval=None, ws_max_size=1 << 40, ws_per_message_deflate=False,
             proxy_headers=False, timeout_keep_alive=3600, server_header=False, date_header=False,
         )  # fmt: skip
         config.load()
@@ -174,7 +187,9 @@ class FakeHost:
 
     async def _app(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"]
-        if path == wire.EVENTS_PATH and self.streams_refused:
+        if scope["type"] == "websocket":
+            await self._talk(scope, receive, send)
+        elif path == wire.EVENTS_PATH and self.streams_refused:
             self.streams_refused -= 1
             await answer(send, status=503)
         elif path == wire.EVENTS_PATH:
@@ -185,6 +200,21 @@ class FakeHost:
             await answer(send, status=202)
         else:
             await self._work(scope, receive, send)
+
+    async def _talk(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = [(name.lower(), value) for name, value in scope["headers"]]
+        seen = Seen("GET", scope["raw_path"], scope["query_string"], headers, b"")
+        if self.bounces or len(self.executing) >= self.slots:
+            self.bounces -= bool(self.bounces)
+            response = Response(status_code=503, headers={wire.H_BOUNCED: "1"})
+            await response(scope, receive, send)
+            return
+        self.executing.append(seen.request)
+        self.seen.append(seen)
+        try:
+            await self.talker(seen, receive, send)
+        finally:
+            self.release(seen.request)
 
     async def _work(self, scope: Scope, receive: Receive, send: Send) -> None:
         body = b""

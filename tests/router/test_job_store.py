@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import sqlite3
+import stat
 import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -12,11 +14,12 @@ from typing import TypeVar
 import pytest
 
 from falctl.core.retries import Outcome
-from falctl.core.types import RequestId
+from falctl.core.types import Hint, RequestId, Wanted
 from falctl.errors import StartError, StorageFullError
-from falctl.router.jobs import database
+from falctl.router.jobs import database, rows
 from falctl.router.jobs.bodies import INLINE_BYTES_MAX
 from falctl.router.jobs.database import ROW_BYTES
+from falctl.router.jobs.envelope import unpack
 from falctl.router.jobs.records import Answer, Ending, LogLine, NewJob, SavedJob, StoreLimits
 from falctl.router.jobs.store import JobStore
 from falctl.router.jobs.writer import Transaction
@@ -186,17 +189,17 @@ def test_a_write_that_fails_spoils_no_other(tmp_path: Path) -> None:
 
 
 def test_every_commit_is_on_the_disk_before_it_is_told(tmp_path: Path) -> None:
-    """What only a power cut would show: both settings are SQLite's own promise."""
+    """What only a power cut would show, or who looks for what was deleted: the settings are SQLite's own promise."""
 
     async def use(store: JobStore) -> list[object]:
         return await store.writer.submit(
             lambda t: [
                 t.connection.execute(f"PRAGMA {name}").fetchone()[0]
-                for name in ("journal_mode", "synchronous")
+                for name in ("journal_mode", "synchronous", "secure_delete")
             ]
         )
 
-    assert using(tmp_path, use) == ["wal", 2]
+    assert using(tmp_path, use) == ["wal", 2, 2]
 
 
 def test_a_body_without_a_row_is_deleted_when_the_store_opens(tmp_path: Path) -> None:
@@ -231,18 +234,87 @@ def test_beyond_the_bound_ended_jobs_leave_first_and_then_submissions_are_refuse
     assert left(tmp_path) == []
 
 
-@pytest.mark.parametrize("replaced", [False, True])
-def test_what_would_be_written_to_a_deleted_file_is_refused(tmp_path: Path, *, replaced: bool) -> None:
+@pytest.mark.parametrize("wiped", ["file", "folder", "parent"])
+def test_a_store_that_is_wiped_begins_anew_with_all_but_the_large_bodies(
+    tmp_path: Path, wiped: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "home" / "jobs"
+    folder.parent.mkdir(mode=0o700)
+
+    async def use(store: JobStore) -> None:
+        for n, body in enumerate((b"small", LARGE, b"ends", b"ends large")):
+            await store.submit(job(n, body))
+        await store.begin_attempt(q(0), attempts=3, failures={"timeout": 1})
+        await store.end(q(2), WELL, Answer((), b"well"))
+        await store.end(q(3), WELL, Answer((), LARGE))
+        if wiped == "file":
+            (folder / "jobs.db").unlink()
+        else:
+            shutil.rmtree(folder if wiped == "folder" else folder.parent)
+        await store.submit(job(4, LARGE))
+        assert await store.body(q(4)) == LARGE
+        await store.begin_attempt(q(0), attempts=4, failures={"timeout": 1})
+
+    async def look(store: JobStore) -> None:
+        first, large, last = store.recover()
+        assert [first.request, large.request, last.request] == [q(0), q(1), q(4)]
+        assert first.attempts == 4
+        assert await store.body(q(0)) == b"small"
+        assert await store.body(q(1)) == (LARGE if wiped == "file" else None)
+        assert await store.answer(q(2)) == Answer((), b"well")
+        assert await store.answer(q(3)) == (Answer((), LARGE) if wiped == "file" else None)
+        assert await store.body(q(4)) == LARGE
+
+    using(folder, use)
+    [line] = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert str(folder / "jobs.db") in line
+    assert f"; {0 if wiped == 'file' else 2} requests and results larger" in line
+    assert not list(folder.glob("jobs.new*"))
+    assert stat.S_IMODE((folder / "jobs.db").stat().st_mode) == 0o600
+    using(folder, look)
+
+
+def test_a_store_that_is_wiped_while_nobody_writes_is_put_back_too(tmp_path: Path) -> None:
     async def use(store: JobStore) -> None:
         await store.submit(job(1))
-        path = tmp_path / "jobs.db"
+        await store.look_after()
+        shutil.rmtree(tmp_path / "jobs")
+        await store.look_after()
+
+    using(tmp_path / "jobs", use)
+    assert [found.request for found in using(tmp_path / "jobs", _recovered)] == [q(1)]
+
+
+def test_a_database_that_was_put_in_its_place_meanwhile_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "jobs.db"
+
+    async def use(store: JobStore) -> None:
+        await store.submit(job(1))
         path.rename(tmp_path / "away")
-        if replaced:
-            path.touch()
-        with pytest.raises(StorageFullError, match="was deleted"):
+        path.write_bytes(b"of somebody else")
+        with pytest.raises(StorageFullError, match="was replaced"):
             await store.submit(job(2))
+        path.unlink()
+        await store.submit(job(3))
+        assert [await store.body(q(n)) for n in (1, 2, 3)] == [b"body", None, b"body"]
 
     using(tmp_path, use)
+
+
+def test_nobody_else_can_read_what_is_queued(tmp_path: Path) -> None:
+    folder = tmp_path / "jobs"
+    (folder / "bodies").mkdir(parents=True)
+    for path in (folder, folder / "bodies"):
+        path.chmod(0o755)
+    (folder / "jobs.db").touch(0o644)
+
+    async def use(store: JobStore) -> dict[str, int]:
+        await store.submit(job(1, LARGE))
+        return {path.name: path.stat().st_mode & 0o077 for path in (folder, *folder.rglob("*"))}
+
+    modes = using(folder, use)
+    assert {"jobs.db", "jobs.db-wal", "bodies"} < set(modes)
+    assert not any(modes.values()), modes
 
 
 def test_an_end_is_kept_even_where_no_room_is_left(tmp_path: Path) -> None:
@@ -323,6 +395,36 @@ def test_a_newer_queue_is_refused(tmp_path: Path) -> None:
     assert "version 99" in opened(tmp_path)
 
 
+def test_what_ended_stays_until_its_webhook_is_told(tmp_path: Path) -> None:
+    async def run(store: JobStore) -> None:
+        for n in range(2):
+            await store.submit(NewJob(q(n), b"{}", b"x", receiver="http://h:80" if n else None))
+            await store.end(q(n), Ending(Outcome(200), 0.1, 1.0), Answer((), b"y" * 1000))
+        assert await store.sweep() == 1
+        assert await store.find(q(0)) is None
+        assert await store.answer(q(1)) is not None
+        store.limits = StoreLimits(keep_s=3600.0, max_bytes=1000)
+        with pytest.raises(StorageFullError):
+            await store.submit(job(2))
+        assert await store.answer(q(1)) is not None
+        await store.write(lambda transaction: transaction.connection.execute("DELETE FROM webhooks"))
+        await store.submit(job(3))
+        assert await store.find(q(1)) is None
+
+    using(tmp_path, run)
+
+
+def test_a_job_that_is_deleted_leaves_no_webhook_behind(tmp_path: Path) -> None:
+    async def run(store: JobStore) -> int:
+        await store.submit(NewJob(q(1), b"{}", b"x", receiver="http://h:80"))
+        await store.end(q(1), WELL, None)
+        await store.write(lambda transaction: rows.delete_job(transaction.connection, 1))
+        found: int = await store.read(lambda c: c.execute("SELECT count(*) FROM webhooks").fetchone()[0])
+        return found
+
+    assert using(tmp_path, run) == 0
+
+
 def test_a_queue_of_the_first_version_is_taken_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patched:
         patched.setattr(database, "MIGRATIONS", database.MIGRATIONS[:1])
@@ -338,6 +440,65 @@ def test_a_queue_of_the_first_version_is_taken_up(tmp_path: Path, monkeypatch: p
     ended = using(tmp_path, end)
     assert ended is not None
     assert ended.ending == Ending(Outcome(200), 0.1, 1.0)
+
+
+def test_a_queue_of_the_first_version_is_taken_over_without_the_keys_in_it(tmp_path: Path) -> None:
+    path = tmp_path / "jobs.db"
+    path.write_bytes((Path(__file__).parent / "old_queue" / "version-1.db").read_bytes())
+    assert b"secret-of-a-client" in path.read_bytes()
+
+    async def look(store: JobStore) -> None:
+        sent, waits, cancelled = store.recover()
+        assert [sent.request, waits.request, cancelled.request] == ["sent", "waits", "cancelled"]
+        assert (sent.attempts, sent.failures, sent.dispatched) == (2, {"connection_error": 1}, True)
+        assert cancelled.cancel_asked
+        assert await store.body(waits.request) == b'{"n": 2}'
+        envelope = unpack(waits.envelope)
+        assert (envelope.app, envelope.path, envelope.query) == ("owner/app", b"/waits", b"a=1")
+        assert [name for name, _ in envelope.headers] == [b"host", b"content-type", b"x-own"]
+        assert dict(envelope.headers)[b"x-own"] == b"caf\xe9"
+        assert envelope.wanted == Wanted(Hint("m"), "body")
+        ended = await store.find(RequestId("ended"))
+        assert ended is not None
+        assert ended.ending == Ending(Outcome(200), 0.5, 1e9)
+        answer = await store.answer(ended.request)
+        assert answer == Answer((("content-type", "application/json"),), b'{"ok": true}')
+        assert await store.logs(ended.request) == [LogLine(1e9, "STDOUT", "a line")]
+        for request in ("sent", "waits", "cancelled"):
+            await store.end(RequestId(request), WELL, None)
+        store.limits = StoreLimits(keep_s=-4e9, max_bytes=1)
+        await store.sweep()
+        assert await store.used_bytes() == 0, "it was counted right"
+
+    using(tmp_path, look)
+    assert b"secret-of-a-client" not in path.read_bytes()
+
+
+def test_what_is_damaged_in_a_result_costs_that_result_alone(tmp_path: Path) -> None:
+    """Results may take gigabytes: whoever starts falctl does not wait until they are all read."""
+
+    async def fill(store: JobStore) -> None:
+        for n in range(40):
+            await store.submit(job(n))
+            await store.end(q(n), WELL, Answer((), bytes([n]) * 60000))
+        await store.submit(job(40))
+
+    using(tmp_path, fill)
+    path = tmp_path / "jobs.db"
+    content = path.read_bytes()
+    at = content.index(bytes([20]) * 4000) & ~4095
+    path.write_bytes(content[:at] + b"\xff" * 4096 + content[at + 4096 :])
+
+    async def look(store: JobStore) -> None:
+        assert [found.request for found in store.recover()] == [q(40)]
+        with pytest.raises(sqlite3.DatabaseError):
+            await store.answer(q(20))
+        answer = await store.answer(q(39))
+        assert answer is not None
+        assert answer.body == bytes([39]) * 60000
+        await store.submit(job(41))
+
+    using(tmp_path, look)
 
 
 def test_an_older_queue_is_migrated_or_left_as_it_was(

@@ -87,7 +87,9 @@ def test_without_the_header_it_says_what_it_is(plain: Setup) -> None:
 
 def test_no_target_leads_to_what_is_not_fals(plain: Setup) -> None:
     for path in ("/../falctl/status", "/%2e%2e/falctl/status", "//falctl/status", "/me/../../falctl/status"):
-        assert through(plain, f"https://queue.fal.run{path}", "GET", body=None).status in (400, 404, 405), path
+        assert through(plain, f"https://queue.fal.run{path}", "GET", body=None).status in (400, 404, 405), (
+            path
+        )
 
 
 def test_pages_and_keys_are_checked_as_everywhere() -> None:

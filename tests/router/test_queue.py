@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import uuid
 from collections.abc import Iterator
 from typing import Any
@@ -13,7 +14,7 @@ from starlette.types import Send
 from falctl import wire
 from tests.router.client import Reply, ask
 from tests.router.fake_host import PATIENCE_S, Gate, Handler, Seen, answer, say_ok
-from tests.router.harness import Setup, idle, serving, waits
+from tests.router.harness import Setup, idle, log_of, serving, waits
 from tests.wait import until
 
 
@@ -267,6 +268,52 @@ def test_what_runs_is_cancelled_at_its_host(setup: Setup) -> None:
     becomes(setup, request, "IN_PROGRESS")
     assert cancel(setup, request).status == 202
     assert result(setup, request).status == 499
+
+
+# --- what lies on the disk -------------------------------------------------------------------------
+
+
+def test_what_proves_who_a_client_is_does_not_lie_on_the_disk(setup: Setup) -> None:
+    secret = {
+        "authorization": "Key a-secret",
+        "cookie": "id=a-secret",
+        "proxy-authorization": "Basic a-secret",
+    }
+    request = submit(setup, headers=secret | {"x-own": "kept"})["request_id"]
+    assert result(setup, request).status == 200
+    [seen] = setup.hosts[0].seen
+    assert seen.values("x-own") == [b"kept"]
+    assert not any(seen.values(name) for name in secret), (
+        "its app sees the same, whether it is attempted at once or later"
+    )
+    files = [path for path in setup.home.root.rglob("*") if path.is_file()]
+    assert setup.home.jobs / "jobs.db-wal" in files
+    assert not any(b"a-secret" in path.read_bytes() for path in files)
+
+
+def test_a_queue_that_is_wiped_goes_on_and_only_large_bodies_are_lost() -> None:
+    with serving() as setup:
+        gate, large = Gate(), b"x" * 100_000
+        setup.hosts[0].handler = gate
+        small, lost = submit(setup)["request_id"], submit(setup, body=large)["request_id"]
+        becomes(setup, small, "IN_PROGRESS")
+        shutil.rmtree(setup.home.jobs)
+        assert status(setup, lost)["queue_position"] == 0
+        later = submit(setup, body=large)["request_id"]
+        assert "put back with 2 waiting or running jobs and 0 ended ones; 1 requests" in log_of(setup)
+        assert setup.router is not None
+        gate.opened.set()
+        assert [result(setup, request).status for request in (small, lost, later)] == [200, 500, 200]
+
+        async def says_much(_: Seen, send: Send) -> None:
+            await answer(send, large)
+
+        setup.hosts[0].handler = says_much
+        request = submit(setup)["request_id"]
+        assert result(setup, request).body == large
+        shutil.rmtree(setup.home.jobs / "bodies")
+        gone = ask(setup, "GET", f"/queue/owner/app/requests/{request}")
+        assert (gone.status, "is lost" in gone.json()["detail"]) == (404, True)
 
 
 # --- what dies ------------------------------------------------------------------------------------

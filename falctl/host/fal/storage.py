@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Final
 
-from falctl.toolkit.files import File, current_store
+from falctl.core.lifetimes import Lifetime, read_preference
+from falctl.toolkit.files import current_store, store_file
 
 _KEPT: Final = frozenset({"in_memory", "gcp_storage", "r2"})
 """In memory is local anyway; the other two are the author's own buckets, named explicitly and with keys of theirs."""
@@ -36,17 +37,26 @@ def store_locally() -> None:
 
 def _make_repository(base: type[Any]) -> type[Any]:
     class LocalRepository(base):  # type: ignore[misc]  # the SDK is not there when types are checked
-        """A `FileRepository` of the SDK over our store; what it is told of multipart and lifecycles does not matter."""
+        """A `FileRepository` of the SDK over our store; what it is told of multipart does not matter."""
 
-        def save(self, data: Any, *_args: Any, **_options: Any) -> str:
-            return File.from_bytes(data.data, data.content_type, data.file_name).url
+        def save(self, data: Any, *_args: Any, **options: Any) -> str:
+            stored = store_file(data.data, data.content_type, data.file_name, lifetime=_lifetime(options))
+            return stored.url
 
         def save_file(
-            self, file_path: str | Path, content_type: str, *_args: Any, **_options: Any
+            self, file_path: str | Path, content_type: str, *_args: Any, **options: Any
         ) -> tuple[str, None]:
-            return File.from_path(file_path, content_type).url, None
+            path = Path(file_path)
+            stored = store_file(path.read_bytes(), content_type, path.name, lifetime=_lifetime(options))
+            return stored.url, None
 
     return LocalRepository
+
+
+def _lifetime(options: dict[str, Any]) -> Lifetime | None:
+    """Return what the SDK was told by its app, or found in the request that it knows; None: nothing."""
+    preference = options.get("object_lifecycle_preference")
+    return read_preference(preference) if isinstance(preference, dict) else None
 
 
 def read_our_files() -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+from typing import Final
 
 from falctl.core import jobs
+from falctl.core.events import Dispatch
 from falctl.core.retries import Outcome
 from falctl.router.apps import LocalApp
 from falctl.router.jobs.courier import Courier, Delivered
@@ -13,6 +15,8 @@ from falctl.router.jobs.store import JobStore
 from falctl.router.jobs.waiters import Waiters
 
 log = logging.getLogger(__name__)
+
+_FAILED: Final = Outcome(500, "internal_error")
 
 
 class Attempts:
@@ -33,13 +37,11 @@ class Attempts:
         dispatch = live.dispatch
         assert dispatch is not None
         try:
-            body = await self._store.body(live.job.request)
-            assert body is not None, "the request of a job is kept until it has ended"
-            delivered = await self._courier.deliver(dispatch, live.envelope, body)
+            delivered = await self._deliver(live, dispatch)
         except Exception:
             log.exception("job.attempt_failed request=%s", live.job.request)
             self._driver.release(dispatch)
-            delivered = Delivered(Outcome(500, "internal_error"), None, 0.0)
+            delivered = Delivered(_FAILED, None, 0.0)
         live.dispatch = None
         if delivered is not None:
             live.delivered = delivered
@@ -48,6 +50,14 @@ class Attempts:
             self._waiters.undo(live, dispatch)
             self._tell(live, jobs.Bounced())
             self._waiters.settle(live)
+
+    async def _deliver(self, live: Live, dispatch: Dispatch) -> Delivered | None:
+        body = await self._store.body(live.job.request)
+        if body is not None:
+            return await self._courier.deliver(dispatch, live.envelope, body)
+        log.error("job.lost request=%s: the file of what was submitted has been deleted", live.job.request)
+        self._driver.release(dispatch)
+        return Delivered(_FAILED, None, 0.0)
 
     def give_back(self, live: Live) -> None:
         """Release the slot of *live*: nothing is sent."""

@@ -18,7 +18,7 @@ class Bodies:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        folder.mkdir(mode=0o700, exist_ok=True)
+        make_private(folder)
 
     def write(self, content: bytes) -> str:
         """
@@ -30,17 +30,28 @@ class Bodies:
         name = secrets.token_hex(16)
         path = self._folder / name
         try:
-            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            with os.fdopen(fd, "wb", buffering=0) as file:
+            with os.fdopen(self._create(path), "wb", buffering=0) as file:
                 left = memoryview(content)
                 while left:
                     left = left[file.write(left) :]
-                os.fsync(fd)
+                os.fsync(file.fileno())
             sync_folder(self._folder)
         except OSError:
             self.discard([name])
             raise
         return name
+
+    def _create(self, path: Path) -> int:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        try:
+            return os.open(path, flags, 0o600)
+        except FileNotFoundError:  # the folder was wiped while falctl ran
+            make_private(self._folder.parent.parent, self._folder.parent, self._folder)
+            return os.open(path, flags, 0o600)
+
+    def has(self, name: str) -> bool:
+        """Return whether there is a file of that name."""
+        return (self._folder / name).exists()
 
     def read(self, name: str) -> bytes:
         """Return the content of the file of that name. Raises OSError."""
@@ -57,6 +68,14 @@ class Bodies:
         strangers = [path.name for path in self._folder.iterdir() if path.name not in names]
         self.discard(strangers)
         return len(strangers)
+
+
+def make_private(*folders: Path) -> None:
+    """Make those of *folders* that are not there, the outermost first, for nobody but their owner. Raises OSError."""
+    for folder in folders:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        if folder.stat().st_mode & 0o077:
+            folder.chmod(0o700)
 
 
 def sync_folder(folder: Path) -> None:

@@ -85,16 +85,14 @@ class Courier:
 
 
 def _outcome(incoming: Incoming) -> Outcome:
-    said = needs_retry(incoming.headers)
-    if incoming.status == _TIMEOUT.status and _is_timeout(incoming):
+    """Return what an answer is; that the app's time is over is for our host to say, and it names no other type."""
+    said, kind = needs_retry(incoming.headers), ""
+    if incoming.status >= 400:
+        types = (value for name, value in incoming.headers if name.lower() == _ERROR_TYPE)
+        kind = next(types, b"").decode("latin-1")
+    if (incoming.status, kind) == (_TIMEOUT.status, _TIMEOUT.error_type):
         return replace(_TIMEOUT, needs_retry=said)
-    return Outcome(incoming.status, needs_retry=said)
-
-
-def _is_timeout(incoming: Incoming) -> bool:
-    """Return whether it is our host that answers, and says that the app's time is over."""
-    kind = _TIMEOUT.error_type.encode()
-    return any(name.lower() == _ERROR_TYPE and value == kind for name, value in incoming.headers)
+    return Outcome(incoming.status, kind, needs_retry=said)
 
 
 def _outgoing(request: RequestId, envelope: Envelope, body: bytes) -> Outgoing:

@@ -78,8 +78,22 @@ MIGRATIONS: Final[tuple[str, ...]] = (
     CREATE TRIGGER webhooks_out AFTER DELETE ON jobs BEGIN
         DELETE FROM webhooks WHERE job = old.number; END;
     """,
+    # Who opens the store asks for all files: without an index that would read all results. Earlier versions kept the
+    # keys of clients in their envelopes.
+    """
+    CREATE INDEX payloads_in_files ON payloads (file) WHERE file IS NOT NULL;
+    UPDATE jobs SET envelope = CAST(json_set(CAST(envelope AS TEXT), '$.headers', (
+        SELECT json_group_array(json(value)) FROM json_each(CAST(envelope AS TEXT), '$.headers')
+        WHERE lower(json_extract(value, '$[0]')) NOT IN ('authorization', 'proxy-authorization', 'cookie')
+    )) AS BLOB) WHERE json_valid(CAST(envelope AS TEXT));
+    UPDATE usage SET bytes = (SELECT coalesce(sum(512 + length(envelope)), 0) FROM jobs)
+        + (SELECT coalesce(sum(size), 0) FROM payloads) + (SELECT coalesce(sum(size), 0) FROM logs);
+    """,
 )
 """Number *i* makes version i + 1 out of version i; 0 is an empty file. One that has been released is never changed."""
+
+_NOT_CHECKED: Final = frozenset({"payloads", "logs"})
+"""They may take gigabytes, and who reads what is damaged in them hears of it; the others are read whole anyway."""
 
 _LOG_PAGES: Final = 4096
 """16 MiB of log between two checkpoints: at SQLite's 1000 pages, checkpoints took one fdatasync of every ten."""
@@ -94,8 +108,7 @@ def open_database(path: Path) -> sqlite3.Connection:
         StartError: what is there is damaged, of another program, or of a newer falctl; it is left as it is.
     """
     try:
-        # SQLite gives its log the mode of the database, and would give that what the umask leaves.
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        _make_private(path)
         connection = connect(path)
         try:
             _make_ready(connection, path)
@@ -107,6 +120,16 @@ def open_database(path: Path) -> sqlite3.Connection:
         msg = f"the job queue {path} cannot be opened: {error}; {_way_out(path)}"
         raise StartError(msg) from error
     return connection
+
+
+def _make_private(path: Path) -> None:
+    """Make *path* if it is not there, and keep others from it: SQLite gives its log the same mode."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        if os.fstat(fd).st_mode & 0o077:
+            os.fchmod(fd, 0o600)
+    finally:
+        os.close(fd)
 
 
 def connect(path: Path) -> sqlite3.Connection:
@@ -124,12 +147,14 @@ def _make_ready(connection: sqlite3.Connection, path: Path) -> None:
         newest = len(MIGRATIONS)
         msg = f"{path} is of version {version}, and this falctl knows versions up to {newest}: run a newer falctl, or {_way_out(path)}"
         raise StartError(msg)
-    if (found := connection.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
-        msg = f"the job queue {path} is damaged ({found}); {_way_out(path)}"
-        raise StartError(msg)
+    for table in _tables(connection) - _NOT_CHECKED:
+        if (found := connection.execute(f"PRAGMA quick_check({table})").fetchone()[0]) != "ok":
+            msg = f"the job queue {path} is damaged ({found}); {_way_out(path)}"
+            raise StartError(msg)
     _pragma(connection, "journal_mode = WAL")
     for setting in (
         "synchronous = FULL",
+        "secure_delete = FAST",
         f"wal_autocheckpoint = {_LOG_PAGES}",
         f"journal_size_limit = {_LOG_BYTES_KEPT}",
     ):
@@ -153,6 +178,10 @@ def _migrate(connection: sqlite3.Connection, script: str, *, version: int) -> No
 def _pragma(connection: sqlite3.Connection, name: str) -> int:
     value: int = connection.execute(f"PRAGMA {name}").fetchone()[0]
     return value
+
+
+def _tables(connection: sqlite3.Connection) -> set[str]:
+    return {name for (name,) in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
 
 
 def _way_out(path: Path) -> str:

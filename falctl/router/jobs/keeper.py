@@ -35,7 +35,9 @@ from falctl.tasks import spawn
 log = logging.getLogger(__name__)
 
 LATE_EVERY_S: Final = 0.5
-"""How late a start deadline may fire for a job that the scheduler does not see."""
+"""How late a start deadline may fire for a job that the scheduler does not see, or a wiped database be noticed."""
+AGAIN_EVERY_S: Final = 10.0
+"""Pause before a database that could not be put back is tried again, where no write does."""
 SWEEP_EVERY_S: Final = 30.0
 
 Observe: TypeAlias = Callable[[Live, jobs.JobState], None]
@@ -131,6 +133,7 @@ class Keeper:
             await asyncio.sleep(LATE_EVERY_S)
             for lane in self._lanes.values():
                 lane.waiters.give_up_late()
+            await self._look_after()
             if monotonic_s() - swept_at >= SWEEP_EVERY_S:
                 swept_at = monotonic_s()
                 await self._sweep()
@@ -264,6 +267,12 @@ class Keeper:
         self._working -= 1
         if not self._working:
             self._idle.set()
+
+    async def _look_after(self) -> None:
+        try:
+            await self.store.look_after()
+        except StorageFullError:  # the writer has said why
+            await asyncio.sleep(AGAIN_EVERY_S)
 
     async def _sweep(self) -> None:
         try:

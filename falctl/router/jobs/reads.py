@@ -26,8 +26,7 @@ class JobReads:
     def __init__(self, path: Path, bodies: Bodies) -> None:
         """Read the database at *path*, which has been opened before. Blocks."""
         self._bodies = bodies
-        self._reading = connect(path)
-        self._reading.execute("PRAGMA query_only = ON")
+        self._reading = _open(path)
         self._reader = ThreadPoolExecutor(1, "job-reader")
 
     def recover(self) -> Iterator[SavedJob]:
@@ -66,12 +65,20 @@ class JobReads:
 
     async def read(self, read: Read[T]) -> T:
         """Return the value of *read*, made on the thread that reads. Raises sqlite3.Error."""
-        return await asyncio.get_running_loop().run_in_executor(self._reader, read, self._reading)
+        return await asyncio.get_running_loop().run_in_executor(self._reader, lambda: read(self._reading))
+
+    def read_anew(self, path: Path) -> None:
+        """Have whatever is asked for from now on read from the database that stands at *path* by now. Any thread."""
+        self._reader.submit(self._reopen, path)
 
     def stop_reading(self) -> None:
         """Answer what was asked for, and close. Blocks."""
         self._reader.shutdown()
         self._reading.close()
+
+    def _reopen(self, path: Path) -> None:
+        self._reading.close()
+        self._reading = _open(path)
 
     def _payload(self, connection: Connection, request: RequestId, kind: rows.PayloadKind) -> Answer | None:
         row = connection.execute(rows.SELECT_PAYLOAD, (request, kind)).fetchone()
@@ -83,3 +90,9 @@ class JobReads:
         except FileNotFoundError:
             return None  # it was deleted between the two reads
         return Answer(tuple((name, value) for name, value in json.loads(headers or "[]")), body)
+
+
+def _open(path: Path) -> Connection:
+    connection = connect(path)
+    connection.execute("PRAGMA query_only = ON")
+    return connection

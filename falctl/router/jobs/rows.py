@@ -112,6 +112,12 @@ def insert_payload(
     )
 
 
+def counts(connection: sqlite3.Connection) -> tuple[int, int]:
+    """Return how many jobs have not ended, and how many have."""
+    row = connection.execute("SELECT count(*) - count(ended_at), count(ended_at) FROM jobs").fetchone()
+    return row[0], row[1]
+
+
 def files_named(connection: sqlite3.Connection) -> set[str]:
     """Return the files in which payloads stand."""
     return {file for (file,) in connection.execute("SELECT file FROM payloads WHERE file IS NOT NULL")}

@@ -12,6 +12,7 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from sqlite3 import Connection
 from sqlite3 import Error as SqliteError
 from typing import TypeVar
 
@@ -20,12 +21,13 @@ from falctl.core.retries import Condition
 from falctl.core.types import RequestId
 from falctl.errors import StorageFullError
 from falctl.router.jobs import rows
-from falctl.router.jobs.bodies import Bodies
+from falctl.router.jobs.bodies import Bodies, make_private
 from falctl.router.jobs.database import ROW_BYTES, open_database
 from falctl.router.jobs.payloads import Payload, Payloads
 from falctl.router.jobs.reads import JobReads
 from falctl.router.jobs.records import Answer, Ending, LogLine, NewJob, StoreLimits
 from falctl.router.jobs.room import delete_ended, make_room
+from falctl.router.jobs.wiped import Place
 from falctl.router.jobs.writer import Transaction, Write, Writer
 
 log = logging.getLogger(__name__)
@@ -49,16 +51,16 @@ class JobStore(JobReads):
             StartError: what is there cannot be used; it is left as it is.
         """
         self.limits = limits
-        folder.mkdir(mode=0o700, exist_ok=True)
+        make_private(folder)
         path = folder / "jobs.db"
         writing = open_database(path)
-        self._path, self._inode = path, path.stat().st_ino
         bodies = Bodies(folder / "bodies")
+        self._place = Place(path, bodies)
         super().__init__(path, bodies)
         if strangers := bodies.keep_only(rows.files_named(self._reading)):
             log.info("jobs.half_written deleted=%d", strangers)
         self._payloads = Payloads(bodies)
-        self.writer = Writer(writing, discard=bodies.discard)
+        self.writer = Writer(writing, discard=bodies.discard, renew=self._in_place)
 
     async def submit(self, job: NewJob) -> int:
         """
@@ -70,8 +72,6 @@ class JobStore(JobReads):
         payload = await self._stored(job.body)
 
         def write(transaction: Transaction) -> int | StorageFullError:
-            if not self._in_place():
-                return StorageFullError(f"{self._path} was deleted while falctl ran: what is written is lost; start falctl again")  # fmt: skip
             wanted = ROW_BYTES + len(job.envelope) + len(job.body)
             if not make_room(transaction, wanted, max_bytes=self.limits.max_bytes):
                 return StorageFullError(f"the queue holds as many bytes as queue.max_disk allows, {self.limits.max_bytes}; send it again later, or raise that")  # fmt: skip
@@ -160,6 +160,11 @@ class JobStore(JobReads):
         except (SqliteError, OSError) as error:
             raise _refused(error) from error
 
+    async def look_after(self) -> None:
+        """Put the database back if it was deleted: the next write may come late. Raises StorageFullError."""
+        if not self._place.holds:
+            await self.write(lambda _: None)
+
     def close(self) -> None:
         """Commit what was asked for, and close. Blocks."""
         self._payloads.close()
@@ -168,11 +173,12 @@ class JobStore(JobReads):
 
     # --- how -------------------------------------------------------------------------------------
 
-    def _in_place(self) -> bool:
-        try:
-            return self._path.stat().st_ino == self._inode
-        except OSError:
-            return False
+    def _in_place(self, writing: Connection) -> Connection:
+        if self._place.holds:
+            return writing
+        renewed = self._place.put_back(writing)
+        self.read_anew(self._place.path)
+        return renewed
 
     async def _stored(self, content: bytes) -> Payload:
         try:

@@ -48,8 +48,20 @@ _Results: TypeAlias = list[tuple[asyncio.Future[Any], Any, BaseException | None]
 class Writer:
     """Owner of the one connection that writes. Used from one event loop, ended by `close`."""
 
-    def __init__(self, connection: sqlite3.Connection, *, discard: Callable[[list[str]], None]) -> None:
+    def __init__(
+        self,
+        connection: sqlite3.Connection,
+        *,
+        discard: Callable[[list[str]], None],
+        renew: Callable[[sqlite3.Connection], sqlite3.Connection],
+    ) -> None:
+        """
+        *renew* returns the connection for the next transaction, given that of the last; *discard* deletes files.
+
+        Both are called on the thread. What *renew* raises is what the disk says.
+        """
         self._connection = connection
+        self._renew = renew
         self._discard = discard
         self._inbox: SimpleQueue[_Asked | None] = SimpleQueue()
         self._loop = asyncio.get_running_loop()
@@ -107,13 +119,14 @@ class Writer:
         except Exception as error:
             if len(group) > 1:
                 return [result for asked in group for result in self._commit([asked])]
-            log.exception("jobs.not_written")
+            known = isinstance(error, sqlite3.Error | OSError)
+            log.warning("jobs.not_written: %s", error, exc_info=None if known else error)
             return [(group[0].future, None, error)]
         self._discard(doomed)
         return [(asked.future, value, None) for asked, value in zip(group, values, strict=True)]
 
     def _transact(self, group: list[_Asked]) -> tuple[list[Any], list[str]]:
-        connection = self._connection
+        connection = self._connection = self._renew(self._connection)
         transaction = Transaction(connection)
         try:
             connection.execute("BEGIN IMMEDIATE")

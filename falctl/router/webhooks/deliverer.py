@@ -30,7 +30,7 @@ from falctl.version import __version__
 
 log = logging.getLogger(__name__)
 
-LOOK_EVERY_S: Final = 30.0
+LOOK_EVERY_S: Final = 120.0
 """The wall clock, by which the next try is written down, may jump."""
 _AGAIN_S: Final = 1.0
 _HEADERS: Final = {"Content-Type": "application/json", "User-Agent": f"falctl/{__version__}"}
