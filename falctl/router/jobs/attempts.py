@@ -52,6 +52,9 @@ class Attempts:
 
     async def _deliver(self, live: Live, dispatch: Dispatch) -> Delivered | None:
         body = await self._store.body(live.job.request)
+        if live.job.cancel_asked:  # while its body was read, when no runner could be asked to stop it
+            self._driver.release(dispatch)
+            return Delivered(jobs.CANCELLED, None, 0.0)
         if body is not None:
             return await self._courier.deliver(dispatch, live.envelope, body)
         log.error("job.lost request=%s: the file of what was submitted has been deleted", live.job.request)
