@@ -11,7 +11,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
 from falctl import wire
-from tests.router.client import ask
+from tests.router.client import Raw, ask, request_bytes
 from tests.router.fake_host import PATIENCE_S, Gate, Seen, answer
 from tests.router.harness import Setup, idle, serving, waits
 from tests.wait import until
@@ -124,6 +124,9 @@ def test_an_answer_that_breaks_ends_it() -> None:
 
 def test_it_is_a_websocket_of_an_app_or_an_answer(plain: Setup) -> None:
     assert ask(plain, "POST", PATH).status == 400
+    keyless = (b"Connection: Upgrade", b"Upgrade: websocket", b"Sec-WebSocket-Version: 13")
+    with Raw(plain, request_bytes(PATH, *keyless, method="GET")) as raw:
+        assert b"Sec-WebSocket-Key" in raw.read_until(b"}")
     with pytest.raises(InvalidStatus) as refused:
         talking(plain, "/ws/me")
     assert refused.value.response.status_code == 404
