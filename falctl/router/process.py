@@ -116,7 +116,7 @@ class Router:
         # What cannot be opened is said before anything is served.
         store, signer = JobStore(home.jobs, _store_limits(config)), open_signer(home.webhook_key)
         self._keeper = Keeper(
-            store, self._apps, Courier(self._fleet, timeout_s=config.runners.request_timeout)
+            store, self._apps, Courier(self._fleet, self._apps, timeout_s=config.runners.request_timeout)
         )
         self._webhooks = Deliverer(store, signer, self._ledger)
         self._watchers = Watchers(self._keeper.position)

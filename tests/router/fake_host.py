@@ -8,6 +8,7 @@ import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 from starlette.responses import Response
@@ -102,6 +103,8 @@ class FakeHost:
     """What it tells again after its Hello."""
     streams_refused: int = 0
     """How many of the next event streams are refused."""
+    declares: dict[str, Any] = field(default_factory=dict)
+    """Further fields of its Hello."""
 
     def __post_init__(self) -> None:
         self._board = Board.attach(self.board_fd)
@@ -261,7 +264,9 @@ class FakeHost:
 
     async def _stream(self, send: Send) -> None:
         queue: asyncio.Queue[bytes | None] = asyncio.Queue()
-        queue.put_nowait(wire.encode(wire.Hello(self.epoch, self.slots, list(self.executing))))
+        queue.put_nowait(
+            wire.encode(wire.Hello(self.epoch, self.slots, list(self.executing), **self.declares))
+        )
         for message in self.recap:
             queue.put_nowait(wire.encode(message))
         self._streams.add(queue)

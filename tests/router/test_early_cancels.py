@@ -14,6 +14,7 @@ from starlette.types import Send
 from falctl.core import jobs
 from falctl.core.events import Dispatch
 from falctl.core.types import Epoch, RequestId, RunnerId
+from falctl.router.apps import UNNAMED, LocalApp
 from falctl.router.driver import Driver
 from falctl.router.jobs.attempts import Attempts
 from falctl.router.jobs.courier import Courier
@@ -117,7 +118,7 @@ def test_a_job_that_is_cancelled_while_its_body_is_read_is_not_sent() -> None:
     parts = Parts(job, [], [], [])
     attempts = Attempts(
         cast("JobStore", parts),
-        cast("Driver", parts),
+        LocalApp(UNNAMED, frozenset(), cast("Driver", parts)),
         cast("Courier", parts),
         cast("Waiters", parts),
         parts.tell,

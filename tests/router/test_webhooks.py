@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sqlite3
 import stat
@@ -16,6 +17,12 @@ from cryptography.exceptions import InvalidSignature
 
 from falctl import wire
 from falctl.clock import wall_clock
+from falctl.core.retries import Outcome
+from falctl.core.types import RequestId
+from falctl.router.jobs.envelope import Envelope, pack
+from falctl.router.jobs.records import Answer, Ending, StoreLimits
+from falctl.router.jobs.saving import new_job
+from falctl.router.jobs.store import JobStore
 from tests.router.client import ask
 from tests.router.fake_host import PATIENCE_S, Gate, Handler, say_ok
 from tests.router.harness import Setup, idle, log_of, serving, waits
@@ -24,6 +31,7 @@ from tests.router.test_queue import becomes, cancel, result
 from tests.router.test_queue import saying as app_saying
 from tests.wait import until
 
+JOB = RequestId("ended-before")
 KEYS = "/fal/rest/.well-known/jwks.json"
 
 
@@ -326,6 +334,29 @@ def test_a_router_killed_while_it_calls_calls_again(setup: Setup) -> None:
         none_pending(setup)
         never.set()
         assert len(receiver.about(request)) == 2
+
+
+def test_a_job_that_ended_just_before_its_router_was_killed_is_told_by_the_next(receiver: Receiver) -> None:
+    setup = Setup()
+    try:
+        setup.add_host()
+
+        async def end() -> None:
+            store = JobStore(setup.home.jobs, StoreLimits(keep_s=3600.0, max_bytes=1 << 30))
+            url = f"{receiver.url}/hook"
+            envelope = Envelope("owner/app", "POST", b"/", b"", [], None, "me", webhook=url)
+            await store.submit(new_job(JOB, pack(envelope), b"{}", envelope=envelope))
+            ending = Ending(Outcome(200), 0.1, wall_clock().timestamp())
+            await store.end(JOB, ending, Answer((), b'{"n": 1}'))
+            store.close()
+
+        asyncio.run(end())
+        setup.start_router()
+        (heard,) = receiver.wait()
+        assert (heard.json["request_id"], heard.json["payload"]) == (JOB, {"n": 1})
+        none_pending(setup)
+    finally:
+        setup.close()
 
 
 def test_jobs_that_end_while_routers_are_killed_are_all_told(setup: Setup, receiver: Receiver) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Final
 
-from falctl.host.fal.storage import allow_our_files, map_data_folder, store_locally
+from falctl.host.fal.storage import map_data_folder, read_our_files, store_locally
 from falctl.redirect.sitecustomize import redirect_on_import
 
 SDK: Final = "fal"
@@ -36,15 +36,10 @@ _CLOUD: Final = ("FAL_USE_LOCAL_UPLOADER", "FAL_API_SOCKET", "NOMAD_ALLOC_PORT_g
 class Local:
     """Where on this machine the SDK finds what it otherwise has in the cloud."""
 
-    files_url: str
-    """Of a stored file, without its name: ``http://127.0.0.1:8808/files``."""
+    url: str
+    """Where falctl listens: an app that calls others by fal's client finds them here."""
     data_dir: Path
     """What apps know as ``/data``."""
-
-    @property
-    def url(self) -> str:
-        """Return where falctl listens: an app that calls others by fal's client finds them here."""
-        return self.files_url.rpartition("/")[0]
 
 
 def make_local_on_import(local: Local) -> None:
@@ -78,7 +73,7 @@ class _Watch(importlib.abc.MetaPathFinder):
 
     def _localise(self) -> None:
         store_locally()
-        allow_our_files(self._local.files_url)
+        read_our_files()
         map_data_folder(self._local.data_dir)
         _hush()
 

@@ -24,6 +24,7 @@ from falctl.router.jobs.room import BRIEF_S
 from falctl.router.jobs.store import JobStore
 from falctl.router.ledger import Ledger
 from falctl.router.webhooks.letter import letter
+from falctl.router.webhooks.lookup import own_threads_resolver
 from falctl.router.webhooks.outbox import Besides, Due, Outbox
 from falctl.router.webhooks.signing import Signer
 from falctl.tasks import spawn
@@ -59,7 +60,7 @@ class Deliverer:
 
     async def deliver_for_ever(self) -> None:
         """Call whoever is to be called, now and later."""
-        connector = aiohttp.TCPConnector(limit=0, force_close=True)
+        connector = aiohttp.TCPConnector(limit=0, force_close=True, resolver=own_threads_resolver())
         async with aiohttp.ClientSession(connector=connector, headers=_HEADERS) as session:
             try:
                 while True:
