@@ -56,6 +56,8 @@ class RouterFacts:
     rate_rps: float
     p50_s: float
     p95_s: float
+    webhooks_failing: int
+    """Tried in vain, and to be tried again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,6 +229,7 @@ def _router(row: RouterRow, *, now: float) -> RouterFacts:
         rate_rps=_finite(row.rate_rps),
         p50_s=_finite(row.p50_s),
         p95_s=_finite(row.p95_s),
+        webhooks_failing=row.webhooks_failing,
     )
 
 

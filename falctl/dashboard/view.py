@@ -113,6 +113,8 @@ def _metrics(router: RouterFacts | None, cells: int) -> list[Line]:
     ]
     if router.refused:
         pairs.append(("refused ", f"{router.refused:,}", ""))
+    if router.webhooks_failing:
+        pairs.append(("webhooks failing ", f"{router.webhooks_failing:,}", ""))
     value_style = QUIET if router.stale else "bold"
     pieces = [
         Text.assemble((before, QUIET), (value, value_style), (after, QUIET)) for before, value, after in pairs

@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 KEEP_ALIVE_S: Final = 3600
 """Longer than the router keeps an idle connection, or a request could meet a connection that we are closing."""
 BACKLOG: Final = 2048
+GONE: Final = "gone"
+"""Under this key of ``scope["state"]`` a websocket finds the event that its connection is lost."""
 _UNFINISHED: Final = "ASGI callable returned without completing response."
 
 
@@ -97,7 +99,7 @@ class Listener:
 class _Connection(HttpToolsProtocol):
     def handle_websocket_upgrade(self) -> None:
         self.connections.discard(self)
-        socket = WebSocketsSansIOProtocol(self.config, self.server_state, self.app_state)
+        socket = _Socket(self.config, self.server_state, self.app_state)
         socket.connection_made(self.transport)
         socket.data_received(handshake(self.headers))
         self.transport.set_protocol(socket)
@@ -107,6 +109,17 @@ class _Connection(HttpToolsProtocol):
             socket.scope["path"] = urllib.parse.unquote(url.path.decode("ascii"))
             socket.scope["query_string"] = url.query or b""
             socket.scope["headers"] = self.headers
+            socket.scope["state"][GONE] = socket.gone
+
+
+class _Socket(WebSocketsSansIOProtocol):
+    def __init__(self, config: Config, server_state: ServerState, app_state: dict[str, Any]) -> None:
+        super().__init__(config, server_state, app_state)
+        self.gone = asyncio.Event()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.gone.set()
+        super().connection_lost(exc)
 
 
 def _bind(path: Path) -> socket.socket:

@@ -106,6 +106,11 @@ class Ticket:
         load_s = self.load_s if self.leases or knows_loads else None
         return max(monotonic_s() - self.started_at - (load_s or 0.0), 0.0), load_s
 
+    @property
+    def waits(self) -> bool:
+        """Return whether it is a websocket that computes nothing, as far as one can tell."""
+        return self.websocket and self.busy_since is None and not self.steps
+
     def since(self, *, now: float) -> float:
         """Return since when it executes what it executes *now*; a websocket that waits has only begun to."""
         if not self.websocket:

@@ -116,9 +116,9 @@ class Router:
         # What cannot be opened is said before anything is served.
         store, signer = JobStore(home.jobs, _store_limits(config)), open_signer(home.webhook_key)
         self._keeper = Keeper(
-            store, self._apps, Courier(self._fleet, timeout_s=config.runners.request_timeout)
+            store, self._apps, Courier(self._fleet, self._apps, timeout_s=config.runners.request_timeout)
         )
-        self._webhooks = Deliverer(store, signer)
+        self._webhooks = Deliverer(store, signer, self._ledger)
         self._watchers = Watchers(self._keeper.position)
         self._keeper.observers += [self._webhooks.hear, self._watchers.hear]
         self._logs = RequestLogs(self._keeper, self._fleet, news=self._watchers.printed)
@@ -246,6 +246,7 @@ class Router:
         await self._activity.idle()
         await self._keeper.idle()
         self._watchers.close()  # after what has ended has been told
+        await self._webhooks.settle(within_s=_CLOSE_WITHIN_S)  # the next router may be days away
         control.send(wire.Drained())
 
     def _guard(self, config: Config) -> Guard:
@@ -254,10 +255,7 @@ class Router:
         )
 
     def _report(self) -> dict[str, Any]:
-        return self._publisher.report(self._fleet) | {
-            "webhooks_failing": self._webhooks.failing,
-            "watching": len(self._watchers),
-        }
+        return self._publisher.report(self._fleet) | {"watching": len(self._watchers)}
 
     def _health(self) -> dict[str, int]:
         return {app.alias: self._fleet.up_count(app) for app in self._apps}

@@ -224,7 +224,7 @@ def test_a_sync_endpoint_over_its_request_timeout_is_answered_504_and_its_proces
 
 def test_an_async_endpoint_over_its_request_timeout_is_cancelled_and_the_runner_goes_on() -> None:
     with Host(f"{PROBE}::Impatient", wait=False) as host:
-        assert host.ready() == Ready(1, 77.0)
+        assert host.ready() == Ready(1, 77.0, "impatient")
         for _ in range(2):
             assert host.post("/slowly").status == 504
 
@@ -270,7 +270,7 @@ def test_a_setup_over_its_startup_timeout_ends_the_start() -> None:
         ("Negative", "request_timeout is -1; it must be a number above 0", 2),
         ("Pathless", 'has no endpoint; mark a method with @fal.endpoint("/")', 2),
         ("Taken", "has the path '/queue', which falctl keeps", 2),
-        ("Nobody", "it has FailsToStart, Impatient, Kept, NamedAsSettings, Negative, NoHints", 2),
+        ("Nobody", "it has Declaring, FailsToStart, Impatient, Kept, NamedAsSettings, Negative, NoHints", 2),
     ],
 )
 def test_what_cannot_be_served_is_refused_in_one_line(name: str, said: str, code: int) -> None:

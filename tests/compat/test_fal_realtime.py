@@ -22,6 +22,8 @@ from websockets.sync.client import connect
 
 from falctl.apikeys import hash_key
 from tests.compat.clients import HERE, WITHIN_S, Calling, calling
+from tests.compat.test_client_tls import CONFIG as TLS_CONFIG
+from tests.compat.test_client_tls import run_script
 from tests.process.harness import Falctl
 from tests.wait import until
 
@@ -112,6 +114,23 @@ def test_with_keys_configured_the_client_gets_in_with_its_key_alone() -> None:
         with pytest.raises(fal_client.FalClientHTTPError), stranger.realtime(calls.app):
             pass
         stranger._client.close()
+
+
+SCRIPT = """
+import fal_client
+with fal_client.SyncClient().realtime("me/talk", use_jwt=False) as session:
+    session.send({"n": 4})
+    print(session.recv()["n"])
+with fal_client.SyncClient().ws_connect("me/talk", path="raw", use_jwt=False) as websocket:
+    websocket.send("x" * 3_000_000)
+    print(len(websocket.recv()))
+"""
+
+
+def test_realtime_over_tls_by_the_clients_own_variables() -> None:
+    with calling(TALK, alias="talk", config=TLS_CONFIG, args=("--runners", "1", "--tls")) as calls:
+        done = run_script(calls.falctl, SCRIPT)
+        assert done.stdout.split() == ["8", "3000000"], done.stderr
 
 
 # --- the scheduler -------------------------------------------------------------------------------

@@ -9,11 +9,9 @@ from typing import Any, cast
 from falctl.core.jobs import Job
 from falctl.core.types import RequestId
 from falctl.router.call import Call
-from falctl.router.jobs.keeper import Keeper
 from falctl.router.jobs.live import Live
 from falctl.router.jobs.watch import Watchers
 from falctl.router.queue_status import QueueStatus
-from falctl.router.request_logs import RequestLogs
 
 JOB = RequestId("q1")
 
@@ -29,8 +27,7 @@ class Racing(QueueStatus):
     """Its job ends just after the first look at it."""
 
     def __init__(self, watchers: Watchers) -> None:
-        super().__init__(cast("Keeper", None), watchers, cast("RequestLogs", None))
-        self._ours = watchers
+        self._watchers = self._ours = watchers
         self.looks = 0
 
     async def now(self, call: Call, request: RequestId, *, logs_from: int | None) -> dict[str, Any]:

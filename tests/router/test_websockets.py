@@ -233,6 +233,7 @@ def test_a_drain_waits_for_it() -> None:
         assert setup.router is not None
         setup.router.send(wire.Drain(30.0))
         assert refused(setup)[0] == 503
+        assert not setup.router.heard(wire.Drained, within_s=0.5)
         websocket.send("still there")
         assert websocket.recv(PATIENCE_S) == "still there"
         websocket.close()

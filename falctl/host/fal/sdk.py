@@ -19,7 +19,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Final
 
-from falctl.host.fal.storage import allow_our_files, map_data_folder, store_locally
+from falctl.host.fal.storage import map_data_folder, read_our_files, store_locally
 
 SDK: Final = "fal"
 HOW_TO_INSTALL: Final = 'pip install "falctl[fal]"'
@@ -33,7 +33,6 @@ _CLOUD: Final = ("FAL_USE_LOCAL_UPLOADER", "FAL_API_SOCKET", "NOMAD_ALLOC_PORT_g
 class Local:
     """Where on this machine the SDK finds what it otherwise has in the cloud."""
 
-    files_url: str
     data_dir: Path
     """What apps know as ``/data``."""
 
@@ -68,7 +67,7 @@ class _Watch(importlib.abc.MetaPathFinder):
 
     def _localise(self) -> None:
         store_locally()
-        allow_our_files(self._local.files_url)
+        read_our_files()
         map_data_folder(self._local.data_dir)
         _hush()
 
