@@ -11,7 +11,6 @@ from falctl.core.retries import Outcome
 from falctl.router.driver import Driver
 from falctl.router.jobs.courier import Courier, Delivered
 from falctl.router.jobs.live import Live, Tell
-from falctl.router.jobs.store import JobStore
 from falctl.router.jobs.waiters import Waiters
 
 log = logging.getLogger(__name__)
@@ -22,10 +21,7 @@ _FAILED: Final = Outcome(500, "internal_error")
 class Attempts:
     """Makes them. Of one job there is never more than one under way."""
 
-    def __init__(
-        self, store: JobStore, driver: Driver, courier: Courier, waiters: Waiters, tell: Tell
-    ) -> None:
-        self._store = store
+    def __init__(self, driver: Driver, *, courier: Courier, waiters: Waiters, tell: Tell) -> None:
         self._driver = driver
         self._courier = courier
         self._waiters = waiters
@@ -51,7 +47,8 @@ class Attempts:
             self._waiters.settle(live)
 
     async def _deliver(self, live: Live, dispatch: Dispatch) -> Delivered | None:
-        body = await self._store.body(live.job.request)
+        assert live.body is not None, "it is read while the attempt is saved"
+        body, live.body = await live.body, None
         if body is not None:
             return await self._courier.deliver(dispatch, live.envelope, body)
         log.error("job.lost request=%s: the file of what was submitted has been deleted", live.job.request)
@@ -62,4 +59,4 @@ class Attempts:
         """Release the slot of *live*: nothing is sent."""
         assert live.dispatch is not None
         self._driver.release(live.dispatch)
-        live.dispatch = None
+        live.dispatch = live.body = None

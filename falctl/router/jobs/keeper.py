@@ -168,7 +168,7 @@ class Keeper:
 
     def _lane(self, driver: Driver) -> Lane:
         waiters = Waiters(driver, self._tell)
-        attempts = Attempts(self.store, driver, courier=self._courier, waiters=waiters, tell=self._tell)
+        attempts = Attempts(driver, courier=self._courier, waiters=waiters, tell=self._tell)
         return Lane(waiters, attempts)
 
     def _tell(self, live: Live, event: jobs.Event) -> None:
