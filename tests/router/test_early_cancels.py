@@ -19,7 +19,6 @@ from falctl.router.driver import Driver
 from falctl.router.jobs.attempts import Attempts
 from falctl.router.jobs.courier import Courier
 from falctl.router.jobs.live import Live
-from falctl.router.jobs.store import JobStore
 from falctl.router.jobs.waiters import Waiters
 from tests.router.client import Raw, ask, request_bytes
 from tests.router.fake_host import PATIENCE_S, Seen, answer
@@ -113,13 +112,17 @@ def test_a_job_that_is_cancelled_while_its_body_is_read_is_not_sent() -> None:
     dispatch = Dispatch(RequestId("r"), RunnerId(0), Epoch(1), waited_s=0.0, warm=False, reason="")
     parts = Parts(job, [], [], [])
     attempts = Attempts(
-        cast("JobStore", parts),
         LocalApp(UNNAMED, frozenset(), cast("Driver", parts)),
-        cast("Courier", parts),
-        cast("Waiters", parts),
-        parts.tell,
+        courier=cast("Courier", parts),
+        waiters=cast("Waiters", parts),
+        tell=parts.tell,
     )
-    asyncio.run(attempts.make(Live(job, b"", "", dispatch=dispatch)))
+
+    async def make() -> None:
+        body = asyncio.ensure_future(parts.body(RequestId("r")))
+        await attempts.make(Live(job, b"", "", dispatch=dispatch, body=body))
+
+    asyncio.run(make())
     assert parts.sent == []
     assert parts.released == [dispatch]
     assert parts.told == [jobs.AttemptEnded(jobs.CANCELLED)]
