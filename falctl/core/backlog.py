@@ -9,13 +9,17 @@ the rest, more would change hardly any decision. First is who has normal priorit
 from __future__ import annotations
 
 from bisect import bisect_left, insort
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, TypeAlias
 
 from falctl.core.types import Hint, Priority, RequestId
 
 WINDOW_MAX: Final = 512
+ABOUT: Final = 0.25
+FEW: Final = 8
+"""A count that has changed by less than this share, or number, is still about what it was: telling costs a decision."""
 
 _Key: TypeAlias = tuple[bool, int]
 """Whether its priority is low, and its order of arrival."""
@@ -44,6 +48,8 @@ class Change:
 
     show: tuple[Entry, ...] = ()
     hide: tuple[Entry, ...] = ()
+    behind: tuple[tuple[Hint, int], ...] = ()
+    """How many wait for a hint out of its sight, where that is not about what it was."""
 
 
 @dataclass(slots=True)
@@ -61,6 +67,10 @@ class Backlog:
     _groups: dict[Hint | None, list[_Key]] = field(default_factory=dict)
     _start_by: dict[RequestId, float] = field(default_factory=dict)
     _shown: dict[RequestId, Entry] = field(default_factory=dict)
+    _shown_of: Counter[Hint | None] = field(default_factory=Counter)
+    """How many of each hint are shown."""
+    _told: dict[Hint, int] = field(default_factory=dict)
+    """How many of each hint the scheduler takes to be hidden; no hint is in it with none."""
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -87,7 +97,7 @@ class Backlog:
         insort(self._groups.setdefault(entry.hint, []), entry.key)
         if entry.start_by is not None:
             self._start_by[entry.request] = entry.start_by
-        return self._look_at(entry, before, *self._at_the_edge())
+        return self._look_at(entry.hint, entry, before, *self._at_the_edge())
 
     def remove(self, request: RequestId) -> Change:
         """Let *request* wait no more, if it does."""
@@ -101,9 +111,10 @@ class Backlog:
         if not group:
             del self._groups[entry.hint]
         self._start_by.pop(request, None)
-        was_shown = self._shown.pop(request, None) is not None
-        change = self._look_at(self._first(entry.hint), *self._at_the_edge())
-        return Change(change.show, (entry, *change.hide)) if was_shown else change
+        if was_shown := request in self._shown:
+            self._hide(entry)
+        change = self._look_at(entry.hint, self._first(entry.hint), *self._at_the_edge())
+        return replace(change, hide=(entry, *change.hide)) if was_shown else change
 
     def position(self, request: RequestId) -> int | None:
         """Return how many of its own priority stand before *request*; None: it does not wait."""
@@ -122,8 +133,8 @@ class Backlog:
         return {hint: len(group) for hint, group in self._groups.items()}
 
     def hidden(self, hint: Hint | None) -> int:
-        """Return how many wait for *hint* and are not shown. Looks at all that are."""
-        return len(self._groups.get(hint, ())) - sum(1 for entry in self.shown if entry.hint == hint)
+        """Return how many wait for *hint* and are not shown."""
+        return len(self._groups.get(hint, ())) - self._shown_of[hint]
 
     def check(self) -> None:
         """Assert that what is shown is exactly what should be, by plain counting."""
@@ -132,6 +143,12 @@ class Backlog:
         due = ordered[: self.window_max]
         firsts = {entry.hint: entry for entry in reversed(ordered)}
         assert set(self._shown) == {entry.request for entry in (*due, *firsts.values())}
+        for hint in firsts:
+            assert self.hidden(hint) == sum(e.hint == hint and e.request not in self._shown for e in ordered)
+            told = 0 if hint is None else self._told.get(hint, 0)
+            assert hint is None or abs(self.hidden(hint) - told) < max(ABOUT * told, FEW)
+            assert told == 0 or self.hidden(hint)
+        assert self._told.keys() <= firsts.keys() >= self._shown_of.keys()
         assert self._start_by == {e.request: e.start_by for e in ordered if e.start_by is not None}
 
     def _first(self, hint: Hint | None) -> Entry | None:
@@ -142,19 +159,39 @@ class Backlog:
         """Return the last that stands inside the window and the first that stands outside."""
         return [self._by_key[key] for key in self._keys[self.window_max - 1 : self.window_max + 1]]
 
-    def _look_at(self, *affected: Entry | None) -> Change:
-        """Show and hide those of *affected* that a change has moved in or out; nobody else can have moved."""
+    def _look_at(self, changed: Hint | None, *affected: Entry | None) -> Change:
+        """Show and hide those of *affected* that a change of *changed* has moved in or out; nobody else can have moved."""
         show, hide = list[Entry](), list[Entry]()
         for entry in affected:
             if entry is None or (wanted := self._belongs(entry)) == (entry.request in self._shown):
                 continue
             if wanted:
                 self._shown[entry.request] = entry
+                self._shown_of[entry.hint] += 1
                 show.append(entry)
             else:
-                del self._shown[entry.request]
+                self._hide(entry)
                 hide.append(entry)
-        return Change(tuple(sorted(show, key=lambda entry: entry.key)), tuple(hide))
+        behind = tuple(self._news({changed, *(entry.hint for entry in affected if entry is not None)}))
+        return Change(tuple(sorted(show, key=lambda entry: entry.key)), tuple(hide), behind)
+
+    def _news(self, hints: set[Hint | None]) -> Iterator[tuple[Hint, int]]:
+        for hint in hints:
+            if hint is None:
+                continue
+            count, told = self.hidden(hint), self._told.get(hint, 0)
+            if abs(count - told) < max(ABOUT * told, FEW) and (count or not told):
+                continue
+            self._told[hint] = count
+            if not count:
+                del self._told[hint]
+            yield hint, count
+
+    def _hide(self, entry: Entry) -> None:
+        del self._shown[entry.request]
+        self._shown_of[entry.hint] -= 1
+        if not self._shown_of[entry.hint]:
+            del self._shown_of[entry.hint]
 
     def _belongs(self, entry: Entry) -> bool:
         in_window = len(self._keys) <= self.window_max or entry.key < self._keys[self.window_max]

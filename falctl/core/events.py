@@ -30,6 +30,14 @@ class Arrived:
 
 
 @dataclass(frozen=True, slots=True)
+class Behind:
+    """So many more wait for a hint than have arrived: the durable queue shows few of many."""
+
+    hint: Hint
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
 class Cancelled:
     """The client is gone. A waiting request is dropped; one in flight keeps its slot until it is released."""
 
@@ -123,6 +131,7 @@ class Tick:
 
 Event: TypeAlias = (
     Arrived
+    | Behind
     | Cancelled
     | Released
     | LoadEnded

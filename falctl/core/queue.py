@@ -62,6 +62,9 @@ class WaitingQueue:
     """Only of those that have a deadline: mostly nobody has, and then nothing needs to be looked through."""
     _clients: dict[str, int] = field(default_factory=dict)
     """How many of each client wait; nobody is in it with none."""
+    _behind: dict[Hint, int] = field(default_factory=dict)
+    """How many more wait for each hint behind those that are here; no hint is in it with none."""
+    _behind_sum: int = 0
 
     def __len__(self) -> int:
         return len(self._all)
@@ -132,6 +135,26 @@ class WaitingQueue:
         group = self._groups.get(hint)
         return 0 if group is None else len(group.waiting)
 
+    def put_behind(self, hint: Hint, count: int) -> None:
+        """Note that *count* more wait for *hint* than are here."""
+        self._behind_sum += count - self._behind.pop(hint, 0)
+        if count:
+            self._behind[hint] = count
+
+    def count_ahead(self, hint: Hint) -> float:
+        """
+        Return how many wait for *hint* as far as copies go: with those behind, as far as they exceed the others'.
+
+        What waits out of sight for every model alike is no reason for a further copy of any: simulated with all of
+        them, 26 models on 8 places were loaded half as often again, and took half as long again (tests/sim/test_hidden.py).
+        """
+        group = self._groups.get(hint)  # asked for many times in every decision
+        count = 0 if group is None else len(group.waiting)
+        if not self._behind or not count or not (behind := self._behind.get(hint, 0)):
+            return count
+        others = (self._behind_sum - behind) / max(len(self._groups) - 1, 1)
+        return count + max(behind - others, 0.0)
+
     def count_of(self, client: str) -> int:
         """Return how many of *client* wait."""
         return self._clients.get(client, 0)
@@ -153,6 +176,7 @@ class WaitingQueue:
         """Assert that both indexes tell the same story, in order of arrival."""
         assert sum(len(group.waiting) for group in self._groups.values()) == len(self._all)
         assert self._start_by == {w.request: w.start_by for w in self if w.start_by is not None}
+        assert self._behind_sum == sum(self._behind.values())
         assert self._clients == Counter(w.client for w in self)
         orders = [waiting.order for waiting in self._all.values()]
         assert orders == sorted(orders)

@@ -18,6 +18,7 @@ from falctl.core.entrance import Entrance
 from falctl.core.events import (
     Action,
     Arrived,
+    Behind,
     Bounced,
     Cancelled,
     Dispatch,
@@ -113,10 +114,10 @@ class Scheduler:
     # --- events ----------------------------------------------------------------------------------
 
     def _apply(self, event: Event, now: float) -> list[Action]:
-        if not isinstance(event, Arrived | Released | LoadEnded | HintsChanged):
+        if not isinstance(event, Arrived | Behind | Released | LoadEnded | HintsChanged):
             self.state.changes.all = True
         match event:
-            case Arrived():
+            case Arrived() | Behind():
                 return self._arrive(event, now)
             case Cancelled(request):
                 if self.entrance.drop(request, now=now):
@@ -136,7 +137,11 @@ class Scheduler:
                 assert_never(event)
         return []
 
-    def _arrive(self, event: Arrived, now: float) -> list[Action]:
+    def _arrive(self, event: Arrived | Behind, now: float) -> list[Action]:
+        if isinstance(event, Behind):
+            self.state.queue.put_behind(event.hint, event.count)
+            self.state.changes.note(event.hint, wanted=True)
+            return []
         refusal = self.entrance.refusal(event, now=now)
         if self._draining:
             refusal = Refuse(event.request, "draining")

@@ -48,7 +48,7 @@ class Life:
         self._served = served
         spawn(_beat(served), name="beat")
         retire = spawn(retired(served), name="retire")
-        self._control.send(Ready(served.slots.count, served.limits.grace_s))
+        self._control.send(Ready(served.slots.count, served.limits.grace_s, served.limits.app_name))
         await asyncio.wait({stop, retire}, return_when=asyncio.FIRST_COMPLETED)
         self._tell_app()
         await self._end(served)

@@ -17,6 +17,7 @@ from falctl.clock import monotonic_s
 from falctl.core.types import Epoch, Hint
 from falctl.host.events import EventHub
 from falctl.host.hint_source import Asked, HintSource
+from falctl.host.limits import Limits
 from falctl.host.load_order import LoadOrder
 from falctl.host.prints.logbook import Logbook
 from falctl.host.ticket import Slots, Ticket
@@ -34,6 +35,8 @@ class Report:
         self.events = EventHub()
         self.logbook = Logbook(self.events, epoch=spec.epoch)
         self.caches: list[ModelCache[Any]] = []
+        self.limits = Limits()
+        """What the app declares, once it is there."""
         self._board = board
         self._runner = spec.runner
         self._epoch = spec.epoch
@@ -122,6 +125,11 @@ class Report:
             overlaps=cache is not None and cache.overlaps,
             models_max=0 if cache is None else cache.models_max,
             loading=list(self._loading),
+            app_name=self.limits.app_name,
+            start_timeout_s=self.limits.start_timeout_s,
+            request_timeout_s=self.limits.request_timeout_s,
+            retries=dict(self.limits.retries),
+            retry_skips=list(self.limits.retry_skips),
         )
 
     def step_done(self) -> None:

@@ -43,7 +43,7 @@ _REFUSALS: Final[dict[RefuseCode, tuple[type[RequestError], str]]] = {
     "draining": (UnavailableError, "falctl is shutting down"),
     "start_timeout": (
         StartTimeoutError,
-        "it did not start within the X-Fal-Request-Timeout that it came with",
+        "it did not start within its X-Fal-Request-Timeout, or else the app's request_start_timeout",
     ),
     "cancelled": (ClientCancelledError, "the request was cancelled"),
     "bounced_too_often": (UnavailableError, "runners turned this request away again and again"),

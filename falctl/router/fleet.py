@@ -14,7 +14,7 @@ from falctl.board.index import HintIndex
 from falctl.core.events import Load, LoadEnded, Released, RunnerDown, RunnerDrains, RunnerUp
 from falctl.core.types import Caps, Epoch, Hint, RequestId, RunnerId
 from falctl.home import Home
-from falctl.router.apps import Apps, LocalApp
+from falctl.router.apps import Apps, LocalApp, settings_of
 from falctl.router.driver import Driver
 from falctl.router.ledger import Ledger
 from falctl.router.link import Link, News
@@ -154,6 +154,7 @@ class FleetLinks:
             self.orphans.look()
         match message:
             case wire.Hello():
+                self._apps.of(link.runner).learn(settings_of(message))
                 log.debug("runner.up runner=%d epoch=%d slots=%d", link.runner, link.epoch, message.slots)
                 self._driver(link.runner).handle(_up(link, message, self._hints(link.runner, link.epoch)))
                 if self._states[link.runner][1] == "draining":

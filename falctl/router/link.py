@@ -31,6 +31,7 @@ RECONNECT_MIN_S: Final = 0.05
 RECONNECT_MAX_S: Final = 1.0
 RESYNC_S: Final = 2.0
 CANCEL_TIMEOUT_S: Final = 5.0
+_CANCEL_AGAIN_S: Final = 0.02
 FAREWELL_S: Final = 5.0
 """How long what a dead runner has still sent may be read, before its connections are closed."""
 
@@ -144,10 +145,20 @@ class Link:
         return not self.greeted.is_set() or request in self._held or request in self._strangers
 
     async def cancel(self, request: RequestId) -> None:
-        """Ask the host to stop a request, if it can."""
+        """
+        Ask the host to stop a request, if it can.
+
+        Asked for on another connection, it may come before the request itself: then it is asked for again.
+        """
+        pause_s = _CANCEL_AGAIN_S
         with contextlib.suppress(UnreachableError, LostError, TimeoutError):
-            async with asyncio.timeout(CANCEL_TIMEOUT_S):
-                await self.transport.post(wire.CANCEL_PATH + request)
+            while await self._ask_to_cancel(request) != wire.ACCEPTED and request in self._held:
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, CANCEL_TIMEOUT_S)
+
+    async def _ask_to_cancel(self, request: RequestId) -> int:
+        async with asyncio.timeout(CANCEL_TIMEOUT_S):
+            return await self.transport.post(wire.CANCEL_PATH + request)
 
     async def load(self, hint: str, evict: tuple[str, ...]) -> bool:
         """Ask the host for a load job; False when it does not take it. An unreachable one will be heard of anyway."""

@@ -91,6 +91,8 @@ class Publisher:
         ]
         if self._apps.several:
             told["apps"] = [self._tell_app(app, fleet) for app in self._apps]
+        elif name := self._apps.bare().name:
+            told["app"] = name
         return told
 
     def _tell_runner(self, runner: RunnerId, epoch: int, state: str) -> dict[str, Any]:

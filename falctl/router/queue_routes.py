@@ -19,7 +19,7 @@ from falctl.core.types import RequestId
 from falctl.errors import BadRequestError, MethodError, NotFoundError, QueueFullError, StorageFullError
 from falctl.router.address import alias_of, read_address
 from falctl.router.answers import ORIGIN, REQUEST_ID
-from falctl.router.apps import Apps
+from falctl.router.apps import Apps, LocalApp
 from falctl.router.arrival import arrival
 from falctl.router.body import Intake
 from falctl.router.call import Call
@@ -116,11 +116,11 @@ class QueueRoutes:
         query = _query(call)
         if "fal_webhook" in query:
             check_target(query["fal_webhook"])
-        alias = self._apps.find(alias_of(target.app)).alias
-        self._check_length(query, alias)
+        app = self._apps.find(alias_of(target.app))
+        self._check_length(query, app.alias)
         try:
             body = await self._intake.read(call)
-            envelope = self._envelope(call, target, body, alias=alias)
+            envelope = self._envelope(call, target, body, app=app)
             live = await self._keeper.submit(call.request, envelope, body)
         finally:
             self._intake.release(call)
@@ -181,9 +181,9 @@ class QueueRoutes:
 
     # --- parts -------------------------------------------------------------------------------------
 
-    def _envelope(self, call: Call, target: _Target, body: bytes, *, alias: str) -> Envelope:
+    def _envelope(self, call: Call, target: _Target, body: bytes, *, app: LocalApp) -> Envelope:
         wanted = wanted_hint(call.head, body, field=self.rules.hint_from)
-        arrived = arrival(call, wanted)
+        arrived = arrival(call, wanted, start_timeout_s=app.start_timeout_s)
         start_by = arrived.start_by
         drop = self.rules.hide | _ONLY_QUEUED | _SECRETS | _OF_WHO_FETCHES
         return Envelope(
@@ -197,7 +197,7 @@ class QueueRoutes:
             arrived.priority,
             None if start_by is None else wall_clock().timestamp() + start_by - monotonic_s(),
             retry_rules(call.head),
-            alias,
+            app.alias,
             _query(call).get("fal_webhook"),
             call.head.get(_STORE_IO, b"1").strip() == b"0",
         )

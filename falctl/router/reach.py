@@ -64,7 +64,7 @@ async def reach(
     driver = app.driver
     call.connection.on_gone = partial(driver.cancel, call.request)
     fleet.refresh()
-    arrived = arrival(call, wanted)
+    arrived = arrival(call, wanted, start_timeout_s=app.start_timeout_s)
     decision = driver.submit(arrived)
     while True:
         action = await decision

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, BinaryIO, Final
 
 from pydantic import BaseModel, Field
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _NAME_BYTES: Final = 24
 """192 random bits: whoever does not know the URL does not find the file."""
+_NAME: Final = re.compile(r"[A-Za-z0-9_-]{20,200}(?:\.x[0-9]{1,12})?(?:\.[a-z0-9]{1,8})?")
 _SUFFIX: Final = re.compile(r"\.[a-z0-9]{1,8}")
 _TYPES: Final = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
 _SUFFIXES: Final = {"image/png": ".png", "image/jpeg": ".jpg", "image/webp": ".webp"}
@@ -56,6 +57,19 @@ class FileStore:
             raise
         return f"{self._url}/{name}"
 
+    def name_of(self, url: str) -> str | None:
+        """Return the name of the file that *url* is of, there or not; None: it is of none that could be here."""
+        name = url.removeprefix(f"{self._url}/")
+        return name if name != url and _NAME.fullmatch(name) else None
+
+    def open(self, name: str) -> BinaryIO | None:
+        """Return the file that `name_of` named, to be read, not following links; None: there is none any more."""
+        try:
+            fd = os.open(self._folder / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError:
+            return None
+        return os.fdopen(fd, "rb")
+
     def _write(self, path: Path, data: bytes) -> None:
         try:
             fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -74,6 +88,11 @@ def use_store(store: FileStore | None) -> None:
     """Let every `File` of this process be stored in *store*. Called by the host before `setup`."""
     global _store  # noqa: PLW0603 - one process hosts one app, and fal's `Image.from_pil` has no other way in
     _store = store
+
+
+def current_store() -> FileStore | None:
+    """Return where the files of this process are stored."""
+    return _store
 
 
 class File(BaseModel):

@@ -224,7 +224,7 @@ def test_a_sync_endpoint_over_its_request_timeout_is_answered_504_and_its_proces
 
 def test_an_async_endpoint_over_its_request_timeout_is_cancelled_and_the_runner_goes_on() -> None:
     with Host(f"{PROBE}::Impatient", wait=False) as host:
-        assert host.ready() == Ready(1, 77.0)
+        assert host.ready() == Ready(1, 77.0, "impatient")
         for _ in range(2):
             assert host.post("/slowly").status == 504
 
@@ -249,6 +249,12 @@ def test_one_that_has_served_nothing_stays_and_so_do_the_first_of_min_concurrenc
         assert host.process.poll() is None
 
 
+def test_which_runners_those_are_is_counted_app_by_app() -> None:
+    with Host(f"{PROBE}::Kept", spec={"place": 1, "peers": 2}) as host:
+        host.post("/")
+        assert host.process.wait(timeout=STEP_S) == EXIT_RETIRED
+
+
 def test_an_app_whose_health_check_fails_when_it_asks_for_one_is_replaced() -> None:
     with Host(f"{PROBE}::Sickly") as host:
         well = host.post("/", {"sick": False})
@@ -270,7 +276,7 @@ def test_a_setup_over_its_startup_timeout_ends_the_start() -> None:
         ("Negative", "request_timeout is -1; it must be a number above 0", 2),
         ("Pathless", 'has no endpoint; mark a method with @fal.endpoint("/")', 2),
         ("Taken", "has the path '/queue', which falctl keeps", 2),
-        ("Nobody", "it has FailsToStart, Impatient, Kept, NamedAsSettings, Negative, NoHints", 2),
+        ("Nobody", "it has Declaring, FailsToStart, Impatient, Kept, NamedAsSettings, Negative, NoHints", 2),
     ],
 )
 def test_what_cannot_be_served_is_refused_in_one_line(name: str, said: str, code: int) -> None:

@@ -19,6 +19,19 @@ steps = st.lists(
 )
 
 
+def test_the_scheduler_hears_about_how_many_are_out_of_its_sight() -> None:
+    backlog = Backlog(2)
+    heard = [backlog.add(entry(n, "a" if n < 1000 else None)).behind for n in range(1010)]
+    counts = [count for news in heard for _, count in news]
+    assert counts[:4] == [8, 16, 24, 32]
+    assert counts == sorted(counts)
+    assert 700 < counts[-1] <= 998
+    assert len(counts) < 30, "each costs a decision"
+    gone = [backlog.remove(RequestId(f"q{n}")).behind for n in range(1000)]
+    assert [news for news in gone if news][-1] == ((Hint("a"), 0),)
+    backlog.check()
+
+
 def entry(
     n: int, hint: str | None = None, *, priority: Priority = "normal", start_by: float | None = None
 ) -> Entry:

@@ -39,8 +39,25 @@ def test_it_answers_as_a_list_would(steps: list[tuple[str, str | None, int, int]
         for one in (None, Hint("a"), Hint("b")):
             mine = sorted((w for w in plain if w.hint == one), key=lambda w: (w.due, w.order))
             assert queue.count(one) == len(mine)
+            if one is not None:
+                queue.put_behind(one, which)
             assert queue.head(one) is (mine[0] if mine else None)
         assert {w.request for w in queue.heads()} == {
             queue.head(one).request  # type: ignore[union-attr]
             for one in queue.hints()
         }
+
+
+def test_who_stands_behind_counts_as_far_as_they_exceed_the_others() -> None:
+    queue = WaitingQueue()
+    for n, hint in enumerate("aabc"):
+        queue.add(Waiting(RequestId(f"q{n}"), Wanted(Hint(hint), "header"), "c", 0.0, n))
+    a, b, c, nobody = (Hint(name) for name in ("a", "b", "c", "nobody"))
+    queue.put_behind(a, 100)
+    queue.put_behind(b, 20)
+    assert [queue.count_ahead(hint) for hint in (a, b, c)] == [2 + 100 - 10, 1, 1]
+    queue.put_behind(a, 0)
+    assert [queue.count_ahead(hint) for hint in (a, b, c)] == [2, 1 + 20, 1]
+    queue.put_behind(nobody, 5)
+    assert queue.count_ahead(nobody) == 0
+    queue.check()

@@ -9,6 +9,7 @@ import pytest
 from falctl.core.events import (
     Action,
     Arrived,
+    Behind,
     Bounced,
     Cancelled,
     Dispatch,
@@ -16,6 +17,7 @@ from falctl.core.events import (
     Event,
     HintsChanged,
     Load,
+    LoadEnded,
     Refuse,
     Released,
     RunnerDown,
@@ -27,7 +29,7 @@ from falctl.core.fleet import LAST_SERVED_MAX, Fleet
 from falctl.core.policies import POLICIES, State, make_policy
 from falctl.core.queue import Waiting, WaitingQueue
 from falctl.core.scheduler import BOUNCES_MAX, Scheduler
-from falctl.core.types import Epoch, Hint, HintSource, RequestId, RunnerId, Wanted
+from falctl.core.types import Caps, Epoch, Hint, HintSource, RequestId, RunnerId, Wanted
 
 E1 = Epoch(1)
 
@@ -392,6 +394,19 @@ def test_a_job_whose_attempt_failed_is_not_behind_those_who_came_since() -> None
     s.feed(Arrived(RequestId("again"), None, "c", bounded=False, again=True))
     turns = [s.done(request, 0) for request in ("runs", "again", "first", "second")]
     assert turns == [["again@0"], ["first@0"], ["second@0"], ["low@0"]]
+
+
+@pytest.mark.parametrize(("behind", "loads"), [(0, []), (3000, ["x>1"])])
+def test_auto_loads_a_further_copy_for_those_that_it_does_not_see(behind: int, loads: list[str]) -> None:
+    s, caps = Script("auto"), Caps("card", loads=True, overlaps=True, models_max=1)
+    for runner in range(2):
+        s.feed(RunnerUp(RunnerId(runner), E1, 1, (), frozenset(), caps))
+    [load] = s.come("first", "x")
+    assert load == "x>0"
+    s.now = 10.0
+    assert s.feed(LoadEnded(RunnerId(0), E1, Hint("x"), ok=True, load_s=10.0)) == ["first@0"]
+    assert s.come("next", "x") == []
+    assert s.feed(Behind(Hint("x"), behind)) == loads
 
 
 def test_one_client_cannot_take_every_place() -> None:

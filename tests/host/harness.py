@@ -16,7 +16,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -101,6 +101,7 @@ class Host:
         cwd: Path = REPOSITORY,
         wait: bool = True,
         python: str = sys.executable,
+        spec: Mapping[str, Any] | None = None,
     ) -> None:
         self.home = Path(tempfile.mkdtemp(prefix="f"))
         self.files = self.home / "files"
@@ -139,7 +140,7 @@ class Host:
         theirs.close()
         for number in (life_read, *self._native[1::2]):
             os.close(number)
-        self.spec = HostSpec(
+        plain = HostSpec(
             runner=0,
             epoch=1,
             app=app,
@@ -153,6 +154,7 @@ class Host:
             config=Config.model_validate(config or {}).model_dump(mode="json"),
             data_dir=str(self.home / "data"),
         )
+        self.spec = replace(plain, **(spec or {}))
         self.said: queue.Queue[Message] = queue.Queue()
         self.send(self.spec)
         threading.Thread(target=self._listen, daemon=True).start()

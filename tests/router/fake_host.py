@@ -8,6 +8,7 @@ import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 from starlette.responses import Response
@@ -91,6 +92,12 @@ class FakeHost:
     executing: list[str] = field(default_factory=list)
     seen: list[Seen] = field(default_factory=list)
     cancelled: list[str] = field(default_factory=list)
+    cancels_asked: int = 0
+    """Those included that came before their request."""
+    door: threading.Event | None = None
+    """Requests stand before it, still without a slot, until it is set."""
+    at_door: int = 0
+    """How many requests have come to it so far."""
     connections_made: int = 0
     streams_opened: int = 0
     tells_release: bool = True
@@ -98,6 +105,8 @@ class FakeHost:
     """What it tells again after its Hello."""
     streams_refused: int = 0
     """How many of the next event streams are refused."""
+    declares: dict[str, Any] = field(default_factory=dict)
+    """Further fields of its Hello."""
 
     def __post_init__(self) -> None:
         self._board = Board.attach(self.board_fd)
@@ -195,8 +204,7 @@ class FakeHost:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._stream(send)
         elif path.startswith(wire.CANCEL_PATH):
-            self.cancelled.append(path.removeprefix(wire.CANCEL_PATH))
-            await answer(send, status=202)
+            await self._cancel(path.removeprefix(wire.CANCEL_PATH), send)
         else:
             await self._work(scope, receive, send)
 
@@ -215,6 +223,14 @@ class FakeHost:
         finally:
             self.release(seen.request)
 
+    async def _cancel(self, request: str, send: Send) -> None:
+        self.cancels_asked += 1
+        if request in self.executing:
+            self.cancelled.append(request)
+            await answer(send, status=202)
+        else:
+            await answer(send, status=404)
+
     async def _work(self, scope: Scope, receive: Receive, send: Send) -> None:
         body = b""
         more = True
@@ -227,6 +243,9 @@ class FakeHost:
             self.seen.append(seen)
             await self.handler(seen, send)
             return
+        self.at_door += 1
+        if self.door is not None:
+            await wait_on_loop(self.door)
         if self.bounces or len(self.executing) >= self.slots:
             self.bounces -= bool(self.bounces)
             await answer(send, status=503, headers=((wire.H_BOUNCED.encode(), b"1"),))
@@ -248,7 +267,9 @@ class FakeHost:
 
     async def _stream(self, send: Send) -> None:
         queue: asyncio.Queue[bytes | None] = asyncio.Queue()
-        queue.put_nowait(wire.encode(wire.Hello(self.epoch, self.slots, list(self.executing))))
+        queue.put_nowait(
+            wire.encode(wire.Hello(self.epoch, self.slots, list(self.executing), **self.declares))
+        )
         for message in self.recap:
             queue.put_nowait(wire.encode(message))
         self._streams.add(queue)

@@ -317,3 +317,27 @@ def listed(setup: Setup) -> dict[str, Any]:
     reply = ask(setup, "GET", "/v1/models").json()
     assert reply["object"] == "list"
     return {row["id"]: row for row in reply["data"]}
+
+
+def test_where_there_are_several_apps_a_models_name_begins_with_its_apps() -> None:
+    both = {
+        "draw": {"app": "runners.diffusion:AnyModelRunner"},
+        "speak": {"app": "runners.echo:Echo"},
+    }
+    picture = says({"images": ["data:image/png;base64,QUJD"]})
+    with serving(
+        runners=2, apps={"draw": [0], "speak": [1]}, config={"apps": both}, handler=picture
+    ) as setup:
+        setup.hosts[1].set_hints("a-voice")
+        until(lambda: "speak/a-voice" in listed(setup), within_s=PATIENCE_S, what="the hints are known")
+        demos = {f"draw/digits-{kind}" for kind in ("classic", "ink", "ember", "blueprint")}
+        assert set(listed(setup)) == {"speak/a-voice", *demos}
+        for model, runner, sent_as in (
+            ("draw/org/name", 0, "org/name"),
+            ("speak/a-voice", 1, "a-voice"),
+            ("speak", 1, "speak"),
+        ):
+            assert draw(setup, model=model).status == 200
+            assert json.loads(setup.hosts[runner].seen[-1].body)["model"] == sent_as
+        missing = draw(setup, model="digits-ink")
+        assert (missing.status, "draw/MODEL" in error_of(missing)["message"]) == (404, True)

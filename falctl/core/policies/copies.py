@@ -25,5 +25,5 @@ def _moves(look: Look, hint: Hint, backlog_s: float, elsewhere: float) -> float:
     if earlier_s <= 0:
         return 0.0
     exec_s = queues.exec_s(hint)
-    moved_s = min(look.state.queue.count(hint) * exec_s, earlier_s * copies / (copies + 1))
+    moved_s = min(look.state.queue.count_ahead(hint) * exec_s, earlier_s * copies / (copies + 1))
     return moved_s * (earlier_s / exec_s + look.knobs.relief * (queues.spared(hint) - elsewhere))

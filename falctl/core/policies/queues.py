@@ -107,7 +107,7 @@ class Queues:
 
     def work_s(self, hint: Hint) -> float:
         """Return the seconds of waiting work for *hint* per copy."""
-        waiting = self.state.queue.count(hint)
+        waiting = self.state.queue.count_ahead(hint)
         return waiting * self.exec_s(hint) / max(len(self.copies.get(hint, ())), 1) if waiting else 0.0
 
     def backlog_s(self, runner: Runner) -> float:
@@ -149,7 +149,7 @@ class Queues:
         return sum(map(figure, self.state.fleet.held(runner))) + sum(map(figure, runner.loading))
 
     def _per_copy(self, hint: Hint) -> float:
-        waiting = self.state.queue.count(hint)
+        waiting = self.state.queue.count_ahead(hint)
         return waiting / len(self.copies[hint]) if waiting else 0.0
 
     def _rest_s(self, runner: Runner) -> float:

@@ -13,7 +13,7 @@ from typing import Final
 from falctl.clock import monotonic_s
 from falctl.core import jobs
 from falctl.core.backlog import Backlog, Change
-from falctl.core.events import Dispatch, Refuse, RefuseCode
+from falctl.core.events import Behind, Dispatch, Refuse, RefuseCode
 from falctl.core.retries import Outcome
 from falctl.core.types import RequestId
 from falctl.router.driver import Decision, Driver
@@ -89,6 +89,9 @@ class Waiters:
                 self._forget(live)
         for entry in change.show:
             self._show(self._lives[entry.request])
+        if self._driver is not None and not self._closed:
+            for hint, count in change.behind:
+                self._driver.handle(Behind(hint, count))
 
     def _forget(self, live: Live) -> None:
         """Have the scheduler forget it, unless that has decided."""

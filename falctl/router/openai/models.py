@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from falctl.config import Config, ModelsConfig, RunnersConfig
 from falctl.errors import NotFoundError
-from falctl.router.apps import Apps, LocalApp
+from falctl.router.apps import UNNAMED, Apps, LocalApp
 
 _FOLDER: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
 _PIPELINE: Final = "model_index.json"
@@ -29,14 +29,15 @@ class Models:
     def __init__(self, apps: Apps, config: Config, *, since: int) -> None:
         self._apps = apps
         self._models = config.models
-        self._has_demos = config.runners.app == RunnersConfig().app
+        named = {alias: app.app for alias, app in config.apps.items()} or {UNNAMED: config.runners.app}
+        self._with_demos = frozenset(alias for alias, app in named.items() if app == RunnersConfig().app)
         self._since = since
 
     def table(self) -> list[dict[str, Any]]:
         """Return every model as OpenAI's clients read it, resident ones with their runners. Blocks."""
         found = dict[str, list[int]]()
         for app in self._apps:
-            named = _allowed(self._models) if self._has_demos and not app.alias else []
+            named = _allowed(self._models) if app.alias in self._with_demos else []
             for model in [*named, *_resident(app)]:
                 found[self.name_of(app, model)] = _runners(app, model)
         return [self._row(name, runners) for name, runners in found.items()]
