@@ -32,6 +32,7 @@ from falctl.router.edge import Edge, Room, own_room
 from falctl.router.files import FileStore
 from falctl.router.fleet import FleetLinks
 from falctl.router.guard import Guard
+from falctl.router.http_talk import HttpTalk
 from falctl.router.job_list import JobList, job_routes
 from falctl.router.jobs.courier import Courier
 from falctl.router.jobs.keeper import Keeper
@@ -138,6 +139,7 @@ class Router:
         ours = own_room(self._own_routes(Reasons(self._apps, epoch=epoch)))
         return {
             "run": direct.serve_run,
+            "ws": HttpTalk(self._apps, self._proxy).serve,
             "queue": self._queue.serve,
             "fal/rest/tokens": TokenRoom(self._tokens, self._intake).serve,
             "v1": openai.serve,

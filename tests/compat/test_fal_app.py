@@ -249,6 +249,12 @@ def test_one_that_has_served_nothing_stays_and_so_do_the_first_of_min_concurrenc
         assert host.process.poll() is None
 
 
+def test_which_runners_those_are_is_counted_app_by_app() -> None:
+    with Host(f"{PROBE}::Kept", spec={"place": 1, "peers": 2}) as host:
+        host.post("/")
+        assert host.process.wait(timeout=STEP_S) == EXIT_RETIRED
+
+
 def test_an_app_whose_health_check_fails_when_it_asks_for_one_is_replaced() -> None:
     with Host(f"{PROBE}::Sickly") as host:
         well = host.post("/", {"sick": False})

@@ -56,11 +56,7 @@ def opens_when_asked(setup: Setup) -> None:
 def test_a_jobs_cancellation_that_comes_first_is_asked_for_again(setup: Setup) -> None:
     request = ask(setup, path="/queue/me/app", body=b"{}").json()["request_id"]
     base = f"/queue/me/app/requests/{request}"
-    until(
-        lambda: ask(setup, "GET", f"{base}/status").json()["status"] == "IN_PROGRESS",
-        within_s=PATIENCE_S,
-        what="it is on its way",
-    )
+    until(lambda: setup.hosts[0].at_door, within_s=PATIENCE_S, what="it stands at the door")
     assert ask(setup, "PUT", f"{base}/cancel").status == 202
     opens_when_asked(setup)
     until(
@@ -72,7 +68,7 @@ def test_a_jobs_cancellation_that_comes_first_is_asked_for_again(setup: Setup) -
 
 def test_a_client_that_leaves_before_its_request_arrives_has_it_cancelled(setup: Setup) -> None:
     with Raw(setup, request_bytes("/left")):
-        until(lambda: setup.status()["runners"][0]["in_flight"], within_s=PATIENCE_S, what="it is on its way")
+        until(lambda: setup.hosts[0].at_door, within_s=PATIENCE_S, what="it stands at the door")
     opens_when_asked(setup)
 
 

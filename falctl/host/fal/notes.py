@@ -61,11 +61,11 @@ def _concurrency(settings: Settings, place: Place) -> Iterator[str]:
         f"{runners} runner{'s' if runners > 1 else ''}, always up; {place.section}.count says how many"
     )
     if settings.elastic:
-        yield f"not used here: {', '.join(settings.elastic)}; nothing is scaled: there are {there_are}"
+        yield f"not used here: {', '.join(settings.elastic)}; nothing is scaled: {there_are}"
     if settings.max_concurrency is not None and settings.max_concurrency != runners:
-        yield f"max_concurrency={settings.max_concurrency} is taken as {runners}: there are {there_are}"
+        yield f"max_concurrency={settings.max_concurrency} is taken as {runners}: {there_are}"
     if settings.min_concurrency > runners:
-        yield f"min_concurrency={settings.min_concurrency} is taken as {runners}: there are {there_are}"
+        yield f"min_concurrency={settings.min_concurrency} is taken as {runners}: {there_are}"
 
 
 def _timeouts(settings: Settings, place: Place) -> Iterator[str]:
