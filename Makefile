@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+JS := tests/compat/js
 # On a machine without an NVIDIA GPU, PyPI's Linux wheels of torch are CUDA builds of several GB; README says more.
 PIP_ARGS ?=
 
@@ -11,7 +12,7 @@ up: $(VENV)/.installed
 	$(BIN)/falctl up $(ARGS)
 
 # Most tests start real processes and wait for them, so a few at a time; then the gate: every branch of core and board.
-test: $(VENV)/.installed-test $(VENV)/fal-1.60/.installed
+test: $(VENV)/.installed-test $(VENV)/fal-1.60/.installed $(JS)/node_modules/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile $(ARGS)
 	$(BIN)/coverage run --source falctl/core,falctl/board -m pytest -q tests/core tests/board
 	$(BIN)/coverage report --fail-under=100
@@ -27,7 +28,7 @@ format: $(VENV)/.installed-test
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(JS)/node_modules build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -41,6 +42,12 @@ $(VENV)/.installed: $(VENV)/bin/python pyproject.toml
 $(VENV)/.installed-test: $(VENV)/bin/python pyproject.toml
 	$(BIN)/pip install --disable-pip-version-check -q $(PIP_ARGS) -e '.[test]'
 	@touch $@ $(VENV)/.installed
+
+# fal's JavaScript client; without Node and npm its tests are skipped, and say so.
+$(JS)/node_modules/.installed: $(JS)/package-lock.json
+	@if command -v node >/dev/null && command -v npm >/dev/null; then \
+	  npm ci --prefix $(JS) --no-audit --no-fund --loglevel=error && touch $@; \
+	else echo "node or npm is not on PATH: the tests of fal's JavaScript client will be skipped"; fi
 
 # The oldest SDK of fal that we serve, in an environment of its own: it wants an older FastAPI.
 $(VENV)/fal-1.60/.installed: tests/compat/fal-1.60.txt | $(VENV)/bin/python

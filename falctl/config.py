@@ -74,6 +74,10 @@ class ServerConfig(Section):
         default="127.0.0.1", description="address to listen on; any other than loopback needs api_keys"
     )
     port: Whole = Field(default=8808, ge=0, le=65535, description="0 takes a free port")
+    tls: Literal["off", "on"] = Field(
+        default="off", description="speak TLS on tls_port, too, with a certificate of our own: falctl env"
+    )
+    tls_port: Whole = Field(default=8843, ge=0, le=65535, description="0 takes a free port")
     hosts: tuple[Text, ...] = Field(
         default=(), description="names besides loopback that a Host header may carry"
     )
@@ -132,7 +136,7 @@ class QueueConfig(Section):
         default=3600.0,
         gt=0,
         le=365 * 86400,
-        description="results and logs of jobs under /queue are deleted after this long",
+        description="results and logs of jobs under /queue are deleted after this long, not before their webhooks are told",
     )
     max_disk: Bytes = Field(
         default=10 << 30,

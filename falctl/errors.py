@@ -63,6 +63,14 @@ class BadRequestError(RequestError):
     status, error_type = 400, "bad_request"
 
 
+class ParameterError(BadRequestError):
+    """A field of the body asks for what is not done; ``param`` names it, None where no single one is at fault."""
+
+    def __init__(self, detail: str, *, param: str | None) -> None:
+        super().__init__(detail)
+        self.param = param
+
+
 class UnauthorizedError(RequestError):
     """No valid API key, or no admin token."""
 
@@ -131,6 +139,18 @@ class ClientGoneError(RequestError):
     """The client closed its connection before it was answered; nobody reads this."""
 
     status, error_type = 499, "client_disconnected"
+
+
+class ClientCancelledError(RequestError):
+    """Somebody had the request cancelled, and its client waits for an answer."""
+
+    status, error_type = 499, "client_cancelled"
+
+
+class AppAnswerError(RequestError):
+    """The app answered, but not with what was needed of it."""
+
+    status, error_type = 502, "unusable_answer"
 
 
 class RunnerLostError(RequestError):

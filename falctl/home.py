@@ -31,6 +31,8 @@ class Instance:
     pid: int
     url: str
     detached: bool
+    tls_url: str = ""
+    """Where it speaks TLS; empty: nowhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,16 @@ class Home:
         return self.root / "uploads"
 
     @property
+    def tls(self) -> Path:
+        """Certificates and keys of the TLS port; they outlive falctl, as clients trust them."""
+        return self.root / "tls"
+
+    @property
+    def tls_bundle(self) -> Path:
+        """The authorities that a client of the TLS port is to trust, ours among them."""
+        return self.tls / "bundle.pem"
+
+    @property
     def data(self) -> Path:
         """What apps of fal know as ``/data``; it outlives falctl."""
         return self.root / "data"
@@ -82,6 +94,11 @@ class Home:
     def jobs(self) -> Path:
         """The durable queue; it outlives falctl."""
         return self.root / "jobs"
+
+    @property
+    def token_secret(self) -> Path:
+        """What the tokens of fal's clients are signed with; it outlives falctl."""
+        return self.root / "token-secret"
 
     @property
     def webhook_key(self) -> Path:

@@ -29,6 +29,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -39,10 +40,12 @@ log = logging.getLogger(__name__)
 ENV_CONTROL: Final = "FALCTL_CONTROL_FD"
 ENV_BOARD: Final = "FALCTL_BOARD_FD"
 ENV_LISTEN: Final = "FALCTL_LISTEN_FD"
+ENV_TLS: Final = "FALCTL_TLS_FD"
 ENV_LIFE: Final = "FALCTL_LIFE_FD"
 ENV_PARENT: Final = "FALCTL_PARENT_PID"
 ENV_FAMILY: Final = "FALCTL_FAMILY"
 """A mark that is unique per child; grandchildren inherit it with the environment."""
+ENV_NATIVE: Final = "FALCTL_NATIVE_FDS"
 
 _SCANS_MAX: Final = 10
 """A killed process may be seen once more before it is gone, so the last scan need not find nothing."""
@@ -52,6 +55,20 @@ _FINISH_MS: Final = 200
 
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_NAME: Final = 15
+
+
+@dataclass(frozen=True, slots=True)
+class NativeFds:
+    """Two pipes for what a host's C libraries and children print: of standard output, and of standard error."""
+
+    reads: tuple[int, int]
+    """Shared with the supervisor; they do not block."""
+    writes: tuple[int, int]
+
+    @property
+    def all(self) -> tuple[int, ...]:
+        """Return every descriptor, as the environment names them."""
+        return (*self.reads, *self.writes)
 
 
 class Control:
@@ -69,6 +86,10 @@ class Control:
         self.board_fd = int(os.environ.pop(ENV_BOARD))
         listen = os.environ.pop(ENV_LISTEN, None)
         self.listen_fd = None if listen is None else int(listen)
+        tls = os.environ.pop(ENV_TLS, None)
+        self.tls_fd = None if tls is None else int(tls)
+        self.native = _native_fds(os.environ.pop(ENV_NATIVE, ""))
+        """None: there are none, and nobody is to redirect what is printed."""
         self.spec = self._first()
         threading.Thread(target=self._read, name="control", daemon=True).start()
 
@@ -190,6 +211,15 @@ def _guard(life_fd: int, family: str) -> None:
             pass
     kill_family(os.getpgid(0), family)
     os._exit(0)
+
+
+def _native_fds(named: str) -> NativeFds | None:
+    if not named:
+        return None
+    out, err, out_end, err_end = map(int, named.split(","))
+    for number in (out, err, out_end, err_end):
+        os.set_inheritable(number, False)  # noqa: FBT003 - the signature of os
+    return NativeFds((out, err), (out_end, err_end))
 
 
 def _post(loop: asyncio.AbstractEventLoop, queue: asyncio.Queue[Message], message: Message) -> None:

@@ -98,6 +98,11 @@ class HostSpec:
     """`falctl.config.Config` as JSON."""
     alias: str = ""
     """The name of its app among several; empty: there is one."""
+    place: int = 0
+    """Its number among the *peers* runners of its app, from 0."""
+    peers: int = 1
+    given: list[str] = field(default_factory=list)
+    """The keys of [runners] that somebody has written: they go before what the app declares."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,12 +167,22 @@ class Stage:
 
 
 @dataclass(frozen=True, slots=True)
+class Declared:
+    """A host has imported its app, which sets these limits itself; None: it does not. `setup()` comes next."""
+
+    setup_timeout_s: float | None = None
+    request_timeout_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Ready:
     """The child serves. A host's ``slots`` is its app's max_multiplexing."""
 
     slots: int = 0
     grace_s: float | None = None
     """How long running requests of this app get to finish at the end; None: as the configuration says."""
+    app_name: str = ""
+    """What the app calls itself, if it is a fal.App."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +218,16 @@ class Hello:
     """How many models it keeps; 0: it does not say."""
     loading: list[str] = field(default_factory=list)
     """Load jobs under way."""
+    app_name: str = ""
+    """What the app calls itself, if it is a fal.App."""
+    start_timeout_s: float | None = None
+    """Its ``request_start_timeout``; None: a request waits as long as it takes."""
+    request_timeout_s: float | None = None
+    """How long this host lets a request run; None: as the configuration says."""
+    retries: dict[str, int] = field(default_factory=dict)
+    """Its ``retry_config``: further attempts by condition."""
+    retry_skips: list[str] = field(default_factory=list)
+    """Its ``skip_retry_conditions``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,6 +261,22 @@ class HintsChanged:
 
 
 @dataclass(frozen=True, slots=True)
+class Printed:
+    """
+    What the app has printed for a request since the last such message; all of it comes before its `Released`.
+
+    After `Hello` what was told lately is told again: nobody knows what a router that died had taken in.
+    """
+
+    epoch: int
+    request: str
+    lines: list[tuple[float, str, str]]
+    """Each with its time (seconds since 1970), its level and its text; no two of a request have the same time."""
+    again: bool = False
+    """Some of it may have been told before."""
+
+
+@dataclass(frozen=True, slots=True)
 class Draining:
     """The host takes no new request."""
 
@@ -251,6 +292,7 @@ Message: TypeAlias = (
     | Stop
     | Reload
     | Stage
+    | Declared
     | Ready
     | Failed
     | Drained
@@ -258,6 +300,7 @@ Message: TypeAlias = (
     | Released
     | LoadEnded
     | HintsChanged
+    | Printed
     | Draining
 )
 
@@ -272,6 +315,7 @@ _KINDS: Final[dict[str, type[Any]]] = {
         Stop,
         Reload,
         Stage,
+        Declared,
         Ready,
         Failed,
         Drained,
@@ -279,6 +323,7 @@ _KINDS: Final[dict[str, type[Any]]] = {
         Released,
         LoadEnded,
         HintsChanged,
+        Printed,
         Draining,
     )
 }

@@ -1,4 +1,4 @@
-"""What holds for the whole suite: nothing but a missing GPU may be skipped."""
+"""What holds for the whole suite: nothing may be skipped but for want of a GPU, or of Node."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ _skipped: list[str] = []
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Note every skip of a test that does not need a GPU."""
+    """Note every skip of a test that needs neither a GPU nor Node."""
     report = yield
-    if report.skipped and not hasattr(report, "wasxfail") and item.get_closest_marker("gpu") is None:
+    may_be = any(item.get_closest_marker(name) is not None for name in ("gpu", "node"))
+    if report.skipped and not hasattr(report, "wasxfail") and not may_be:
         _skipped.append(item.nodeid)
     return report
 
@@ -34,4 +35,6 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say which skips failed the run."""
     for nodeid in _skipped:
-        terminalreporter.write_line(f"SKIPPED without marker gpu, which fails the suite: {nodeid}", red=True)
+        terminalreporter.write_line(
+            f"SKIPPED without marker gpu or node, which fails the suite: {nodeid}", red=True
+        )

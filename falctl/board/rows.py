@@ -161,3 +161,5 @@ class RouterRow:
     """The last 64."""
     loading: tuple[int, ...] = ()
     """Load jobs asked for and not heard of again, per runner, by runner id."""
+    webhooks_failing: int = 0
+    """Webhooks of queued jobs that have been tried in vain and will be tried again."""

@@ -27,16 +27,24 @@ _PEN: Final = Pen()
 def explain_command(request: str, *, json_output: bool) -> int:
     """Print the story of a request. Raises FalctlError: none runs, or it does not remember the request."""
     told = read(f"/falctl/explain/{urllib.parse.quote(request, safe='', errors='surrogatepass')}")
-    return _print(told, story(told), json_output=json_output)
+    printed = Text(f"what its app printed: falctl logs --request {_safe(told['request'])}", style=QUIET)
+    return print_told(told, [*story(told), Text(), printed], json_output=json_output)
 
 
-def why_command(model: str, *, json_output: bool) -> int:
-    """Print why requests for a model wait, or where one would go. Raises FalctlError: none runs."""
-    told = read("/falctl/why?" + urllib.parse.urlencode({"model": model}, errors="surrogatepass"))
-    return _print(told, reasons(told), json_output=json_output)
+def why_command(model: str, *, app: str | None, json_output: bool) -> int:
+    """
+    Print why requests for a model wait, or where one would go.
+
+    Raises:
+        FalctlError: none runs, or it takes an app's alias to say.
+    """
+    asked = {"model": model} | ({} if app is None else {"app": app})
+    told = read("/falctl/why?" + urllib.parse.urlencode(asked, errors="surrogatepass"))
+    return print_told(told, reasons(told), json_output=json_output)
 
 
-def _print(told: Facts, parts: Sequence[RenderableType], *, json_output: bool) -> int:
+def print_told(told: Facts, parts: Sequence[RenderableType], *, json_output: bool) -> int:
+    """Print *parts*, or what was *told* as JSON; return the exit code."""
     if json_output:
         json.dump(told, sys.stdout)
         sys.stdout.write("\n")
@@ -56,7 +64,13 @@ def story(told: Facts) -> list[RenderableType]:
     """Return the story of a request as what to print: who it is, then what happened, in order of time."""
     wants = _safe(told["hint"]) if told["hint"] is not None else "any runner"
     parts: list[RenderableType] = [
-        Text.assemble(("request ", QUIET), _safe(told["request"]), ("  wants ", QUIET), (wants, "bold")),
+        Text.assemble(
+            ("request ", QUIET),
+            _safe(told["request"]),
+            ("  wants ", QUIET),
+            (wants, "bold"),
+            (f"  of {_safe(told['app'])}" if "app" in told else "", QUIET),
+        ),
         Text.assemble(
             ("client ", QUIET),
             _safe(told["client"]) or "unknown",

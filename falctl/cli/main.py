@@ -71,12 +71,13 @@ def up(
     port: Annotated[
         int | None, typer.Option(help="port to listen on; 0 takes a free one", min=0, max=65535)
     ] = None,
+    tls: Annotated[bool, typer.Option("--tls", help="speak TLS on server.tls_port, too")] = False,
     detach: Annotated[bool, typer.Option("-d", "--detach", help="return once it is up")] = False,
 ) -> None:
     """Start a runner on every GPU and the router in front of them."""
     from falctl.cli.up import Options, up_command
 
-    raise typer.Exit(up_command(Options(app, config, gpus, runners, port), detach=detach))
+    raise typer.Exit(up_command(Options(app, config, gpus, runners, port, tls=tls), detach=detach))
 
 
 @cli.command()
@@ -109,6 +110,9 @@ def run(
     model: Annotated[str, typer.Argument(help="the model, as the app knows it")],
     prompt: Annotated[str, typer.Argument(help="what to draw")],
     *,
+    app: Annotated[
+        str | None, typer.Option(help="which app draws it, where there are several", metavar="ALIAS")
+    ] = None,
     output: Annotated[Path, typer.Option("-o", "--output", help="file to write")] = Path("out.png"),
     steps: Annotated[int | None, typer.Option(help="denoising steps")] = None,
     guidance: Annotated[float | None, typer.Option(help="guidance scale")] = None,
@@ -119,7 +123,7 @@ def run(
 
     given = {"num_inference_steps": steps, "guidance_scale": guidance, "seed": seed}
     options = {key: value for key, value in given.items() if value is not None}
-    raise typer.Exit(run_command(model, prompt, output=output, options=options))
+    raise typer.Exit(run_command(model, prompt, app=app, output=output, options=options))
 
 
 @cli.command("exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
@@ -130,6 +134,19 @@ def exec_(
     from falctl.cli.exec import exec_command
 
     exec_command(command)
+
+
+@cli.command()
+def env(
+    *,
+    shell: Annotated[
+        str, typer.Option("--shell", help="how they are written: sh, fish, or plain (.env files)")
+    ] = "sh",
+) -> None:
+    """Print the variables by which fal's Python client calls the falctl that runs over TLS (`falctl up --tls`)."""
+    from falctl.cli.env import env_command
+
+    raise typer.Exit(env_command(shell))
 
 
 @cli.command()
@@ -150,12 +167,62 @@ def explain(
 def why(
     model: Annotated[str, typer.Argument(help="the model, as requests name it")],
     *,
+    app: Annotated[
+        str | None, typer.Option(help="whose model it is, where there are several apps", metavar="ALIAS")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
 ) -> None:
     """Tell why requests for a model wait, or where one would go now."""
     from falctl.cli.explain import why_command
 
-    raise typer.Exit(why_command(model, json_output=as_json))
+    raise typer.Exit(why_command(model, app=app, json_output=as_json))
+
+
+@cli.command()
+def logs(
+    *,
+    request: Annotated[
+        str | None,
+        typer.Option("--request", metavar="REQUEST_ID", help="what its app printed for one request"),
+    ] = None,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="go on as more is printed")] = False,
+    lines: Annotated[
+        int, typer.Option("-n", "--lines", help="of a detached falctl's log, the last so many", min=0)
+    ] = 200,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="with --request: JSON, followed line by line")
+    ] = False,
+) -> None:
+    """Print what a detached falctl and its runners print, or what an app printed for one request."""
+    from falctl.cli.logs import Options, logs_command
+
+    raise typer.Exit(logs_command(Options(request, follow, lines, as_json)))
+
+
+@cli.command()
+def jobs(
+    *,
+    most: Annotated[
+        int, typer.Option("-n", "--most", help="how many that wait, and how many that ended", min=0)
+    ] = 20,
+    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
+) -> None:
+    """List what runs, what waits, and the jobs that have ended lately."""
+    from falctl.cli.jobs import jobs_command
+
+    raise typer.Exit(jobs_command(most=most, json_output=as_json))
+
+
+@cli.command()
+def cancel(
+    request: Annotated[
+        str, typer.Argument(help="an id, or how it begins, as `falctl jobs` shows it", metavar="REQUEST_ID")
+    ],
+) -> None:
+    """Cancel a request, whether it waits or runs."""
+    from falctl.cli.jobs import cancel_command
+
+    raise typer.Exit(cancel_command(request))
 
 
 @cli.command()
@@ -166,11 +233,14 @@ def record(
         bool, typer.Option("--hash-hints", help="hide the names of models; clients' are always hidden")
     ] = False,
     for_: Annotated[str | None, typer.Option("--for", help="how long, such as 10m; until Ctrl-C")] = None,
+    app: Annotated[
+        str | None, typer.Option(help="whose requests, where there are several apps", metavar="ALIAS")
+    ] = None,
 ) -> None:
     """Write a trace of the requests that end from now on, for `falctl replay`."""
     from falctl.cli.record import Options, record_command
 
-    raise typer.Exit(record_command(Options(file, hash_hints, for_)))
+    raise typer.Exit(record_command(Options(file, hash_hints, for_, app)))
 
 
 @cli.command()

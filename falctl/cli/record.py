@@ -6,6 +6,7 @@ import secrets
 import signal
 import sys
 import threading
+import urllib.parse
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -26,6 +27,8 @@ class Options:
     path: Path
     hash_hints: bool = False
     for_: str | None = None
+    app: str | None = None
+    """Whose requests, among several apps."""
 
 
 def record_command(options: Options) -> int:
@@ -38,14 +41,14 @@ def record_command(options: Options) -> int:
     """
     until_at = None if options.for_ is None else monotonic_s() + _seconds(options.for_)
     recorder = Recorder(secrets.token_bytes(32), options.hash_hints)
-    recorder.take(read("/falctl/ended"))
+    recorder.take(read(_ended(options.app)))
     trace = _Trace(options.path)
     stopped = _stopped_by_signals()
     _say(f"recording to {options.path}; Ctrl-C ends it")
     try:
         while not stopped.wait(POLL_S) and (until_at is None or monotonic_s() < until_at):
-            _poll(recorder, trace)
-        _poll(recorder, trace)
+            _poll(recorder, trace, options.app)
+        _poll(recorder, trace, options.app)
     except NotRunningError:
         _say("falctl has stopped")
     sys.stdout.write(summary(recorder, options.path) + "\n")
@@ -92,12 +95,18 @@ class _Trace:
         return ConfigError(f"{self._path}: cannot be written ({error.strerror})")
 
 
-def _poll(recorder: Recorder, trace: _Trace) -> None:
+def _ended(app: str | None, after: int | None = None) -> str:
+    asked = {"after": after, "app": app}
+    given = urllib.parse.urlencode({name: value for name, value in asked.items() if value is not None})
+    return f"/falctl/ended?{given}"
+
+
+def _poll(recorder: Recorder, trace: _Trace, app: str | None) -> None:
     """Take in everything that has ended by now, and say what is missing."""
     while True:
         lost, restarts = recorder.lost, recorder.restarts
         try:
-            told = read(f"/falctl/ended?after={recorder.after}")
+            told = read(_ended(app, recorder.after))
         except StartError as error:
             _say(f"{error}; it is asked again")
             return

@@ -7,21 +7,24 @@ import sys
 import urllib.parse
 from email.message import Message
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from falctl.cli.server import ask
 from falctl.errors import EXIT_OK, FalctlError
 from falctl.home import find_home, find_instance
 
+_OWNER: Final = "me"
+"""Any does; a path has one."""
 
-def run_command(model: str, prompt: str, *, output: Path, options: dict[str, Any]) -> int:
+
+def run_command(model: str, prompt: str, *, app: str | None, output: Path, options: dict[str, Any]) -> int:
     """Draw, write *output*, print the receipt. Raises FalctlError when the server refuses or none runs."""
     url = find_instance(find_home()).url
+    path = "/" if app is None else f"/run/{_OWNER}/{urllib.parse.quote(app, safe='')}"
     body = {"model": model, "prompt": prompt, "output_format": _format(output), **options}
-    answer, headers = ask(f"{url}/", json.dumps(body).encode(), {"X-Fal-Runner-Hint": _header(model)})
+    answer, headers = ask(f"{url}{path}", json.dumps(body).encode(), {"X-Fal-Runner-Hint": _header(model)})
     images = json.loads(answer)["images"]
-    path = urllib.parse.urlsplit(images[0]["url"]).path
-    picture, _ = ask(f"{url}{path}", None, {})
+    picture, _ = ask(f"{url}{urllib.parse.urlsplit(images[0]['url']).path}", None, {})
     _write(output, picture)
     sys.stdout.write(f"{output}: {_receipt(model, headers)}\n")
     return EXIT_OK

@@ -38,6 +38,7 @@ class Options:
     gpus: str | None
     runners: int | None
     port: int | None
+    tls: bool = False
 
     def load(self) -> Config:
         """
@@ -51,6 +52,7 @@ class Options:
             "runners.gpus": self.gpus,
             "runners.count": self.runners,
             "server.port": self.port,
+            "server.tls": "on" if self.tls else None,
         }
         here = _here()
         config = load_config(self.config or find_config(here), environ=os.environ, flags=flags)
@@ -61,6 +63,8 @@ class Options:
         """Return the command line that gives these options."""
         named = {"--config": self.config, "--gpus": self.gpus, "--runners": self.runners, "--port": self.port}
         given = [word for name, value in named.items() if value is not None for word in (name, str(value))]
+        if self.tls:
+            given.append("--tls")
         return [*given, *([] if self.app is None else ["--", self.app])]
 
 

@@ -154,6 +154,7 @@ RefuseCode = Literal[
     "draining",
     "bounced_too_often",
     "start_timeout",
+    "cancelled",
 ]
 
 

@@ -30,7 +30,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Final, Literal, TypeAlias, assert_never
 
-from falctl.core.retries import DEFAULT_RULES, Condition, Outcome, RetryRules, pause_s, retries
+from falctl.core.retries import (
+    DEFAULT_RULES,
+    SILENT,
+    AppRetries,
+    Condition,
+    Outcome,
+    RetryRules,
+    Tried,
+    pause_s,
+    retries,
+)
 from falctl.core.types import RequestId
 
 JobState = Literal[
@@ -63,6 +73,8 @@ class Recovered:
 
     dispatched: bool
     """An attempt had been persisted, and may have been sent."""
+    app: AppRetries = SILENT
+    """What its app says now of retries."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +113,8 @@ class AttemptEnded:
     """What was sent has been answered, or will not be; the slot is given back."""
 
     outcome: Outcome
+    app: AppRetries = SILENT
+    """What its app says now of retries: it may not have said so when the job was submitted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,8 +201,8 @@ class Job:
         match event:
             case Submitted():
                 return self._submit()
-            case Recovered(dispatched):
-                return self._recover(dispatched=dispatched)
+            case Recovered():
+                return self._recover(event)
             case Saved(record):
                 return self._saved(record)
             case NotSaved(record):
@@ -214,9 +228,9 @@ class Job:
                 assert self.state == "running"
                 self.attempts -= 1
                 return self._wait_again(Wait())
-            case AttemptEnded(outcome):
+            case AttemptEnded(outcome, app):
                 assert self.state == "running"
-                return self._attempt_ended(outcome, rest_s=pause_s(self.attempts))
+                return self._attempt_ended(outcome, app, rest_s=pause_s(self.attempts))
             case _:
                 assert_never(event)
 
@@ -227,10 +241,10 @@ class Job:
         self.attempts += 1
         return [Save("attempt")]
 
-    def _attempt_ended(self, outcome: Outcome, *, rest_s: float) -> list[Action]:
+    def _attempt_ended(self, outcome: Outcome, app: AppRetries, *, rest_s: float) -> list[Action]:
         if self.cancel_asked and outcome.status == CANCELLED.status:
             return self._end(CANCELLED)
-        if not retries(outcome, self.rules, attempts=self.attempts, failures=self.failures):
+        if not retries(outcome, Tried(self.attempts, self.failures), self.rules, app):
             return self._end(outcome)
         if (condition := outcome.failed_by) is not None:
             self.failures[condition] = self.failures.get(condition, 0) + 1
@@ -287,16 +301,14 @@ class Job:
         self.state = "saving"
         return [Save("job")]
 
-    def _recover(self, *, dispatched: bool) -> list[Action]:
+    def _recover(self, event: Recovered) -> list[Action]:
         assert self.state == "new"
-        if not dispatched:
+        if not event.dispatched:
             return self._wait(Wait(freed=self.attempts > 0))
         self.state = "running"
         stop: list[Action] = [StopAttempt()] if self.cancel_asked else []
-        return [
-            *stop,
-            *self._attempt_ended(LOST, rest_s=0.0),
-        ]  # it has its old place, and a restart took its time
+        # It has its old place, and a restart took its time.
+        return [*stop, *self._attempt_ended(LOST, event.app, rest_s=0.0)]
 
     def _cancel(self) -> list[Action]:
         if self._cancel_saved and self.outcome is None:

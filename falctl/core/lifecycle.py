@@ -24,13 +24,16 @@ from __future__ import annotations
 
 import signal
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, TypeAlias, assert_never
 
 from falctl.core.types import Epoch, RunnerState
 
 STABLE_S: Final = 10.0
 """Ready for this long is a success: the pause before the next restart is the first one again."""
+
+SPARE_S: Final = 30.0
+"""A runner ends a request at the limit of its app by itself; it is killed if it has not by then."""
 
 NO_EPOCH: Final = Epoch(0)
 """Before the first incarnation."""
@@ -50,6 +53,16 @@ class Staged:
 
     epoch: Epoch
     text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Declared:
+    """Its app asks for limits that are longer than ours, and may have them; None: it does not."""
+
+    epoch: Epoch
+    setup_timeout_s: float | None
+    """For `setup()` alone: what else a start takes has our limit beside it."""
+    request_timeout_s: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +126,9 @@ class Tick:
     """Time has passed."""
 
 
-Event: TypeAlias = Begin | Staged | BecameReady | CouldNotStart | Exited | Watched | Condemned | End | Tick
+Event: TypeAlias = (
+    Begin | Staged | Declared | BecameReady | CouldNotStart | Exited | Watched | Condemned | End | Tick
+)
 
 # --- actions -------------------------------------------------------------------------------------
 
@@ -164,6 +179,7 @@ class Life:
     _killed_for: str = ""
     _complaint: str = ""
     _condemned: bool = False
+    _declared: Declared | None = None
 
     def handle(self, event: Event, *, now: float) -> list[Action]:
         """Apply *event* at monotonic instant *now*; return what to do, in order."""
@@ -178,18 +194,20 @@ class Life:
                 if self.state not in ("stopped", "failed"):
                     self._enter("stopped" if self.state == "backoff" else "draining", now)
                 return []
-            case Staged() | BecameReady() | CouldNotStart() | Exited() | Watched():
+            case Staged() | Declared() | BecameReady() | CouldNotStart() | Exited() | Watched():
                 return self._hear(event, now) if event.epoch == self.epoch else []
             case _:
                 assert_never(event)
 
     def _hear(
-        self, event: Staged | BecameReady | CouldNotStart | Exited | Watched, now: float
+        self, event: Staged | Declared | BecameReady | CouldNotStart | Exited | Watched, now: float
     ) -> list[Action]:
         match event:
             case Staged(_, text):
                 if self.state == "starting":
                     self.reason = text
+            case Declared():
+                self._declared = event
             case BecameReady():
                 if self.state == "starting":
                     self._enter("ready", now)
@@ -207,6 +225,7 @@ class Life:
         self.epoch = Epoch(self.epoch + 1)
         self.restarts = self.epoch - 1
         self._killed_for = self._complaint = ""
+        self._declared = None
         self._enter("starting", now, "spawned")
         return [Spawn(self.epoch)]
 
@@ -238,14 +257,24 @@ class Life:
     def _watch(self, vitals: Vitals | None, now: float) -> list[Action]:
         if self._killed_for:
             return []
-        if self.state == "starting" and now - self.since_at > self.limits.setup_timeout_s:
+        limits = self._limits()
+        if self.state == "starting" and now - self.since_at > limits.setup_timeout_s:
             stage = f" (it was at: {self.reason})" if self.reason else ""
-            return self._kill(
-                f"not ready within runners.setup_timeout, {self.limits.setup_timeout_s:g} s{stage}"
-            )
-        if self.state == "ready" and vitals is not None and (why := hung(vitals, self.limits, now=now)):
+            return self._kill(f"not ready within runners.setup_timeout, {limits.setup_timeout_s:g} s{stage}")
+        if self.state == "ready" and vitals is not None and (why := hung(vitals, limits, now=now)):
             return self._kill(why)
         return []
+
+    def _limits(self) -> LifeLimits:
+        """Return what this incarnation is held to."""
+        if self._declared is None:
+            return self.limits
+        setup_s, request_s = self._declared.setup_timeout_s, self._declared.request_timeout_s
+        return replace(
+            self.limits,
+            setup_timeout_s=self.limits.setup_timeout_s + (setup_s or 0.0),
+            request_timeout_s=self.limits.request_timeout_s if request_s is None else request_s + SPARE_S,
+        )
 
     def _kill(self, reason: str) -> list[Action]:
         self._killed_for = reason

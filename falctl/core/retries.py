@@ -27,27 +27,37 @@ PAUSE_MAX_S: Final = 30.0
 
 
 @dataclass(frozen=True, slots=True)
+class AppRetries:
+    """What an app says of attempts of its requests; budgets count those after the first, a missing one is the default."""
+
+    budgets: Mapping[Condition, int] = field(default_factory=dict)
+    """Its ``retry_config``."""
+    skips: frozenset[Condition] = frozenset()
+    """Its ``skip_retry_conditions``."""
+
+
+SILENT: Final = AppRetries()
+"""An app that says nothing, or of which nothing is known yet."""
+
+
+@dataclass(frozen=True, slots=True)
 class RetryRules:
-    """What a request and its app say; budgets count the attempts after the first, a missing one is the default."""
+    """What a request says, in the same way."""
 
     never: bool = False
     """X-Fal-No-Retry."""
     asked: Mapping[Condition, int] = field(default_factory=dict)
     """X-Fal-Retry-Config."""
-    app: Mapping[Condition, int] = field(default_factory=dict)
-    """The app's ``retry_config``."""
-    app_skips: frozenset[Condition] = frozenset()
-    """The app's ``skip_retry_conditions``."""
 
-    def budget(self, condition: Condition) -> int:
-        """Return how many attempts that end by *condition* are followed by another."""
+    def budget(self, condition: Condition, app: AppRetries = SILENT) -> int:
+        """Return how many attempts of a request of *app* that end by *condition* are followed by another."""
         if self.never:
             return 0
         if condition in self.asked:
             return self.asked[condition]
-        if condition in self.app_skips:
+        if condition in app.skips:
             return 0
-        return self.app.get(condition, ATTEMPTS_MAX - 1)
+        return app.budgets.get(condition, ATTEMPTS_MAX - 1)
 
 
 DEFAULT_RULES: Final = RetryRules()
@@ -73,19 +83,24 @@ class Outcome:
         return self.condition
 
 
-def retries(outcome: Outcome, rules: RetryRules, *, attempts: int, failures: Mapping[Condition, int]) -> bool:
-    """
-    Return whether a job whose attempt ended with *outcome* is tried again.
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """What a job has behind it."""
 
-    *attempts*: how many it has had, this one included; *failures*: how many of them, without this one, each
-    condition ended.
-    """
-    if attempts >= ATTEMPTS_MAX:
+    attempts: int
+    """How many it has had, the one that has just ended included."""
+    failures: Mapping[Condition, int]
+    """How many of them, without that one, each condition ended."""
+
+
+def retries(outcome: Outcome, tried: Tried, rules: RetryRules, app: AppRetries = SILENT) -> bool:
+    """Return whether a job of *app* whose attempt ended with *outcome* is tried again."""
+    if tried.attempts >= ATTEMPTS_MAX:
         return False
     if outcome.needs_retry is not None and (outcome.status >= 500 or outcome.status == 429):
         return outcome.needs_retry and not rules.never
     condition = outcome.failed_by
-    return condition is not None and failures.get(condition, 0) < rules.budget(condition)
+    return condition is not None and tried.failures.get(condition, 0) < rules.budget(condition, app)
 
 
 def pause_s(attempts: int) -> float:

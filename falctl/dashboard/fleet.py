@@ -23,6 +23,7 @@ UTIL_LEVELS = {"low": 10.0, "high": 75.0}
 MEMORY_LEVELS = {"low": 10.0, "high": 80.0}
 EXECUTING_SHOWN_MAX = 3
 NAME_CELLS_MAX = 44
+APP_CELLS_MAX = 12
 TEMP_CELLS = 6
 POWER_CELLS = 11
 
@@ -192,8 +193,12 @@ def _indented(line: Line, columns: Columns) -> Line:
 
 def _who(runner: RunnerFacts, pen: Pen, *, on: str) -> Line:
     name = f"runner {runner.runner}" + (f" on {on}" if on else "")
+    app = f" {pen.safe(runner.app, cells=APP_CELLS_MAX)}" if runner.app else ""
     return Text.assemble(
-        name, "  ", (pen.safe(runner.state, cells=10), STATE_STYLES.get(runner.state, "yellow"))
+        name,
+        (app, "cyan"),
+        "  ",
+        (pen.safe(runner.state, cells=10), STATE_STYLES.get(runner.state, "yellow")),
     )
 
 

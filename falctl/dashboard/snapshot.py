@@ -56,6 +56,8 @@ class RouterFacts:
     rate_rps: float
     p50_s: float
     p95_s: float
+    webhooks_failing: int
+    """Tried in vain, and to be tried again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +107,8 @@ class RunnerFacts:
     """A runner: its process as the supervisor sees it, its work as its host tells it."""
 
     runner: int
+    app: str
+    """The alias of its app; empty: there is one app."""
     state: str
     """One of `falctl.core.types.RUNNER_STATES`, or "unknown" when its life could not be read."""
     reason: str
@@ -139,6 +143,8 @@ class QueuedFacts:
     age_s: float
     why: str
     """Why it waits, in a few words; empty: not told."""
+    app: str
+    """The alias of its app; empty: there is one app."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,13 +229,16 @@ def _router(row: RouterRow, *, now: float) -> RouterFacts:
         rate_rps=_finite(row.rate_rps),
         p50_s=_finite(row.p50_s),
         p95_s=_finite(row.p95_s),
+        webhooks_failing=row.webhooks_failing,
     )
 
 
 def _queue(row: RouterRow | None, *, now: float) -> tuple[QueuedFacts, ...]:
     if row is None:
         return ()
-    waiting = (QueuedFacts(q.request, q.hint, q.client, _age(q.arrived_at, now), q.why) for q in row.queue)
+    waiting = (
+        QueuedFacts(q.request, q.hint, q.client, _age(q.arrived_at, now), q.why, q.app) for q in row.queue
+    )
     return tuple(sorted(waiting, key=lambda q: -q.age_s))
 
 
@@ -267,6 +276,7 @@ def _runner(runner: int, *, life: LifeRow | None, row: RunnerRow | None, now: fl
     beats = life is not None and life.state in {"ready", "draining"}
     return RunnerFacts(
         runner=runner,
+        app=life.app if life else "",
         state=life.state if life else "unknown",
         reason=life.reason if life else "",
         pid=life.pid if life else 0,

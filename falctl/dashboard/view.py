@@ -16,7 +16,7 @@ from rich.text import Text
 
 from falctl.dashboard.cells import QUIET, Line, Pen, beside, fit, flow, ink, latency, rate, right, span
 from falctl.dashboard.columns import columns_for
-from falctl.dashboard.fleet import Block, block_lines, blocks_of, table_head
+from falctl.dashboard.fleet import APP_CELLS_MAX, Block, block_lines, blocks_of, table_head
 from falctl.dashboard.snapshot import EventFacts, FleetSnapshot, QueuedFacts, RouterFacts
 
 WIDTH_MIN: Final = 40
@@ -113,6 +113,8 @@ def _metrics(router: RouterFacts | None, cells: int) -> list[Line]:
     ]
     if router.refused:
         pairs.append(("refused ", f"{router.refused:,}", ""))
+    if router.webhooks_failing:
+        pairs.append(("webhooks failing ", f"{router.webhooks_failing:,}", ""))
     value_style = QUIET if router.stale else "bold"
     pieces = [
         Text.assemble((before, QUIET), (value, value_style), (after, QUIET)) for before, value, after in pairs
@@ -243,7 +245,10 @@ def _queued(request: QueuedFacts, cells: int, pen: Pen) -> Line:
     age = right(ink(span(request.age_s)), 8)
     id_cells, client_cells = (12, 16) if cells >= 56 else (8, 0)
     hint_cells = max(4, cells - age.cell_len - id_cells - client_cells - 4)
-    hint = ink(pen.safe(request.hint, cells=hint_cells)) if request.hint else ink("any runner", QUIET)
+    app = ink(pen.safe(request.app, cells=APP_CELLS_MAX) + " ", "cyan") if request.app else ink("")
+    name_cells = max(1, hint_cells - app.cell_len)
+    wanted = ink(pen.safe(request.hint, cells=name_cells)) if request.hint else ink("any runner", QUIET)
+    hint = app + wanted
     line = age + ink("  ") + fit(hint, hint_cells)
     line = line + ink("  ") + fit(ink(pen.safe(request.request, cells=id_cells), QUIET), id_cells)
     client = pen.safe(request.client, cells=max(0, client_cells - 1))

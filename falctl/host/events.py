@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Sequence
 from typing import Final
 
 from starlette.types import Receive, Send
@@ -19,6 +20,7 @@ class _Reader:
     def __init__(self, task: asyncio.Task[None]) -> None:
         self.task = task
         self.lines: deque[bytes] = deque()
+        self.lag_bytes = 0
         self.ready = asyncio.Event()
 
 
@@ -27,6 +29,16 @@ class EventHub:
 
     def __init__(self) -> None:
         self._readers: set[_Reader] = set()
+
+    @property
+    def listening(self) -> bool:
+        """Return whether anybody reads."""
+        return bool(self._readers)
+
+    @property
+    def lag_bytes(self) -> int:
+        """Return what the slowest reader has not taken yet."""
+        return max((reader.lag_bytes for reader in self._readers), default=0)
 
     def emit(self, message: Message) -> None:
         """Queue *message* for every reader."""
@@ -37,6 +49,7 @@ class EventHub:
                 reader.task.cancel()
             else:
                 reader.lines.append(line)
+                reader.lag_bytes += len(line)
                 reader.ready.set()
 
     async def flush(self) -> None:
@@ -44,12 +57,12 @@ class EventHub:
         if self._readers:
             await asyncio.sleep(0)
 
-    async def serve(self, first: Message, receive: Receive, send: Send) -> None:
+    async def serve(self, first: Sequence[Message], receive: Receive, send: Send) -> None:
         """Answer one reader: *first*, then whatever is emitted from now on, until it goes or lags too far."""
         task = asyncio.current_task()
         assert task is not None, "served outside a task"
         reader = _Reader(task)
-        reader.lines.append(encode(first))
+        reader.lines.extend(map(encode, first))
         reader.ready.set()
         self._readers.add(reader)
         spawn(_cut_when_gone(reader, receive), name="events.watch")
@@ -62,6 +75,7 @@ class EventHub:
                 batch = b"".join(reader.lines)
                 reader.lines.clear()
                 await send({"type": "http.response.body", "body": batch, "more_body": True})
+                reader.lag_bytes = sum(map(len, reader.lines))
         except asyncio.CancelledError:
             task.uncancel()
         finally:

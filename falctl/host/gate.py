@@ -15,12 +15,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocketDisconnect
 
 from falctl.host.answer import Answer, UnsendableError, without_ours
-from falctl.host.conversation import Conversation
+from falctl.host.conversation import Conversation, end_soon
 from falctl.host.deadline import Deadline, overdue
 from falctl.host.ending import EXIT_CARD_BROKEN, end_process
 from falctl.host.failures import bounced, expected, render, unsendable
 from falctl.host.head import RequestHead, read_head
 from falctl.host.keeper import Keeper
+from falctl.host.listener import GONE
 from falctl.host.loader import OWN_PATHS
 from falctl.host.ticket import CURRENT, Ticket
 from falctl.tasks import spawn
@@ -46,11 +47,11 @@ class Gate:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
-        # As it stands on the wire: a client's "/%66alctl/..." that the router let pass must not become ours here.
-        if scope["raw_path"].startswith(_OURS):
-            await self._ours(scope, receive, send)
-        elif scope["type"] == "websocket":
+        if scope["type"] == "websocket":
             await self._converse(scope, receive, send)
+        # As it stands on the wire: a client's "/%66alctl/..." that the router let pass must not become ours here.
+        elif scope["raw_path"].startswith(_OURS):
+            await self._ours(scope, receive, send)
         elif scope["path"] in OWN_PATHS and scope["method"] in _READ:
             await self._app(scope, receive, self._with_hints(send))
         else:
@@ -110,7 +111,10 @@ class Gate:
             return
         CURRENT.set(ticket)
         conversation = Conversation(ticket, receive, send, keeper=self._keeper)
-        leaving = spawn(conversation.leave_with_the_runner(), name="websocket.leave")
+        watching = [
+            spawn(conversation.leave_with_the_runner(), name="websocket.leave"),
+            spawn(_end_when_gone(scope, ticket), name="websocket.gone"),
+        ]
         try:
             await self._app(_app_scope(scope, head), conversation.receive, conversation.send)
             await conversation.finish()
@@ -123,7 +127,8 @@ class Gate:
             if not (conversation.closed and isinstance(error, OSError | WebSocketDisconnect)):
                 await conversation.fail(expected(error))
         finally:
-            leaving.cancel()
+            for watch in watching:
+                watch.cancel()
             await self._keeper.end(ticket)
         await self._end_runner(ticket)
 
@@ -170,6 +175,12 @@ async def _read_body(receive: Receive) -> bytes | None:
         chunks.append(message.get("body", b""))
         if not message.get("more_body", False):
             return b"".join(chunks)
+
+
+async def _end_when_gone(scope: Scope, ticket: Ticket) -> None:
+    """Have a websocket end whose app does not look at it, so that it does not hear that nobody is there."""
+    await scope["state"][GONE].wait()
+    await end_soon(ticket)
 
 
 async def _watch(receive: Receive, ticket: Ticket) -> None:

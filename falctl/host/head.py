@@ -7,6 +7,8 @@ import secrets
 from dataclasses import dataclass
 from typing import Final
 
+from falctl.core import lifetimes
+from falctl.core.lifetimes import Lifetime
 from falctl.core.types import Hint, RequestId
 from falctl.wire import H_HINT, H_RAW, H_REQUEST_ID, H_WANTED
 
@@ -23,6 +25,8 @@ class RequestHead:
     hint: Hint | None
     headers: RawHeaders
     """As the client sent them: nothing of ours, and bytes above ASCII restored."""
+    lifetime: Lifetime | None = None
+    """Of the files that are stored while it is served; None: it does not say."""
 
 
 def read_head(raw: RawHeaders) -> RequestHead:
@@ -37,7 +41,15 @@ def read_head(raw: RawHeaders) -> RequestHead:
         request=RequestId(given.decode("latin-1") if given else secrets.token_hex(16)),
         hint=_hint(known.get(H_HINT.encode()), internal.get(H_WANTED.encode())),
         headers=headers,
+        lifetime=_lifetime(known.get(lifetimes.HEADER.encode())),
     )
+
+
+def _lifetime(given: bytes | None) -> Lifetime | None:
+    try:
+        return None if given is None else lifetimes.read_header(given.decode("latin-1"))
+    except ValueError:
+        return None  # the router has refused it, unless it came another way
 
 
 def _hint(from_header: bytes | None, from_body: bytes | None) -> Hint | None:

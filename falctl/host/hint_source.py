@@ -11,6 +11,7 @@ from typing import Final
 from falctl.app import App, gives_hints
 from falctl.core.hints import Cleaned, clean
 from falctl.core.types import Hint
+from falctl.host.prints.aside import aside
 from falctl.host.telling import said, user_line
 
 log = logging.getLogger(__name__)
@@ -43,17 +44,20 @@ class HintSource:
     def ask(self) -> Asked:
         """Call `provide_hints`; never raises."""
         number = next(self._numbers)
+        with aside():
+            return Asked(number, self._answer())
+
+    def _answer(self) -> Cleaned:
         try:
             given = self._app.provide_hints()
             close = getattr(given, "close", None) if hasattr(given, "cr_frame") else None
             if close is not None:
                 close()  # an `async def provide_hints`: unusable, and it must not warn that nobody awaited it
-            cleaned = clean(given)
+            return clean(given)
         except BaseException as error:  # noqa: BLE001 - the app's code; the line goes to the log once
-            cleaned = Cleaned(
+            return Cleaned(
                 None, (f"provide_hints() raised {said(error)}{user_line(error)}; the last hints stay",)
             )
-        return Asked(number, cleaned)
 
     def accept(self, asked: Asked) -> bool:
         """Make the answer known unless a newer one is; return whether the hints have changed."""

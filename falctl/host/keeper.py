@@ -29,6 +29,8 @@ class Keeper:
         assert task is not None, "admitted outside a task"
         warm = self._hints.holds(head.hint)
         ticket = Ticket(head.request, head.hint, warm=warm, task=task, path=path, websocket=websocket)
+        self.report.logbook.drain()
+        ticket.lifetime = head.lifetime
         self.slots.take(ticket)
         self.report.started(ticket)
         return ticket
@@ -52,6 +54,7 @@ class Keeper:
             asked = await self._ask(ticket)
         finally:
             # A cancellation that was under way ends the wait, and must not keep the slot.
+            self.report.logbook.drain()
             self.slots.release(ticket)
             self.report.released(ticket, asked, loads=self._loads(ticket, asked))
         await self.report.events.flush()

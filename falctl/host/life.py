@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from falctl.clock import monotonic_s
 from falctl.errors import EXIT_OK, FalctlError, StartError
+from falctl.host.prints.aside import aside
 from falctl.host.retire import retired
 from falctl.host.start import Served, call_hook
 from falctl.host.telling import from_the_app
@@ -47,7 +48,7 @@ class Life:
         self._served = served
         spawn(_beat(served), name="beat")
         retire = spawn(retired(served), name="retire")
-        self._control.send(Ready(served.slots.count, served.limits.grace_s))
+        self._control.send(Ready(served.slots.count, served.limits.grace_s, served.limits.app_name))
         await asyncio.wait({stop, retire}, return_when=asyncio.FIRST_COMPLETED)
         self._tell_app()
         await self._end(served)
@@ -73,7 +74,8 @@ class Life:
             return
         self._told_app = True
         try:
-            self._served.app.handle_exit()
+            with aside():
+                self._served.app.handle_exit()
         except Exception as error:
             log.exception("app.handle_exit_failed", exc_info=from_the_app(error))
 

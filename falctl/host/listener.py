@@ -30,10 +30,9 @@ log = logging.getLogger(__name__)
 KEEP_ALIVE_S: Final = 3600
 """Longer than the router keeps an idle connection, or a request could meet a connection that we are closing."""
 BACKLOG: Final = 2048
-_NO_NEWS: Final = (
-    "ASGI callable returned without completing response.",  # we broke it on purpose; `gate` has said so
-    '%s - "WebSocket ',
-)
+GONE: Final = "gone"
+"""Under this key of ``scope["state"]`` a websocket finds the event that its connection is lost."""
+_UNFINISHED: Final = "ASGI callable returned without completing response."
 
 
 class Listener:
@@ -60,7 +59,9 @@ class Listener:
             timeout_keep_alive=KEEP_ALIVE_S,
         )
         self._config.load()
-        logging.getLogger("uvicorn.error").addFilter(_is_news)
+        uvicorns = logging.getLogger("uvicorn.error")
+        uvicorns.addFilter(_is_news)
+        uvicorns.setLevel(logging.WARNING)  # it tells of every websocket
 
     async def listen(self) -> None:
         """Bind the path, in place of what stood there, and accept from now on. Raises OSError."""
@@ -98,7 +99,7 @@ class Listener:
 class _Connection(HttpToolsProtocol):
     def handle_websocket_upgrade(self) -> None:
         self.connections.discard(self)
-        socket = WebSocketsSansIOProtocol(self.config, self.server_state, self.app_state)
+        socket = _Socket(self.config, self.server_state, self.app_state)
         socket.connection_made(self.transport)
         socket.data_received(handshake(self.headers))
         self.transport.set_protocol(socket)
@@ -108,6 +109,17 @@ class _Connection(HttpToolsProtocol):
             socket.scope["path"] = urllib.parse.unquote(url.path.decode("ascii"))
             socket.scope["query_string"] = url.query or b""
             socket.scope["headers"] = self.headers
+            socket.scope["state"][GONE] = socket.gone
+
+
+class _Socket(WebSocketsSansIOProtocol):
+    def __init__(self, config: Config, server_state: ServerState, app_state: dict[str, Any]) -> None:
+        super().__init__(config, server_state, app_state)
+        self.gone = asyncio.Event()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.gone.set()
+        super().connection_lost(exc)
 
 
 def _bind(path: Path) -> socket.socket:
@@ -125,5 +137,5 @@ def _bind(path: Path) -> socket.socket:
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """Return False for what uvicorn says of every websocket, and of every connection that we break."""
-    return not str(record.msg).startswith(_NO_NEWS)
+    """Return False for a connection that we break on purpose; `gate` has said so."""
+    return record.msg != _UNFINISHED

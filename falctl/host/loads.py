@@ -14,6 +14,7 @@ from typing import Any
 
 from falctl.host.app_threads import AppThreads
 from falctl.host.load_order import LoadOrder
+from falctl.host.prints.aside import aside
 from falctl.host.report import Report
 from falctl.toolkit import ModelCache
 
@@ -44,7 +45,8 @@ class Loads:
 
     def _load(self, cache: ModelCache[Any], order: LoadOrder) -> None:
         try:
-            load_s = cache.load(order.hint, evict=order.evict)
+            with aside():
+                load_s = cache.load(order.hint, evict=order.evict)
         except Exception as error:  # noqa: BLE001 - the app's code; whoever asks for this model hears of it
             log.warning("load.failed model=%s %s: %s", order.hint, type(error).__name__, error)
             self._report.soon(self._report.load_ended, order, None)

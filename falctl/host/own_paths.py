@@ -33,7 +33,7 @@ class OwnPaths:
         path, method = scope["path"], scope["method"]
         if path == EVENTS_PATH and method == "GET":
             report = self._keeper.report
-            await report.events.serve(report.hello(), receive, send)
+            await report.events.serve([report.hello(), *report.logbook.recap()], receive, send)
             return
         try:
             response = await self._answer(path, method, Request(scope, receive))
@@ -54,7 +54,8 @@ class OwnPaths:
         if ticket is None:
             msg = f"Request {request} is not running here"
             raise NotFoundError(msg)
-        log.info("request.cancelled request=%s", request)
+        if not ticket.websocket:  # for those it is how most of them end
+            log.info("request.cancelled request=%s", request)
         spawn(self._canceller.cancel(ticket), name=f"cancel-{request}")
         return JSONResponse({"status": "CANCELLATION_REQUESTED"}, 202)
 

@@ -22,6 +22,7 @@ from falctl.errors import EXIT_FAILED, FalctlError
 from falctl.host.fal.sdk import Local, make_local_on_import
 from falctl.host.life import Life
 from falctl.host.loader import load_app
+from falctl.host.prints.capture import Capture
 from falctl.host.serving import check_app
 from falctl.host.start import start
 from falctl.host.telling import one_line, said
@@ -53,17 +54,19 @@ def _run(control: Control) -> int:
     spec = control.spec
     assert isinstance(spec, HostSpec), "started as a host"
     config = Config.model_validate(spec.config)
-    logs.configure(config.log.level)
+    capture = Capture()
+    capture.install()
+    logs.configure(config.log.level, to=capture.plain)
     control.send(Stage(one_line(f"importing {spec.app}")))
-    make_local_on_import(Local(spec.files_url, Path(spec.data_dir)))
+    make_local_on_import(Local(spec.files_url.rpartition("/")[0], Path(spec.data_dir)))
     app_class = load_app(spec.app, cwd=Path(spec.cwd))
-    check_app(app_class, spec)
+    check_app(app_class, spec, config)
     # Not asyncio.run: it would cancel what is left and wait for it, and an app thread may never return.
     loop = uvloop.new_event_loop()
-    code: int = loop.run_until_complete(_live(control, spec, config, app_class=app_class))
+    code: int = loop.run_until_complete(_live(control, config, app_class=app_class, capture=capture))
     return code
 
 
-async def _live(control: Control, spec: HostSpec, config: Config, *, app_class: type[App]) -> int:
+async def _live(control: Control, config: Config, *, app_class: type[App], capture: Capture) -> int:
     life = Life(control, teardown_timeout_s=config.runners.teardown_timeout)
-    return await life.live(start(app_class, control, spec, config))
+    return await life.live(start(app_class, control, config, capture=capture))

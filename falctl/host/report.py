@@ -17,7 +17,9 @@ from falctl.clock import monotonic_s
 from falctl.core.types import Epoch, Hint
 from falctl.host.events import EventHub
 from falctl.host.hint_source import Asked, HintSource
+from falctl.host.limits import Limits
 from falctl.host.load_order import LoadOrder
+from falctl.host.prints.logbook import Logbook
 from falctl.host.ticket import Slots, Ticket
 from falctl.toolkit import ModelCache
 from falctl.wire import Draining, Hello, HintsChanged, HostSpec, LoadEnded, Released
@@ -31,7 +33,10 @@ class Report:
 
     def __init__(self, board: Board, spec: HostSpec, *, slots: Slots, hints: HintSource) -> None:
         self.events = EventHub()
+        self.logbook = Logbook(self.events, epoch=spec.epoch)
         self.caches: list[ModelCache[Any]] = []
+        self.limits = Limits()
+        """What the app declares, once it is there."""
         self._board = board
         self._runner = spec.runner
         self._epoch = spec.epoch
@@ -52,6 +57,7 @@ class Report:
     def publish(self) -> None:
         """Write the row as things are now."""
         held = self._slots.held
+        working = [t for t in held if not t.waits]
         now = self._published_at = monotonic_s()
         row = RunnerRow(
             epoch=Epoch(self._epoch),
@@ -63,7 +69,7 @@ class Report:
             loads=self._loads,
             beat_at=now,
             progress_at=max((self._progress_at, *(t.progress_at for t in held))),
-            progress_known=bool(held) and all(t.steps for t in held),
+            progress_known=bool(working) and all(t.steps for t in working),
             hints_dropped=self._hints.overflow,
         )
         self._board.put_runner(self._runner, row)
@@ -75,6 +81,7 @@ class Report:
 
     def released(self, ticket: Ticket, asked: Asked | None, *, loads: int) -> None:
         """Note that *ticket* has given its slot back, the hints after it, and the models it had loaded."""
+        self.logbook.end(ticket.transcript)
         self._loads += loads
         self.changed(asked)
         exec_s, load_s = ticket.spent_s(knows_loads=bool(self.caches))
@@ -118,6 +125,11 @@ class Report:
             overlaps=cache is not None and cache.overlaps,
             models_max=0 if cache is None else cache.models_max,
             loading=list(self._loading),
+            app_name=self.limits.app_name,
+            start_timeout_s=self.limits.start_timeout_s,
+            request_timeout_s=self.limits.request_timeout_s,
+            retries=dict(self.limits.retries),
+            retry_skips=list(self.limits.retry_skips),
         )
 
     def step_done(self) -> None:

@@ -25,10 +25,11 @@ from falctl.host.listener import Listener
 from falctl.host.loads import Loads
 from falctl.host.own_paths import OwnPaths
 from falctl.host.pins import prove_cards
+from falctl.host.prints.capture import Capture
 from falctl.host.report import Report
 from falctl.host.serving import build_web, cancels_of, health_of, limits_of
 from falctl.host.telling import from_the_app, said, user_line
-from falctl.host.ticket import Slots
+from falctl.host.ticket import Slots, current_lifetime
 from falctl.lifeline import Control
 from falctl.toolkit.files import FileStore, use_store
 from falctl.wire import HostSpec, Stage
@@ -49,7 +50,7 @@ class Served:
     health: HealthWatch | None
 
 
-async def start(app_class: type[App], control: Control, spec: HostSpec, config: Config) -> Served:
+async def start(app_class: type[App], control: Control, config: Config, *, capture: Capture) -> Served:
     """
     Serve *app_class*; returns once it listens.
 
@@ -58,19 +59,23 @@ async def start(app_class: type[App], control: Control, spec: HostSpec, config: 
         ConfigError: an endpoint cannot be served.
         OSError: the socket cannot be bound.
     """
+    spec = control.spec
+    assert isinstance(spec, HostSpec), "started as a host"
     threads = AppThreads(app_class.max_multiplexing)
     slots = Slots(app_class.max_multiplexing)
     if spec.cards:
         control.send(Stage("importing torch"))
         await threads.run(lambda: prove_cards(spec.cards, driver=spec.driver))
-    use_store(FileStore(Path(spec.files_dir), url=spec.files_url))
+    use_store(FileStore(Path(spec.files_dir), url=spec.files_url, lifetime=current_lifetime))
     threads.serve_streams()
     app = await threads.run(call_app, app_class, f"{app_class.__name__}()")
     hints = HintSource(app)
     report = Report(Board.attach(control.board_fd), spec, slots=slots, hints=hints)
+    capture.attach(report.logbook, slots, control.native)
     app.runner = Context(spec, config, report=report, hints=hints, threads=threads)
     web = build_web(app, threads=threads, hints=hints)
-    limits = limits_of(app, spec)
+    limits = report.limits = limits_of(app, spec, config)
+    control.send(limits.declared(config))
     control.send(Stage("setup"))
     await within(limits.startup_timeout_s, call_hook(app.setup, "setup()", threads=threads))
     report.changed(await threads.run(hints.ask) if hints.given else None)

@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from falctl.clock import monotonic_s
+from falctl.core.lifetimes import Lifetime
 from falctl.core.residency import Verdict
 from falctl.core.types import Hint, RequestId
 from falctl.host.hint_source import Asked
+from falctl.host.prints.transcript import Transcript
 
 Cache = Literal["hit", "join", "disk", "none"]
 
@@ -26,6 +28,10 @@ class Ticket:
     warm: bool
     """Its hint was published when it started."""
     task: asyncio.Task[None] = field(repr=False)
+    lifetime: Lifetime | None = None
+    """Of the files that are stored while it is served; None: it does not say."""
+    transcript: Transcript = field(init=False, repr=False)
+    """What is printed for it."""
     path: str = ""
     """Of the app's endpoint."""
     websocket: bool = False
@@ -57,6 +63,9 @@ class Ticket:
     """By fal's rules its answer is the last of this process: another is to take its place."""
     overdue: bool = False
     """It has run for longer than its app allows."""
+
+    def __post_init__(self) -> None:
+        self.transcript = Transcript(self.request)
 
     def cancel(self) -> None:
         """Stop the request where that is possible; a sync endpoint only learns of it."""
@@ -97,6 +106,11 @@ class Ticket:
         load_s = self.load_s if self.leases or knows_loads else None
         return max(monotonic_s() - self.started_at - (load_s or 0.0), 0.0), load_s
 
+    @property
+    def waits(self) -> bool:
+        """Return whether it is a websocket that computes nothing, as far as one can tell."""
+        return self.websocket and self.busy_since is None and not self.steps
+
     def since(self, *, now: float) -> float:
         """Return since when it executes what it executes *now*; a websocket that waits has only begun to."""
         if not self.websocket:
@@ -116,6 +130,12 @@ CURRENT: ContextVar[Ticket | None] = ContextVar("falctl_ticket", default=None)
 """The request that the running code serves; an app thread has the context of the request that called it."""
 
 
+def current_lifetime() -> Lifetime | None:
+    """Return what the request that the running code serves wants for its files; None: nothing, or there is none."""
+    ticket = CURRENT.get()
+    return None if ticket is None else ticket.lifetime
+
+
 class Slots:
     """At most *count* requests at a time; no new one while draining."""
 
@@ -125,6 +145,8 @@ class Slots:
         self.served = 0
         self.idle_at = monotonic_s()
         """Since when no request holds a slot, where none does."""
+        self.sole: Ticket | None = None
+        """Who holds the only slot; None: nobody does, or there are more. Other threads may read it."""
         self._held: dict[Ticket, None] = {}
         self.leaving = asyncio.Event()
         """Set when this runner is to go: websockets, which have no end of their own, are closed then."""
@@ -150,11 +172,13 @@ class Slots:
         """Give *ticket* a slot; call only when one is free."""
         assert self.free, "no slot is free"
         self._held[ticket] = None
+        self.sole = ticket if self.count == 1 else None
         self._idle.clear()
 
     def release(self, ticket: Ticket) -> None:
         """Take the slot back."""
         del self._held[ticket]
+        self.sole = None
         ticket.over.set()
         self.served += 1
         if not self._held:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from math import ceil
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from falctl.core.events import Refuse, RefuseCode
 from falctl.core.types import GiB
 from falctl.errors import (
+    ClientCancelledError,
     MethodError,
     ModelTooLargeError,
+    ParameterError,
     QueueFullError,
     RequestError,
     StartTimeoutError,
@@ -41,9 +43,17 @@ _REFUSALS: Final[dict[RefuseCode, tuple[type[RequestError], str]]] = {
     "draining": (UnavailableError, "falctl is shutting down"),
     "start_timeout": (
         StartTimeoutError,
-        "it did not start within the X-Fal-Request-Timeout that it came with",
+        "it did not start within its X-Fal-Request-Timeout, or else the app's request_start_timeout",
     ),
+    "cancelled": (ClientCancelledError, "the request was cancelled"),
     "bounced_too_often": (UnavailableError, "runners turned this request away again and again"),
+}
+
+_OPENAI_KINDS: Final = {429: "rate_limit_error"}
+_OPENAI_CODES: Final[dict[int | str, str]] = {
+    401: "invalid_api_key",
+    429: "rate_limit_exceeded",
+    "model_not_allowed": "model_not_found",
 }
 
 
@@ -54,9 +64,13 @@ def refusal(action: Refuse) -> RequestError:
     return kind(told, retry_after_s=action.retry_after_s)
 
 
-def problem(error: RequestError, request: str) -> tuple[RawHeaders, bytes]:
-    """Return headers and body of the answer to the request of that id; the status is *error*'s."""
-    body = json.dumps({"detail": error.detail, "error_type": error.error_type}).encode()
+def problem(error: RequestError, request: str, *, openai: bool = False) -> tuple[RawHeaders, bytes]:
+    """Return headers and body of the answer to the request of that id, in fal's words or in OpenAI's; the status is *error*'s."""
+    said: dict[str, Any] = {"detail": error.detail, "error_type": error.error_type}
+    if openai:
+        param = error.param if isinstance(error, ParameterError) else None
+        said = openai_body(error.detail, status=error.status, code=error.error_type, param=param)
+    body = json.dumps(said).encode()
     headers = [
         (b"content-type", b"application/json"),
         (b"content-length", str(len(body)).encode()),
@@ -75,3 +89,10 @@ def problem(error: RequestError, request: str) -> tuple[RawHeaders, bytes]:
     if error.status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
     return headers, body
+
+
+def openai_body(message: str, *, status: int, code: str | None, param: str | None) -> dict[str, Any]:
+    """Return an error as OpenAI's clients read it. What has a name of theirs gets it, else *code*, which is fal's."""
+    kind = "server_error" if status >= 500 else _OPENAI_KINDS.get(status, "invalid_request_error")
+    named = _OPENAI_CODES.get(status) or _OPENAI_CODES.get(code or "", code)
+    return {"error": {"message": message, "type": kind, "param": param, "code": named}}

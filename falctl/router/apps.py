@@ -8,11 +8,13 @@ address it, and so do paths without them; with several the alias must be one of 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from typing import Final
 
+from falctl import wire
 from falctl.config import QueueConfig, RoutingConfig
+from falctl.core.retries import CONDITIONS, SILENT, AppRetries
 from falctl.core.types import RunnerId
 from falctl.errors import NotFoundError
 from falctl.router.driver import Driver
@@ -21,7 +23,20 @@ UNNAMED: Final = ""
 """The alias of the app of a falctl that was given one app without naming it."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True)
+class AppSettings:
+    """What an app declares that concerns the router, as its hosts tell it; None: nothing."""
+
+    name: str = ""
+    """What it calls itself, for people; empty: it does not say."""
+    start_timeout_s: float | None = None
+    """A request that says nothing else is given up if it has not started by then."""
+    request_timeout_s: float | None = None
+    """Its hosts end a request that takes longer."""
+    retries: AppRetries = SILENT
+
+
+@dataclass(slots=True, eq=False)
 class LocalApp:
     """An app, and who decides where its requests go."""
 
@@ -29,6 +44,37 @@ class LocalApp:
     """NAME of ``[apps.NAME]``, or `UNNAMED`."""
     runners: frozenset[RunnerId]
     driver: Driver
+    settings: AppSettings | None = None
+    """None: no runner of it has been heard of yet. The links to the runners set it, through `learn`."""
+    when_known: list[Callable[[], None]] = field(default_factory=list)
+    """Called once, when the settings become known."""
+
+    def learn(self, settings: AppSettings) -> None:
+        """Go by *settings* from now on: a runner has told them."""
+        first, self.settings = self.settings is None, settings
+        if first:
+            for call in self.when_known:
+                call()
+
+    @property
+    def name(self) -> str:
+        """Return what to call it: its alias, else what it calls itself; empty: nobody has said."""
+        return self.alias or (self.settings.name if self.settings is not None else "")
+
+    @property
+    def start_timeout_s(self) -> float | None:
+        """Return how long a request may wait that says nothing itself; None: for ever, as far as we know."""
+        return None if self.settings is None else self.settings.start_timeout_s
+
+    @property
+    def request_timeout_s(self) -> float | None:
+        """Return how long its hosts let a request run; None: they have said nothing."""
+        return None if self.settings is None else self.settings.request_timeout_s
+
+    @property
+    def retries(self) -> AppRetries:
+        """Return what it says of retries, as far as we know."""
+        return SILENT if self.settings is None else self.settings.retries
 
 
 class Apps:
@@ -99,3 +145,12 @@ class Apps:
     def place_s(self) -> float:
         """Return in how many seconds the next place in a queue should turn free."""
         return min(app.driver.place_s() for app in self)
+
+
+def settings_of(hello: wire.Hello) -> AppSettings:
+    """Return what a host says of its app; a condition of retries that we do not know is not there."""
+    budgets = {condition: hello.retries[condition] for condition in CONDITIONS if condition in hello.retries}
+    skips = frozenset(condition for condition in CONDITIONS if condition in hello.retry_skips)
+    return AppSettings(
+        hello.app_name, hello.start_timeout_s, hello.request_timeout_s, AppRetries(budgets, skips)
+    )

@@ -10,6 +10,7 @@ from falctl.core.events import Arrived
 from falctl.core.types import Priority, Wanted
 from falctl.errors import BadRequestError
 from falctl.router.call import Call
+from falctl.router.lifetime import wanted_lifetime
 
 _PRIORITY: Final = b"x-fal-queue-priority"
 _START_TIMEOUT: Final = b"x-fal-request-timeout"
@@ -18,19 +19,20 @@ _START_TIMEOUT_MIN_S: Final = 0.1
 """fal's own lower bound (fal-client 1.0.3)."""
 
 
-def arrival(call: Call, wanted: Wanted | None) -> Arrived:
+def arrival(call: Call, wanted: Wanted | None, *, start_timeout_s: float | None = None) -> Arrived:
     """
-    Return the event that *call* is.
+    Return the event that *call* is. Its app's *start_timeout_s* counts unless it brings one of its own.
 
     Raises:
-        BadRequestError: a priority or a start timeout that is none; names the header and the fix.
+        BadRequestError: a header that cannot be followed; names it and the fix.
     """
+    wanted_lifetime(call.head)  # the host reads it anew, and the app's SDK does: it must be one
     return Arrived(
         call.request,
         wanted,
         _party(call),
         priority=_priority(call.head),
-        start_by=_start_by(call.head, call.started_at),
+        start_by=_start_by(call.head, call.started_at, start_timeout_s),
     )
 
 
@@ -51,10 +53,10 @@ def _priority(head: dict[bytes, bytes]) -> Priority:
     raise BadRequestError(msg)
 
 
-def _start_by(head: dict[bytes, bytes], now: float) -> float | None:
+def _start_by(head: dict[bytes, bytes], now: float, default_s: float | None) -> float | None:
     given = head.get(_START_TIMEOUT)
     if given is None:
-        return None
+        return None if default_s is None else now + default_s
     try:
         seconds = float(given)
     except ValueError:

@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import json
 import uuid
-from typing import Any, Final
+from collections.abc import Callable
+from typing import Any, Final, Protocol
 
 from starlette.types import Message, Receive, Scope, Send
 
@@ -14,10 +15,27 @@ from falctl.clock import monotonic_s
 from falctl.core.types import RequestId
 from falctl.errors import RequestError
 from falctl.router.answers import ORIGIN, REQUEST_ID, RawHeaders, problem
-from falctl.router.connection import STATE_KEY, Connection
+from falctl.router.connection import STATE_KEY
 
 _LINGER_S: Final = 2.0
 """How long a refused client may go on sending its body, so that it gets to read why it was refused."""
+
+
+class ClientEnd(Protocol):
+    """What a request needs of where it came from: a `Connection`, or the router itself."""
+
+    gone: bool
+    on_gone: Callable[[], None] | None
+    """Called once when the client is gone."""
+
+    @property
+    def has_input(self) -> bool:
+        """Return whether ``receive()`` would return at once."""
+        ...
+
+    def break_off(self) -> None:
+        """End without completing the answer, so that the client can tell that it is not whole."""
+        ...
 
 
 class Call:
@@ -29,7 +47,7 @@ class Call:
         self.scope = scope
         self.receive = receive
         self._send = send
-        self.connection: Connection = scope["state"][STATE_KEY]
+        self.connection: ClientEnd = scope["state"][STATE_KEY]
         self.request = RequestId(str(uuid.uuid4()))
         self.head: dict[bytes, bytes] = dict(reversed(scope["headers"]))
         """The headers by name; of several with one name the first."""
@@ -46,6 +64,11 @@ class Call:
         """Return ``address:port`` of the client."""
         address = self.scope["client"]
         return f"{address[0]}:{address[1]}" if address else "?"
+
+    @property
+    def wants_websocket(self) -> bool:
+        """Return whether it asks for a websocket, well or not."""
+        return self.head.get(b"upgrade", b"").lower() == b"websocket"
 
     async def start(self, status: int, headers: RawHeaders) -> None:
         """Send status and headers."""
@@ -82,7 +105,7 @@ class Call:
 
     async def refuse(self, error: RequestError) -> None:
         """Answer with *error*. The connection ends if the client may still be sending a body that nobody wants."""
-        headers, body = problem(error, self.request)
+        headers, body = problem(error, self.request, openai=self.scope["path"].startswith("/v1/"))
         if not self._body_pending():
             await self.answer(error.status, headers, body)
             return

@@ -7,6 +7,8 @@ One client's connection: uvicorn's HTTP/1.1 protocol, plus the deadlines and lim
 - Writing: a client that blocks our answer for `Limits.send_s` is cut off, also after its last byte was written.
 - Going: `Connection.on_gone` is called once when the connection is lost, so that nobody needs a task that waits
   for ``http.disconnect``.
+- Websockets: a request for one is a request like any other until somebody calls `Connection.upgrade`; what the client
+  sends behind it waits until then.
 """
 
 from __future__ import annotations
@@ -14,7 +16,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Final, cast
 
 import httptools
@@ -22,7 +23,10 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
+from falctl.handshake import handshake
+from falctl.router.client_socket import ClientSocket
 from falctl.router.cork import CorkedTransport
+from falctl.router.limits import Limits
 
 log = logging.getLogger(__name__)
 
@@ -31,17 +35,11 @@ HEADERS_BYTES_MAX: Final = 64 << 10
 
 _UPGRADE_HEADERS: Final = frozenset({b"connection", b"upgrade", b"http2-settings"})
 
+_EARLY_BYTES_MAX: Final = 64 << 10
+"""What a client may send before its websocket is accepted; RFC 6455 allows it nothing."""
+
 STATE_KEY: Final = "connection"
 """Under this key of ``scope["state"]`` a request finds its `Connection`."""
-
-
-@dataclass(slots=True)
-class Limits:
-    """Deadlines of connections, in seconds; shared by all of them and changed by a reload."""
-
-    header_s: float
-    send_s: float
-    keep_alive_s: float
 
 
 class Connection(HttpToolsProtocol):
@@ -67,6 +65,8 @@ class Connection(HttpToolsProtocol):
         self._header_bytes = 0
         """Received since the last piece of a body, or end of headers or of a message."""
         self._in_trailers = False
+        self._early: bytes | None = None
+        """What has come behind a request for a websocket; None: there was none."""
 
     @property
     def has_input(self) -> bool:
@@ -94,7 +94,29 @@ class Connection(HttpToolsProtocol):
             on_gone, self.on_gone = self.on_gone, None
             on_gone()
 
+    def upgrade(self) -> tuple[ClientSocket, bytes]:
+        """
+        Make a websocket of this connection, whose handshake is good; return it, and what has come early.
+
+        The exchange that the app works on is over: nothing is answered there any more.
+        """
+        assert self.active is not None, "nobody asked"
+        self.on_gone = None
+        self.active.disconnected = True
+        self._unset_keepalive_if_required()
+        self.connections.discard(self)
+        socket = ClientSocket(self.config, self.server_state, limits=self.limits, loop=self.loop)
+        socket.connection_made(self.transport)
+        socket.data_received(handshake(self.active.scope["headers"]))
+        self.transport.set_protocol(socket)
+        return socket, self._early or b""
+
     def data_received(self, data: bytes) -> None:
+        if self._early is not None:
+            self._early += data
+            if len(self._early) > _EARLY_BYTES_MAX:
+                self.transport.abort()
+            return
         self._header_bytes += len(data)
         self._unset_keepalive_if_required()
         self._parse(data)
@@ -114,7 +136,8 @@ class Connection(HttpToolsProtocol):
     def _decline_upgrade(self, rest: bytes) -> None:
         """Read a request anew as if it had not offered HTTP/2: the parser stops at such an offer, body unread."""
         if self._offers_websocket():
-            self.cycle.keep_alive = False  # the edge refuses it; nothing behind it will be read
+            self.cycle.keep_alive = False  # if it is refused, nothing behind it will be read
+            self._early = rest
             return
         lines = [b"%b %b HTTP/1.1" % (self.parser.get_method(), self.url)]
         lines += [b"%b: %b" % header for header in self.headers if header[0] not in _UPGRADE_HEADERS]
@@ -125,7 +148,11 @@ class Connection(HttpToolsProtocol):
         return self.parser.should_upgrade() and not self._offers_websocket()
 
     def _offers_websocket(self) -> bool:
-        return self._get_upgrade() == b"websocket"
+        upgrade = {value.lower() for name, value in self.headers if name == b"upgrade"}
+        options = [value for name, value in self.headers if name == b"connection"]
+        return upgrade == {b"websocket"} and b"upgrade" in b",".join(options).lower().replace(
+            b" ", b""
+        ).split(b",")
 
     def on_message_begin(self) -> None:
         super().on_message_begin()

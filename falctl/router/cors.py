@@ -9,8 +9,8 @@ from falctl.errors import ForbiddenError
 from falctl.router.answers import RawHeaders
 
 _EXPOSED: Final = (
-    b"x-fal-request-id, x-fal-error-type, x-fal-runner-hints, x-falctl-cache, x-falctl-origin, x-falctl-runner, "
-    b"retry-after, server-timing"
+    b"x-fal-request-id, x-fal-error-type, x-fal-request-timeout-type, x-fal-billable-units, x-fal-needs-retry, "
+    b"x-fal-runner-hints, x-falctl-cache, x-falctl-origin, x-falctl-runner, retry-after, server-timing"
 )
 _PREFLIGHT_MAX_AGE_S: Final = 600
 

@@ -8,7 +8,9 @@ from urllib.parse import unquote_to_bytes
 from falctl.router.address import read_address
 from falctl.router.apps import Apps
 from falctl.router.call import Call
-from falctl.router.proxy import Proxy, Target
+from falctl.router.proxy import Proxy
+from falctl.router.reach import Target
+from falctl.router.websockets import WebSockets
 
 _SAME_EVERYWHERE: Final = frozenset({b"/openapi.json", b"/docs"})
 
@@ -16,9 +18,10 @@ _SAME_EVERYWHERE: Final = frozenset({b"/openapi.json", b"/docs"})
 class Direct:
     """Two rooms."""
 
-    def __init__(self, apps: Apps, proxy: Proxy) -> None:
+    def __init__(self, apps: Apps, proxy: Proxy, websockets: WebSockets) -> None:
         self._apps = apps
         self._proxy = proxy
+        self._websockets = websockets
 
     async def serve_bare(self, call: Call) -> None:
         """
@@ -41,7 +44,9 @@ class Direct:
 
     async def _serve(self, call: Call, target: Target) -> None:
         reads = call.scope["method"] in {"GET", "HEAD"}
-        if reads and unquote_to_bytes(target.path) in _SAME_EVERYWHERE:
+        if call.wants_websocket:
+            await self._websockets.serve(call, target)
+        elif reads and unquote_to_bytes(target.path) in _SAME_EVERYWHERE:
             await self._proxy.serve_directly(call, target)
         else:
             await self._proxy.serve(call, target)

@@ -83,6 +83,15 @@ class Driver:
         if (decision := self._waiting.pop(request, None)) is not None and not decision.done():
             decision.set_result(None)
 
+    def withdraw(self, request: RequestId) -> bool:
+        """Refuse a request that waits, as somebody wants; False: it does not wait."""
+        if request not in self._waiting:
+            return False
+        self.handle(Cancelled(request))
+        if not (decision := self._waiting.pop(request)).done():
+            decision.set_result(Refuse(request, "cancelled"))
+        return True
+
     def release(self, dispatch: Dispatch) -> None:
         """A dispatched request has not reached its runner and will not."""
         self.handle(Released(dispatch.request, dispatch.runner, dispatch.epoch))

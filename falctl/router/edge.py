@@ -30,12 +30,6 @@ Room: TypeAlias = Callable[[Call], Awaitable[None]]
 """Answers every request under one prefix of the paths; raises RequestError, nothing being sent."""
 
 
-class UpgradeError(RequestError):
-    """A request for a websocket, which this version does not pass on."""
-
-    status, error_type = 501, "not_implemented"
-
-
 class Edge:
     """The ASGI app of the router. ``guard`` is exchanged by a reload."""
 
@@ -80,14 +74,11 @@ class Edge:
             RequestError: it is refused, and nothing has been sent.
         """
         path: str = call.scope["path"]
-        if call.head.get(b"upgrade", b"").lower() == b"websocket":
-            msg = "websockets are not passed on by this version of falctl"
-            raise UpgradeError(msg)
         if not path.startswith("/"):
             msg = f"not a path: {path}"
             raise BadRequestError(msg)
         parts = path.split("/", _PARTS_MAX + 1)[1 : _PARTS_MAX + 1]
-        reads = call.scope["method"] in {"GET", "HEAD"}
+        reads = call.scope["method"] in {"GET", "HEAD"} and not call.wants_websocket
         prefixes = ["/".join(parts[:size]) for size in range(len(parts), 0, -1)]
         room = next((self.rooms[prefix] for prefix in prefixes if prefix in self.rooms), None)
         if room is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections.abc import Callable
 from weakref import WeakSet
 
 from falctl import wire
@@ -13,7 +14,7 @@ from falctl.board.index import HintIndex
 from falctl.core.events import Load, LoadEnded, Released, RunnerDown, RunnerDrains, RunnerUp
 from falctl.core.types import Caps, Epoch, Hint, RequestId, RunnerId
 from falctl.home import Home
-from falctl.router.apps import Apps, LocalApp
+from falctl.router.apps import Apps, LocalApp, settings_of
 from falctl.router.driver import Driver
 from falctl.router.ledger import Ledger
 from falctl.router.link import Link, News
@@ -44,6 +45,10 @@ class FleetLinks:
         self._states: dict[RunnerId, tuple[int, str]] = {}
         """Epoch and state of each runner, as last heard."""
         self.orphans = Orphans(self._links)
+
+        self.printed: Callable[[wire.Printed], None] = _nobody
+        """Who hears what apps print; set by `RequestLogs`, as the next."""
+        self.released: Callable[[RequestId], None] = _nobody
 
     def discover(self) -> None:
         """Learn of every runner from the board: a restarted router finds the fleet by itself."""
@@ -113,6 +118,10 @@ class FleetLinks:
         link = self._links.get(runner)
         return link if link is not None and link.epoch == epoch else None
 
+    def holds(self, request: RequestId) -> bool:
+        """Return whether some runner was sent *request* and has not said that it is over there."""
+        return any(link.holds(request) for link in self._links.values())
+
     def any_up(self, app: LocalApp) -> Link | None:
         """Return some link whose runner, of *app*, answers; None if there is none."""
         return next((link for link in self._links.values() if link.up and link.runner in app.runners), None)
@@ -140,10 +149,12 @@ class FleetLinks:
             self._driver(runner).handle(RunnerDrains(runner, epoch))
 
     def hear(self, link: Link, message: News) -> None:
-        self.refresh()
-        self.orphans.look()
+        if not isinstance(message, wire.Printed):
+            self.refresh()
+            self.orphans.look()
         match message:
             case wire.Hello():
+                self._apps.of(link.runner).learn(settings_of(message))
                 log.debug("runner.up runner=%d epoch=%d slots=%d", link.runner, link.epoch, message.slots)
                 self._driver(link.runner).handle(_up(link, message, self._hints(link.runner, link.epoch)))
                 if self._states[link.runner][1] == "draining":
@@ -151,6 +162,9 @@ class FleetLinks:
             case wire.Released(_, request, exec_s, load_s):
                 released = Released(RequestId(request), link.runner, link.epoch, exec_s, load_s)
                 self._driver(link.runner).handle(released)
+                self.released(released.request)
+            case wire.Printed():
+                self.printed(message)
             case wire.LoadEnded():
                 self._end_load(link, message)
             case wire.Draining():
@@ -192,6 +206,10 @@ def _up(link: Link, hello: wire.Hello, hints: frozenset[Hint] | None) -> RunnerU
     executing = tuple(RequestId(request) for request in hello.executing)
     loading = tuple(Hint(hint) for hint in hello.loading)
     return RunnerUp(link.runner, link.epoch, hello.slots, executing, hints, caps, loading)
+
+
+def _nobody(_: object) -> None:
+    """Hear nothing."""
 
 
 def _order(state: str) -> int:

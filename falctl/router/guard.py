@@ -1,4 +1,4 @@
-"""Who may ask for what: Host, origin, API key and admin token, checked before anything else happens."""
+"""Who may ask for what: Host, origin, API key, tokens, checked before anything else happens."""
 
 from __future__ import annotations
 
@@ -12,11 +12,17 @@ from typing import Final
 from falctl.apikeys import matches
 from falctl.config import ServerConfig
 from falctl.errors import UnauthorizedError, WrongHostError
+from falctl.router.address import read_address
 from falctl.router.call import Call
 from falctl.router.cors import Cors
+from falctl.router.tokens import PARAMETER, Tokens
 
 _HOST: Final = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^:\[\]/@\s]+)(?::[0-9]{0,5})?")
 _HOSTS_KEPT_MAX: Final = 256
+_OPENED_BY_TOKENS: Final = ("/run/", "/ws/")
+KEYS_PATH: Final = "/fal/rest/.well-known/jwks.json"
+"""Where receivers of webhooks fetch the public key: they are no clients, and have no API key."""
+_OPEN: Final = frozenset({"/health", KEYS_PATH})
 _SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
@@ -24,7 +30,12 @@ class Guard:
     """Contract 6 for one configuration; a reload makes a new one."""
 
     def __init__(
-        self, server: ServerConfig, *, admin_token: str, passes: Callable[[Call], bool] = lambda _: False
+        self,
+        server: ServerConfig,
+        *,
+        admin_token: str,
+        tokens: Tokens,
+        passes: Callable[[Call], bool] = lambda _: False,
     ) -> None:
         """*passes* tells of what comes without an API key whether something else lets it in."""
         self._cors = Cors(server.allow_origins)
@@ -32,6 +43,7 @@ class Guard:
         self._api_keys = server.api_keys
         assert admin_token, "an empty token would be everybody's"
         self._admin_token = admin_token.encode()
+        self._tokens = tokens
         self._passes = passes
         self._hosts_known: set[bytes] = set()
 
@@ -81,9 +93,21 @@ class Guard:
         if ours and call.scope["method"] not in _SAFE_METHODS:
             msg = "this needs the admin token from falctl's state directory: Authorization: Bearer <token>"
             raise UnauthorizedError(msg)
-        if self._api_keys and path != "/health" and not self._has_key(call.head) and not self._passes(call):
+        if path.startswith(_OPENED_BY_TOKENS) and self._has_token(call):
+            return
+        if self._api_keys and path not in _OPEN and not self._has_key(call.head) and not self._passes(call):
             msg = "this falctl asks for an API key: Authorization: Key <key>"
             raise UnauthorizedError(msg)
+
+    def _has_token(self, call: Call) -> bool:
+        """Return whether *call* has a token, which is good; it goes no further. Raises UnauthorizedError: it is not."""
+        parts = call.scope["query_string"].split(b"&")
+        found = [part.removeprefix(PARAMETER) for part in parts if part.startswith(PARAMETER)]
+        if not found:
+            return False
+        self._tokens.check(found[0].decode("latin-1"), read_address(call.scope["raw_path"]))
+        call.scope["query_string"] = b"&".join(part for part in parts if not part.startswith(PARAMETER))
+        return True
 
     def _is_admin(self, head: Mapping[bytes, bytes]) -> bool:
         presented = head.get(b"x-falctl-token") or _credential(head, schemes={b"bearer"})

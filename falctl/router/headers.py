@@ -32,7 +32,13 @@ _NOT_TO_HOST: Final = _HOP_BY_HOP | {b"content-length", b"expect", H_REQUEST_ID.
 """The body is sent whole, with a length of its own; the request's id is ours to give."""
 
 _NO_BODY: Final = frozenset({204, 304})
-_NOT_TO_CLIENT: Final = _HOP_BY_HOP | {H_REQUEST_ID.encode(), b"x-fal-stop-runner"}
+_NOT_TO_CLIENT: Final = _HOP_BY_HOP | {
+    H_REQUEST_ID.encode(),
+    b"x-fal-stop-runner",
+    b"x-fal-needs-retry",
+    b"x-fal-runner-health-check",
+}
+"""The last three are words of an app to the platform."""
 
 
 def to_host(

@@ -23,6 +23,8 @@ class Ledger:
         self.hits = 0
         self.misses = 0
         self.refused = 0
+        self.webhooks_failing = 0
+        """Tried in vain, and to be tried again."""
         self.changed = True
         self.events: deque[EventRow] = deque(maxlen=EVENTS_MAX)
         self._rate = RateWindow(window_s=_RATE_WINDOW_S, started_at=self.started_at)
@@ -48,6 +50,12 @@ class Ledger:
         """A request was refused for want of room or runners."""
         self.refused += 1
         self.changed = True
+
+    def fail_webhooks(self, more: int) -> None:
+        """So many *more* webhooks, or fewer, have been tried in vain and will be tried again."""
+        if more:
+            self.webhooks_failing += more
+            self.changed = True
 
     def note(self, text: str) -> None:
         """Put a line on the tail of events."""

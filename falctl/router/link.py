@@ -14,12 +14,14 @@ import asyncio
 import contextlib
 import json
 import logging
+from collections.abc import Awaitable, Sequence
 from pathlib import Path
-from typing import Final, Protocol, TypeAlias
+from typing import Final, Protocol, TypeAlias, TypeVar
 
 from falctl import wire
 from falctl.clock import monotonic_s
 from falctl.core.types import Epoch, RequestId, RunnerId
+from falctl.router.dialogue import Dialogue
 from falctl.router.transport import Incoming, LostError, Outgoing, Transport, UnreachableError
 from falctl.tasks import spawn
 
@@ -29,12 +31,17 @@ RECONNECT_MIN_S: Final = 0.05
 RECONNECT_MAX_S: Final = 1.0
 RESYNC_S: Final = 2.0
 CANCEL_TIMEOUT_S: Final = 5.0
+_CANCEL_AGAIN_S: Final = 0.02
 FAREWELL_S: Final = 5.0
 """How long what a dead runner has still sent may be read, before its connections are closed."""
 
 _BOUNCED: Final = wire.H_BOUNCED.encode()
 
-News: TypeAlias = wire.Hello | wire.Released | wire.LoadEnded | wire.HintsChanged | wire.Draining
+A = TypeVar("A")
+
+News: TypeAlias = (
+    wire.Hello | wire.Released | wire.LoadEnded | wire.HintsChanged | wire.Printed | wire.Draining
+)
 
 
 class Ears(Protocol):
@@ -90,41 +97,68 @@ class Link:
         Raises:
             LostError: the app may have been entered; it is not to be sent again as if it had not.
         """
+        return await self._let_in(request, self.transport.send(outgoing))
+
+    async def converse(
+        self, request: RequestId, outgoing: Outgoing, subprotocols: Sequence[str]
+    ) -> Dialogue | Incoming | None:
+        """Do the same for a websocket; an `Incoming` is the answer by which it is refused. Raises LostError."""
+        return await self._let_in(request, self.transport.converse(outgoing, subprotocols))
+
+    async def _let_in(self, request: RequestId, sending: Awaitable[A]) -> A | None:
         self._held[request] = None
         try:
-            incoming = await self.transport.send(outgoing)
+            answer = await sending
         except UnreachableError:
             self._bounced(request)
             return None
         except LostError:
             self.ended(request)
             raise
-        if incoming.status == 503 and any(name.lower() == _BOUNCED for name, _ in incoming.headers):
-            incoming.close()
+        if (
+            isinstance(answer, Incoming)
+            and answer.status == 503
+            and any(name.lower() == _BOUNCED for name, _ in answer.headers)
+        ):
+            answer.close()
             self._bounced(request)
             return None
-        return incoming
+        return answer
 
     def _bounced(self, request: RequestId) -> None:
         self._held.pop(request, None)
         self._doubt_at = self._doubt_at or monotonic_s()
         self._watch()
 
-    def ended(self, request: RequestId) -> None:
-        """An answer has ended, well or not; its slot should be given back any moment."""
+    def ended(self, request: RequestId, *, within_s: float = 0.0) -> None:
+        """An answer has ended, well or not; its slot should be given back any moment, after *within_s* at most."""
         if request in self._held:
-            self._held[request] = monotonic_s()
+            self._held[request] = monotonic_s() + within_s
             self._watch()
+
+    def holds(self, request: RequestId) -> bool:
+        """Return whether *request* was sent here and its slot has not been heard of again."""
+        return request in self._held
 
     def may_hold(self, request: RequestId) -> bool:
         """Return whether *request* may be in one of its slots, as far as is known."""
         return not self.greeted.is_set() or request in self._held or request in self._strangers
 
     async def cancel(self, request: RequestId) -> None:
-        """Ask the host to stop a request, if it can."""
+        """
+        Ask the host to stop a request, if it can.
+
+        Asked for on another connection, it may come before the request itself: then it is asked for again.
+        """
+        pause_s = _CANCEL_AGAIN_S
         with contextlib.suppress(UnreachableError, LostError, TimeoutError):
-            async with asyncio.timeout(CANCEL_TIMEOUT_S):
-                await self.transport.post(wire.CANCEL_PATH + request)
+            while await self._ask_to_cancel(request) != wire.ACCEPTED and request in self._held:
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, CANCEL_TIMEOUT_S)
+
+    async def _ask_to_cancel(self, request: RequestId) -> int:
+        async with asyncio.timeout(CANCEL_TIMEOUT_S):
+            return await self.transport.post(wire.CANCEL_PATH + request)
 
     async def load(self, hint: str, evict: tuple[str, ...]) -> bool:
         """Ask the host for a load job; False when it does not take it. An unreachable one will be heard of anyway."""

@@ -6,12 +6,14 @@ import asyncio
 import contextlib
 import logging
 import socket
+import ssl
 from typing import Any, Final
 
 import uvicorn
 from uvicorn.server import ServerState
 
-from falctl.router.connection import Connection, Limits
+from falctl.router.connection import Connection
+from falctl.router.limits import Limits
 
 _POLL_S: Final = 0.02
 
@@ -23,7 +25,8 @@ class Listener:
         self._config = uvicorn.Config(
             app,
             http=Connection,
-            ws="none",
+            ws="none",  # `Connection.upgrade` makes them, from this configuration
+            ws_per_message_deflate=False,
             lifespan="off",
             interface="asgi3",
             log_config=None,
@@ -37,21 +40,26 @@ class Listener:
         self._config.load()
         self._state = ServerState()
         self._limits = limits
-        self._server: asyncio.Server | None = None
+        self._servers: list[asyncio.Server] = []
 
-    async def open(self, listening: socket.socket) -> None:
-        """Begin to accept clients on *listening*."""
+    async def open(self, listening: socket.socket, tls: ssl.SSLContext | None = None) -> None:
+        """Begin to accept clients on *listening*, with *tls* those who speak it."""
         loop = asyncio.get_running_loop()
 
         def connection() -> Connection:
             return Connection(self._config, self._state, limits=self._limits, loop=loop)
 
-        self._server = await loop.create_server(connection, sock=listening, backlog=2048)
+        # Who does not speak TLS is cut off; who says nothing has as long as for a request's headers.
+        within_s = self._limits.header_s if tls is not None else None
+        server = await loop.create_server(
+            connection, sock=listening, backlog=2048, ssl=tls, ssl_handshake_timeout=within_s
+        )
+        self._servers.append(server)
 
     async def close(self, *, within_s: float) -> None:
         """Accept nobody more, let running answers end within *within_s*, cut off the rest."""
-        assert self._server is not None
-        self._server.close()
+        for server in self._servers:
+            server.close()
         connections = self._state.connections
         for connection in list(connections):
             connection.shutdown()

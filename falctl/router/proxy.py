@@ -1,26 +1,21 @@
 """
 Takes one request to a runner and its answer back to the client.
 
-The request waits for a dispatch, is sent, and is sent elsewhere only if it provably was not let in: the runner
-could not be reached, or its host says so. From then on it is answered once, or the client gets a clear error;
-after its headers, a connection that breaks. When the client goes, a waiting request is dropped, and a running one
-cancelled; its answer is still read to the end, so that its slot is free when the host says so.
+The request is answered once, or the client gets a clear error; after its headers, a connection that breaks. When the
+client goes, its answer is still read to the end, so that its slot is free when the host says so.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from dataclasses import dataclass
-from functools import partial
-from typing import Final
+from typing import Any, Final
 
-from falctl.core.events import Dispatch, Refuse
+from falctl.core.events import Dispatch
 from falctl.core.types import Wanted
-from falctl.errors import ClientGoneError, RunnerLostError, UnavailableError
-from falctl.router.answers import ORIGIN, REQUEST_ID, RawHeaders, refusal
-from falctl.router.apps import LocalApp
-from falctl.router.arrival import arrival
+from falctl.errors import RunnerLostError, UnavailableError
+from falctl.router.activity import Activity
+from falctl.router.answers import ORIGIN, REQUEST_ID, RawHeaders
 from falctl.router.body import Intake
 from falctl.router.call import Call
 from falctl.router.fleet import FleetLinks
@@ -28,9 +23,9 @@ from falctl.router.headers import declare_json, to_client, to_host
 from falctl.router.hint import wanted_hint
 from falctl.router.ledger import Ledger
 from falctl.router.link import Link
+from falctl.router.reach import Reached, Target, reach
 from falctl.router.receipt import Timings, read_timings
 from falctl.router.transport import Incoming, LostError, Outgoing, UnreachableError
-from falctl.tasks import spawn
 from falctl.wire import H_CACHE, H_RUNNER
 
 log = logging.getLogger(__name__)
@@ -48,35 +43,17 @@ class ProxyRules:
     """Headers of the client that the app does not get to see."""
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
-    """What a call is for."""
-
-    app: LocalApp
-    path: bytes
-    """Of the app, as the client wrote it."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Reached:
-    """A runner's answer has begun."""
-
-    dispatch: Dispatch
-    link: Link
-    incoming: Incoming
-
-
 class Proxy:
     """See the module."""
 
-    def __init__(self, fleet: FleetLinks, *, intake: Intake, ledger: Ledger, rules: ProxyRules) -> None:
+    def __init__(
+        self, fleet: FleetLinks, *, intake: Intake, ledger: Ledger, rules: ProxyRules, activity: Activity
+    ) -> None:
         self._fleet = fleet
         self._intake = intake
         self._ledger = ledger
         self.rules = rules
-        self._active = 0
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self._activity = activity
 
     async def serve(self, call: Call, target: Target) -> None:
         """
@@ -85,14 +62,8 @@ class Proxy:
         Raises:
             RequestError: it was not answered, and nothing has been sent.
         """
-        self._active += 1
-        self._idle.clear()
-        try:
+        with self._activity.one():
             await self._serve(call, target)
-        finally:
-            self._active -= 1
-            if not self._active:
-                self._idle.set()
 
     async def serve_directly(self, call: Call, target: Target) -> None:
         """Answer *call* from any runner of the app, at once and without a slot: what says the same on all of them."""
@@ -109,66 +80,35 @@ class Proxy:
         headers = to_client(incoming.headers, status=incoming.status)
         await self._pass_on(call, incoming, [*headers, (REQUEST_ID, call.request.encode()), (ORIGIN, b"app")])
 
-    async def idle(self) -> None:
-        """Wait until no request is being served."""
-        await self._idle.wait()
-
     async def _serve(self, call: Call, target: Target) -> None:
         try:
             body = await self._intake.read(call)
             wanted = wanted_hint(call.head, body, field=self.rules.hint_from)
-            reached = await self._reach(call, target, wanted, body)
+            outgoing = self._outgoing(call, target, wanted, body)
+
+            async def deliver(link: Link) -> Incoming | None:
+                return await link.deliver(call.request, outgoing)
+
+            reached = await reach(call, target.app, wanted=wanted, fleet=self._fleet, deliver=deliver)
         finally:
             self._intake.release(call)
-        timings = read_timings(reached.incoming.headers).after(reached.dispatch)
+        timings = read_timings(reached.answer.headers).after(reached.dispatch)
         if wanted is not None:
             self._ledger.begin(hit=reached.dispatch.warm if timings.hit is None else timings.hit)
+        await self.answer(call, reached, reached.answer)
+
+    async def answer(self, call: Call, reached: Reached[Any], incoming: Incoming) -> None:
+        """Pass on *incoming*, with which a runner has begun to answer *call*."""
+        timings = read_timings(incoming.headers).after(reached.dispatch)
+        receipt = _receipt(call, reached.dispatch, incoming, timings)
         try:
-            whole = await self._pass_on(call, reached.incoming, _receipt(call, reached, timings))
+            whole = await self._pass_on(call, incoming, receipt)
         finally:
             reached.link.ended(call.request)
         if whole:
             self._ledger.finish(arrived_at=call.started_at)
         else:
             log.warning("request.broken request=%s runner=%d", call.request, reached.link.runner)
-
-    async def _reach(self, call: Call, target: Target, wanted: Wanted | None, body: bytes) -> _Reached:
-        """Return the beginning of the app's answer, however many dispatches that takes."""
-        driver = target.app.driver
-        call.connection.on_gone = partial(driver.cancel, call.request)
-        outgoing = self._outgoing(call, target, wanted, body)
-        self._fleet.refresh()
-        arrived = arrival(call, wanted)
-        decision = driver.submit(arrived)
-        while True:
-            action = await decision
-            if isinstance(action, Refuse):
-                raise refusal(action)
-            if action is None or call.connection.gone:
-                if action is not None:
-                    driver.release(action)
-                msg = "the client left while its request waited"
-                raise ClientGoneError(msg)
-            if (reached := await self._try(call, action, outgoing)) is not None:
-                return reached
-            call.connection.on_gone = partial(driver.cancel, call.request)
-            decision = driver.bounce(action, arrived)
-            if call.connection.gone:
-                driver.cancel(call.request)
-
-    async def _try(self, call: Call, dispatch: Dispatch, outgoing: Outgoing) -> _Reached | None:
-        """Return the answer's beginning; None if the runner did not let the request in."""
-        link = self._fleet.find(dispatch.runner, dispatch.epoch)
-        if link is None:
-            return None
-        call.connection.on_gone = lambda: _cancel(link, call)
-        try:
-            incoming = await link.deliver(call.request, outgoing)
-        except LostError as error:
-            log.warning("request.lost request=%s runner=%d error=%s", call.request, link.runner, error)
-            msg = f"runner {link.runner} was lost while it worked on this request"
-            raise RunnerLostError(msg) from error
-        return None if incoming is None else _Reached(dispatch, link, incoming)
 
     def _outgoing(self, call: Call, target: Target, wanted: Wanted | None, body: bytes) -> Outgoing:
         scope = call.scope
@@ -193,21 +133,13 @@ class Proxy:
         return True
 
 
-def _cancel(link: Link, call: Call) -> None:
-    spawn(link.cancel(call.request), name=f"cancel-{call.request}")
-
-
-def _receipt(call: Call, reached: _Reached, timings: Timings) -> RawHeaders:
-    incoming = reached.incoming
+def _receipt(call: Call, dispatch: Dispatch, incoming: Incoming, timings: Timings) -> RawHeaders:
     headers = to_client(incoming.headers, status=incoming.status)
     headers += [
         (REQUEST_ID, call.request.encode()),
         (ORIGIN, b"app"),
-        (_RUNNER, str(reached.dispatch.runner).encode()),
-        (
-            b"server-timing",
-            timings.server_timing(queue_s=reached.dispatch.waited_s - reached.dispatch.load_s),
-        ),
+        (_RUNNER, str(dispatch.runner).encode()),
+        (b"server-timing", timings.server_timing(queue_s=dispatch.waited_s - dispatch.load_s)),
     ]
     if timings.cache:
         headers.append((_CACHE, timings.cache.encode()))

@@ -68,6 +68,7 @@ class Publisher:
             hits=ledger.hits,
             misses=ledger.misses,
             refused=ledger.refused,
+            webhooks_failing=ledger.webhooks_failing,
             queued=sum(len(app.driver.scheduler.queue) for app in self._apps),
             queued_bytes=self._intake.budget.used_bytes,
             in_flight=tuple(self._in_flight(RunnerId(runner)) for runner in range(self._board.runners)),
@@ -82,14 +83,16 @@ class Publisher:
     def report(self, fleet: FleetLinks) -> dict[str, Any]:
         """Return the same for ``GET /falctl/status``, with what is known of the runners, without the tail of events."""
         row = self.row()
-        shown = ("pid", "epoch", "draining", "served", "hits", "misses", "refused", "queued", "queued_bytes")
+        counts = ("served", "hits", "misses", "refused", "queued", "queued_bytes", "webhooks_failing")
         rates = ("rate_rps", "p50_s", "p95_s")
-        told = {name: getattr(row, name) for name in shown + rates}
+        told = {name: getattr(row, name) for name in ("pid", "epoch", "draining", *counts, *rates)}
         told["runners"] = [
             self._tell_runner(runner, *state) for runner, state in sorted(fleet.states().items())
         ]
         if self._apps.several:
             told["apps"] = [self._tell_app(app, fleet) for app in self._apps]
+        elif name := self._apps.bare().name:
+            told["app"] = name
         return told
 
     def _tell_runner(self, runner: RunnerId, epoch: int, state: str) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from falctl.core.types import RequestId
 from falctl.errors import BadRequestError, MethodError, NotFoundError, QueueFullError, StorageFullError
 from falctl.router.address import alias_of, read_address
 from falctl.router.answers import ORIGIN, REQUEST_ID
-from falctl.router.apps import Apps
+from falctl.router.apps import Apps, LocalApp
 from falctl.router.arrival import arrival
 from falctl.router.body import Intake
 from falctl.router.call import Call
@@ -44,6 +44,8 @@ _ONLY_QUEUED: Final = frozenset(
 """fal's gateway takes them, too, before the app sees a request."""
 _SECRETS: Final = frozenset({b"authorization", b"proxy-authorization", b"cookie"})
 """What is in a queued request lies on the disk in clear, so that these are not: its app does not get to see them."""
+_OF_WHO_FETCHES: Final = frozenset({b"accept-encoding"})
+"""Somebody else than its submitter may read the result, and webhooks tell it: it is kept as it is."""
 _STORE_IO: Final = b"x-fal-store-io"
 _ERROR_TYPE: Final = H_ERROR_TYPE.encode()
 _READ: Final = ("GET", "HEAD", "OPTIONS")
@@ -114,11 +116,11 @@ class QueueRoutes:
         query = _query(call)
         if "fal_webhook" in query:
             check_target(query["fal_webhook"])
-        alias = self._apps.find(alias_of(target.app)).alias
-        self._check_length(query, alias)
+        app = self._apps.find(alias_of(target.app))
+        self._check_length(query, app.alias)
         try:
             body = await self._intake.read(call)
-            envelope = self._envelope(call, target, body, alias=alias)
+            envelope = self._envelope(call, target, body, app=app)
             live = await self._keeper.submit(call.request, envelope, body)
         finally:
             self._intake.release(call)
@@ -179,11 +181,11 @@ class QueueRoutes:
 
     # --- parts -------------------------------------------------------------------------------------
 
-    def _envelope(self, call: Call, target: _Target, body: bytes, *, alias: str) -> Envelope:
+    def _envelope(self, call: Call, target: _Target, body: bytes, *, app: LocalApp) -> Envelope:
         wanted = wanted_hint(call.head, body, field=self.rules.hint_from)
-        arrived = arrival(call, wanted)
+        arrived = arrival(call, wanted, start_timeout_s=app.start_timeout_s)
         start_by = arrived.start_by
-        drop = self.rules.hide | _ONLY_QUEUED | _SECRETS
+        drop = self.rules.hide | _ONLY_QUEUED | _SECRETS | _OF_WHO_FETCHES
         return Envelope(
             target.app,
             call.scope["method"],
@@ -195,7 +197,7 @@ class QueueRoutes:
             arrived.priority,
             None if start_by is None else wall_clock().timestamp() + start_by - monotonic_s(),
             retry_rules(call.head),
-            alias,
+            app.alias,
             _query(call).get("fal_webhook"),
             call.head.get(_STORE_IO, b"1").strip() == b"0",
         )

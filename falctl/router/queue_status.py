@@ -23,6 +23,7 @@ from falctl.router.jobs.live import Live
 from falctl.router.jobs.records import LogLine, SavedJob
 from falctl.router.jobs.told import detail_of
 from falctl.router.jobs.watch import Watch, Watchers
+from falctl.router.request_logs import RequestLogs
 
 KEEP_ALIVE_S: Final = 10.0
 """A stream says something at least this often: fal's JavaScript client takes 15 s of silence for a failure."""
@@ -50,9 +51,10 @@ class _Stream:
 class QueueStatus:
     """Tells it of every job that *keeper* knows or has known."""
 
-    def __init__(self, keeper: Keeper, watchers: Watchers) -> None:
+    def __init__(self, keeper: Keeper, watchers: Watchers, logs: RequestLogs) -> None:
         self._keeper = keeper
         self._watchers = watchers
+        self._printed = logs
 
     def queued(self, live: Live, call: Call, app: str) -> _Table:
         """Return the status of what waits; one that a runner has just been found for has nobody before it."""
@@ -76,6 +78,8 @@ class QueueStatus:
         else:
             saved = await self.saved(request)
             envelope, ending = unpack(saved.envelope), saved.ending
+        if ending is not None and logs_from is not None:
+            await self._printed.settled(request)
         known: _Table = {"request_id": request, "logs": await self._logs(request, logs_from)}
         common = known | _urls(call, envelope.app)
         if ending is None:
@@ -129,7 +133,7 @@ class QueueStatus:
     async def _logs(self, request: RequestId, logs_from: int | None) -> list[dict[str, str]] | None:
         if logs_from is None:
             return None
-        return [_log(line) for line in await self._keeper.store.logs(request, skip=logs_from)]
+        return [_log(line) for line in await self._printed.lines(request, skip=logs_from)]
 
 
 def _event_stream(request: RequestId) -> list[tuple[bytes, bytes]]:

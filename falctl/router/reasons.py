@@ -164,7 +164,7 @@ def _why(scheduler: Scheduler, hint: Hint) -> reasoning.Why:
 
 
 def _which(apps: list[LocalApp]) -> str:
-    return f"say of which app: app={'|'.join(app.alias for app in apps)}"
+    return f"there are several apps: say of which, app={'|'.join(app.alias for app in apps)} (on the command line --app)"
 
 
 def _shown(text: str) -> str:

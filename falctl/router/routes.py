@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, Final, TypeAlias
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route
 
 from falctl.errors import NotFoundError
 from falctl.router.files import FileStore, StoredFile
@@ -30,7 +30,12 @@ Report: TypeAlias = Callable[[], dict[str, Any]]
 
 
 def make_routes(
-    *, status: Report, health: Callable[[], dict[str, int]], files: FileStore, reasons: Reasons
+    *,
+    status: Report,
+    health: Callable[[], dict[str, int]],
+    files: FileStore,
+    reasons: Reasons,
+    others: Sequence[BaseRoute] = (),
 ) -> Starlette:
     """
     Return the ASGI app for the paths that are ours.
@@ -66,6 +71,7 @@ def make_routes(
             Route("/falctl/status", show_status),
             Route("/falctl/version", version),
             *reason_routes(reasons),
+            *others,
             Route("/files/{name}", stored_file),
         ],
         exception_handlers={HTTPException: _explain},

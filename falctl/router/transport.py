@@ -10,14 +10,18 @@ it already), and pooled connections that are dropped long before the host would 
 from __future__ import annotations
 
 import io
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import aiohttp
+from aiohttp import hdrs
 from yarl import URL
 
+from falctl.router.answers import RawHeaders
+from falctl.router.dialogue import Dialogue
 from falctl.wire import EVENTS_PATH
 
 NO_TIMEOUT: Final = aiohttp.ClientTimeout(total=None, connect=None, sock_read=None, sock_connect=None)
@@ -81,6 +85,19 @@ class Incoming:
         self._response.close()
 
 
+class _RefusedError(Exception):
+    """What was to be a websocket was answered."""
+
+    def __init__(self, incoming: Incoming) -> None:
+        super().__init__(incoming.status)
+        self.incoming = incoming
+
+
+_ACCEPTED: Final[ContextVar[RawHeaders]] = ContextVar("accepted")
+"""The headers of the answer by which a host has accepted the websocket that this task asked for."""
+_SWITCHES: Final = 101
+
+
 class Transport:
     """A pool of connections to the Unix socket of one incarnation of one runner."""
 
@@ -106,9 +123,7 @@ class Transport:
             UnreachableError: it was not sent.
             LostError: it was sent at least in part, and no answer came.
         """
-        if self._session.closed:
-            msg = "its runner is gone"
-            raise UnreachableError(msg)
+        self._check_open()
         whole = len(request.body) <= _WHOLE_BYTES_MAX
         try:
             response = await self._session.request(
@@ -123,6 +138,26 @@ class Transport:
         except (aiohttp.ClientError, OSError) as error:
             raise LostError(str(error)) from error
         return Incoming(response)
+
+    async def converse(self, request: Outgoing, subprotocols: Sequence[str]) -> Dialogue | Incoming:
+        """
+        Ask for a websocket; return it once it is accepted, or the answer by which it is not, however long that takes.
+
+        Raises:
+            UnreachableError, LostError: as `send`.
+        """
+        self._check_open()
+        try:
+            socket = await self._session.ws_connect(
+                _url(request), headers=request.headers, protocols=subprotocols, max_msg_size=0
+            )
+        except _RefusedError as refused:
+            return refused.incoming
+        except aiohttp.ClientConnectorError as error:
+            raise UnreachableError(str(error)) from error
+        except (aiohttp.ClientError, OSError) as error:
+            raise LostError(str(error)) from error
+        return Dialogue(socket, _ACCEPTED.get())
 
     async def events(self) -> AsyncGenerator[bytes, None]:
         """
@@ -151,15 +186,26 @@ class Transport:
         """Close every connection, also those in use."""
         await self._session.close()
 
+    def _check_open(self) -> None:
+        if self._session.closed:
+            msg = "its runner is gone"
+            raise UnreachableError(msg)
+
 
 async def _once(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
     """Turn what aiohttp would answer with a second try into what it does not catch."""
     try:
-        return await handler(request)
+        response = await handler(request)
     except aiohttp.ClientConnectorError:
         raise
     except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
         raise LostError(str(error)) from error
+    if hdrs.UPGRADE in request.headers:
+        # Whoever asks for a websocket gets nothing of the answer itself, so it is noted on its way.
+        if response.status != _SWITCHES:
+            raise _RefusedError(Incoming(response))
+        _ACCEPTED.set(list(response.raw_headers))
+    return response
 
 
 def _url(request: Outgoing) -> URL:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from falctl import lifeline, tasks
+from falctl.supervisor.native import NativePipes
 from falctl.supervisor.output import LINE_BYTES_MAX, relay
 from falctl.wire import HostSpec, Message, RouterSpec, decode, encode
 
@@ -35,6 +36,7 @@ class Launch:
     life_fd: int
     environ: Mapping[str, str]
     listen_fd: int | None = None
+    tls_fd: int | None = None
 
 
 @dataclass(slots=True)
@@ -75,39 +77,48 @@ async def spawn(launch: Launch, on_message: Callable[[Message], None]) -> Child:
     ours, theirs = socket.socketpair()
     family = secrets.token_hex(8)
     output, theirs_output = os.pipe()
-    fds = [theirs.fileno(), launch.board_fd, launch.life_fd]
-    if launch.listen_fd is not None:
-        fds.append(launch.listen_fd)
+    native = NativePipes(launch.name) if isinstance(launch.spec, HostSpec) else None
+    fds = [theirs.fileno(), launch.board_fd, launch.life_fd, *(native.fds.all if native else ())]
+    fds += [fd for fd in (launch.listen_fd, launch.tls_fd) if fd is not None]
     try:
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-P", "-m", launch.module),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=theirs_output,  # not PIPE: up to 3.12.3 `wait` lasts until a grandchild closes it, too (gh-119710)
             stderr=asyncio.subprocess.STDOUT,
-            env=_environ(launch, theirs.fileno(), family),
+            env=_environ(launch, theirs.fileno(), family, native),
             pass_fds=fds,
             start_new_session=True,
         )
     except BaseException:
         ours.close()
         os.close(output)
+        if native is not None:
+            native.close()
         raise
     finally:
+        if native is not None:
+            native.spawned()
         theirs.close()
         os.close(theirs_output)
     ours.setblocking(False)  # noqa: FBT003 - the signature of the socket module
     reader, writer = await asyncio.open_connection(sock=ours, limit=1 << 20)
     child = Child(launch, process, family, writer)
     writer.write(encode(launch.spec))
-    child.exited = tasks.spawn(_bury(child, _listen(reader, on_message), output), name=f"wait {launch.name}")
+    child.exited = tasks.spawn(
+        _bury(child, _listen(reader, on_message), output=output, native=native), name=f"wait {launch.name}"
+    )
     return child
 
 
-def _environ(launch: Launch, control_fd: int, family: str) -> dict[str, str]:
-    listen = {} if launch.listen_fd is None else {lifeline.ENV_LISTEN: str(launch.listen_fd)}
+def _environ(launch: Launch, control_fd: int, family: str, native: NativePipes | None) -> dict[str, str]:
+    sockets = {lifeline.ENV_LISTEN: launch.listen_fd, lifeline.ENV_TLS: launch.tls_fd}
+    listen = {name: str(fd) for name, fd in sockets.items() if fd is not None}
+    pipes = {} if native is None else {lifeline.ENV_NATIVE: ",".join(map(str, native.fds.all))}
     return {
         **launch.environ,
         **listen,
+        **pipes,
         "PYTHONUNBUFFERED": "1",
         lifeline.ENV_CONTROL: str(control_fd),
         lifeline.ENV_BOARD: str(launch.board_fd),
@@ -128,15 +139,21 @@ async def _listen(reader: asyncio.StreamReader, on_message: Callable[[Message], 
             on_message(message)
 
 
-async def _bury(child: Child, listen: Coroutine[Any, Any, None], output: int) -> int:
+async def _bury(
+    child: Child, listen: Coroutine[Any, Any, None], *, output: int, native: NativePipes | None
+) -> int:
     name = child.launch.name
     listening = tasks.spawn(listen, name=f"control {name}")
     relaying = tasks.spawn(_relay(output, name), name=f"output {name}")
+    relieving = None if native is None else tasks.spawn(native.relieve_for_ever(), name=f"relieve {name}")
     code = await child.process.wait()
     child.kill()  # what it left behind: the guard, and grandchildren
     await asyncio.wait((listening, relaying), timeout=_LAST_WORDS_S)
     listening.cancel()
     relaying.cancel()
+    if native is not None and relieving is not None:
+        relieving.cancel()
+        native.close()
     child._writer.close()  # noqa: SLF001 - this function is the end of Child's life
     return code
 

@@ -51,6 +51,8 @@ class Ground:
     """Read end of the pipe whose write end dies with us."""
     url: str
     admin_token: str
+    tls: socket.socket | None = None
+    tls_url: str = ""
 
 
 class Fleet:
@@ -64,6 +66,8 @@ class Fleet:
         self.router = Member(
             "router", _ROUTER_LIMITS, launch=self._launch_router, changed=self.news.set, buried=lambda: None
         )
+        self._given = sorted(config.runners.model_fields_set)
+        """What of [runners] was written; a configuration that was reloaded does not tell any more."""
         self._sent_since: dict[RunnerId, float] = {}
         self._router_stopped_at = 0.0
         self._cwd = str(Path.cwd())  # once: it may have been deleted when a runner is restarted
@@ -114,12 +118,16 @@ class Fleet:
 
     def _launch_runner(self, planned: PlannedRunner, epoch: Epoch) -> Launch:
         ground = self.ground
+        peers = ground.plan.apps[planned.alias]
         ground.home.sockets.mkdir(mode=0o700, parents=True, exist_ok=True)
         spec = HostSpec(
             runner=planned.runner,
             epoch=epoch,
             app=planned.app,
             alias=planned.alias,
+            place=peers.index(planned),
+            peers=len(peers),
+            given=self._given,
             cwd=self._cwd,
             socket=str(ground.home.runner_socket(planned.runner, epoch)),
             cards=[card.uuid for card in planned.cards],
@@ -208,6 +216,7 @@ class Fleet:
             board_fd=ground.board.fd,
             life_fd=ground.life_fd,
             listen_fd=ground.listener.fileno(),
+            tls_fd=ground.tls.fileno() if ground.tls is not None else None,
             environ=os.environ,
         )
 

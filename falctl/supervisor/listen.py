@@ -13,9 +13,9 @@ BACKLOG: Final = 4096
 """Connections that wait while a router restarts; the kernel cuts it to net.core.somaxconn."""
 
 
-def bind(host: str, port: int) -> socket.socket:
+def bind(host: str, port: int, *, key: str = "port") -> socket.socket:
     """
-    Return a socket that listens on *host*:*port*; port 0 takes a free one.
+    Return a socket that listens on *host*:*port*; port 0 takes a free one. *key* is what a person calls the port.
 
     Raises:
         ConfigError: the address is in use, not ours, or not an address; names the key and the fix.
@@ -32,15 +32,15 @@ def bind(host: str, port: int) -> socket.socket:
         listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
-        raise ConfigError(_explain(error, host, port)) from error
+        raise ConfigError(_explain(error, host, port, key=key)) from error
     return listener
 
 
-def url_of(listener: socket.socket) -> str:
+def url_of(listener: socket.socket, *, scheme: str = "http") -> str:
     """Return the address to type; a socket that listens everywhere is reached on loopback."""
     host, port = listener.getsockname()[:2]
     shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104
-    return f"http://{shown}:{port}"
+    return f"{scheme}://{shown}:{port}"
 
 
 def public_url(url: str, server: ServerConfig) -> str:
@@ -52,11 +52,12 @@ def public_url(url: str, server: ServerConfig) -> str:
     return f"http://{shown}:{url.rpartition(':')[2]}"
 
 
-def _explain(error: OSError, host: str, port: int) -> str:
+def _explain(error: OSError, host: str, port: int, *, key: str) -> str:
+    how = "falctl up --port " if key == "port" else f"{key} = "
     if error.errno == errno.EADDRINUSE:
-        return f"server.port: {port} is in use{_holder(port)}; stop that, or take another: falctl up --port {port + 1}"
+        return f"server.{key}: {port} is in use{_holder(port)}; stop that, or take another: {how}{port + 1}"
     if error.errno in (errno.EACCES, errno.EPERM):
-        return f"server.port: {port} needs privileges; take one above 1023: falctl up --port 8808"
+        return f"server.{key}: {port} needs privileges; take one above 1023: {how}8808"
     return f"server.host: cannot listen on {host}:{port} ({error.strerror})"
 
 

@@ -7,12 +7,13 @@ import logging
 from collections.abc import Callable
 from typing import Final
 
-from falctl import tasks
+from falctl import tasks, wire
 from falctl.clock import monotonic_s
 from falctl.core.lifecycle import (
     NO_EPOCH,
     BecameReady,
     CouldNotStart,
+    Declared,
     End,
     Event,
     Exited,
@@ -62,6 +63,8 @@ class Member:
         """The exit code that `falctl up` should end with if this child cannot start."""
         self.grace_s: float | None = None
         """How long what runs in it gets to finish at the end, if its app says so."""
+        self.app_name = ""
+        """What its app calls itself; empty: it does not say."""
         self._launch = launch
         self._changed = changed
         self._buried = buried
@@ -127,8 +130,10 @@ class Member:
         match message:
             case Stage(text):
                 self.feed(Staged(epoch, text))
-            case Ready(grace_s=grace_s):
-                self.grace_s = grace_s
+            case wire.Declared(setup_timeout_s, request_timeout_s):
+                self.feed(Declared(epoch, setup_timeout_s, request_timeout_s))
+            case Ready(grace_s=grace_s, app_name=app_name):
+                self.grace_s, self.app_name = grace_s, app_name
                 self.feed(BecameReady(epoch))
             case Failed(text, exit_code):
                 self.exit_code = exit_code

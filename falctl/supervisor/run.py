@@ -121,7 +121,9 @@ class Supervisor:
 
     async def _serve(self) -> int:
         self._announcer.note(self._listening())
-        for line in self._fleet.ground.plan.told():
+        if tls_url := self._fleet.ground.tls_url:
+            self._announcer.note(f"falctl: also at {tls_url}; `falctl env` prints what clients need for it")
+        for line in self._addresses():
             self._announcer.note(f"falctl:   {line}")
         self._announcer.note(next_steps(self._fleet.config))
         self._announcer.done(exit_code=None)
@@ -141,6 +143,12 @@ class Supervisor:
         count = len(fleet.runners)
         runners = f"{count} {kind}runner{'s' if count > 1 else ''}"
         return f"falctl: {runners} of {fleet.config.app_names} behind {fleet.ground.url}"
+
+    def _addresses(self) -> list[str]:
+        """Return how clients of fal call each app, if there is more than one way."""
+        names = {member.app_name for member in self._fleet.runners.values()}
+        one = [f"{name}: /run/{{owner}}/{name} to fal's clients, as any alias" for name in names if name]
+        return self._fleet.ground.plan.told() or one
 
     async def _tick(self) -> None:
         ticks = 0

@@ -6,13 +6,14 @@ import asyncio
 import contextlib
 import logging
 import os
+import socket
 from collections.abc import Callable, Iterator
 from typing import Final
 
 from falctl.board.board import Board
 from falctl.board.rows import FleetRow
 from falctl.clock import monotonic_s
-from falctl.config import Config
+from falctl.config import Config, ServerConfig
 from falctl.home import Instance, find_home
 from falctl.supervisor import listen, nvml
 from falctl.supervisor.announce import Announcer
@@ -59,6 +60,8 @@ def _ground(config: Config, keeper: Keeper, announcer: Announcer, *, detached: b
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(listen.bind(config.server.host, config.server.port))
         url = listen.url_of(listener)
+        tls = _listen_for_tls(config.server, stack)
+        tls_url = listen.url_of(tls, scheme="https") if tls is not None else ""
         board = Board.create(keeper.home.board, runners=len(plan.runners), gpus=len(plan.gpus))
         stack.callback(board.close)
         life_read, life_write = os.pipe()
@@ -67,8 +70,14 @@ def _ground(config: Config, keeper: Keeper, announcer: Announcer, *, detached: b
         board.put_fleet(
             FleetRow(__version__, os.getpid(), url, config.app_names, config.routing.policy, monotonic_s())
         )
-        keeper.describe(Instance(os.getpid(), url, detached))
-        yield Ground(keeper.home, plan, board, listener, life_read, url, keeper.token)
+        keeper.describe(Instance(os.getpid(), url, detached, tls_url))
+        yield Ground(keeper.home, plan, board, listener, life_read, url, keeper.token, tls, tls_url)
+
+
+def _listen_for_tls(server: ServerConfig, stack: contextlib.ExitStack) -> socket.socket | None:
+    if server.tls == "off":
+        return None
+    return stack.enter_context(listen.bind(server.host, server.tls_port, key="tls_port"))
 
 
 def _machine(config: Config) -> nvml.Machine | None:

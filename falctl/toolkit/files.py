@@ -6,33 +6,47 @@ import mimetypes
 import os
 import re
 import secrets
+from collections.abc import Callable
 from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, BinaryIO, Final
 
 from pydantic import BaseModel, Field
+
+from falctl.clock import wall_clock
+from falctl.core.lifetimes import Lifetime
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PilImage
 
 _NAME_BYTES: Final = 24
 """192 random bits: whoever does not know the URL does not find the file."""
+_NAME: Final = re.compile(r"[A-Za-z0-9_-]{20,200}(?:\.x[0-9]{1,12})?(?:\.[a-z0-9]{1,8})?")
 _SUFFIX: Final = re.compile(r"\.[a-z0-9]{1,8}")
 _TYPES: Final = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
 _SUFFIXES: Final = {"image/png": ".png", "image/jpeg": ".jpg", "image/webp": ".webp"}
 
 
 class FileStore:
-    """The folder whose files the router serves under *url*."""
+    """The folder whose files the router serves under *url*; *lifetime* is that which the current request wants."""
 
-    def __init__(self, folder: Path, *, url: str) -> None:
+    def __init__(
+        self, folder: Path, *, url: str, lifetime: Callable[[], Lifetime | None] = lambda: None
+    ) -> None:
         self._folder = folder
         self._url = url
+        self._lifetime = lifetime
 
-    def save(self, data: bytes, *, suffix: str) -> str:
-        """Write *data* under an unguessable name; return its URL. A reader sees all of it or nothing."""
-        name = secrets.token_urlsafe(_NAME_BYTES) + suffix
+    def save(self, data: bytes, *, suffix: str, lifetime: Lifetime | None = None) -> str:
+        """
+        Write *data* under an unguessable name; return its URL. A reader sees all of it or nothing.
+
+        It is kept as *lifetime* says, else as the current request does, else for `files.keep`.
+        """
+        lifetime = lifetime or self._lifetime()
+        mark = "" if lifetime is None else lifetime.mark(wall_clock().timestamp())
+        name = secrets.token_urlsafe(_NAME_BYTES) + mark + suffix
         draft = self._folder / f".{name}.tmp"
         try:
             self._write(draft, data)
@@ -42,6 +56,19 @@ class FileStore:
                 draft.unlink()
             raise
         return f"{self._url}/{name}"
+
+    def name_of(self, url: str) -> str | None:
+        """Return the name of the file that *url* is of, there or not; None: it is of none that could be here."""
+        name = url.removeprefix(f"{self._url}/")
+        return name if name != url and _NAME.fullmatch(name) else None
+
+    def open(self, name: str) -> BinaryIO | None:
+        """Return the file that `name_of` named, to be read, not following links; None: there is none any more."""
+        try:
+            fd = os.open(self._folder / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError:
+            return None
+        return os.fdopen(fd, "rb")
 
     def _write(self, path: Path, data: bytes) -> None:
         try:
@@ -63,6 +90,11 @@ def use_store(store: FileStore | None) -> None:
     _store = store
 
 
+def current_store() -> FileStore | None:
+    """Return where the files of this process are stored."""
+    return _store
+
+
 class File(BaseModel):
     """A stored file: what the client gets is this object, as JSON."""
 
@@ -80,15 +112,22 @@ class File(BaseModel):
             RuntimeError: outside a running falctl.
             OSError: it cannot be written.
         """
-        kind = content_type or mimetypes.guess_type(file_name or "")[0] or "application/octet-stream"
-        url = _save(data, suffix=_suffix(file_name, kind))
-        return File(url=url, content_type=kind, file_name=file_name or _last(url), file_size=len(data))
+        return store_file(data, content_type, file_name)
 
     @classmethod
     def from_path(cls, path: str | Path, content_type: str | None = None) -> File:
         """Store a copy of the file at *path*. Raises as `from_bytes`, and OSError when it cannot be read."""
         path = Path(path)
         return cls.from_bytes(path.read_bytes(), content_type, path.name)
+
+
+def store_file(
+    data: bytes, content_type: str | None, file_name: str | None, *, lifetime: Lifetime | None = None
+) -> File:
+    """Store *data* as `File.from_bytes` does, for that long; None: as the current request wants it. Raises the same."""
+    kind = content_type or mimetypes.guess_type(file_name or "")[0] or "application/octet-stream"
+    url = _save(data, suffix=_suffix(file_name, kind), lifetime=lifetime)
+    return File(url=url, content_type=kind, file_name=file_name or _last(url), file_size=len(data))
 
 
 class Image(File):
@@ -129,11 +168,11 @@ def encode_image(pil_image: PilImage, format: str) -> tuple[bytes, str]:  # noqa
     return buffer.getvalue(), _TYPES[name]
 
 
-def _save(data: bytes, *, suffix: str) -> str:
+def _save(data: bytes, *, suffix: str, lifetime: Lifetime | None = None) -> str:
     if _store is None:
         msg = "files can be stored only by an app that runs under `falctl up`: there is no store in this process"
         raise RuntimeError(msg)
-    return _store.save(data, suffix=suffix)
+    return _store.save(data, suffix=suffix, lifetime=lifetime)
 
 
 def _suffix(file_name: str | None, content_type: str) -> str:

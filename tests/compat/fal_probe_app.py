@@ -5,7 +5,7 @@ import os
 import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import fal
 from fal.exceptions import AppException, FieldException
@@ -17,6 +17,10 @@ from pydantic import BaseModel, Field
 from tests.wait import until
 
 GATE_S = 60.0
+
+
+def _is_public(ip: str) -> bool:
+    return ip == "203.0.113.7"
 
 
 class Ask(BaseModel):
@@ -112,10 +116,36 @@ class Probe(fal.App, name="probe", keep_alive=300):
             "data": str(FAL_PERSISTENT_DIR),
         }
 
+    @fal.endpoint("/store_for_ever")
+    def store_for_ever(self) -> str:
+        wanted = {"object_lifecycle_preference": {"expiration_duration_seconds": None}}
+        url: str = File.from_bytes(b"abc", save_kwargs=wanted).url
+        return url
+
     @fal.endpoint("/read")
     def read(self, url: str, folder: str) -> int:
         path: Path = File(url=url).save(Path(folder) / "read", overwrite=True)
         return path.stat().st_size
+
+    @fal.endpoint("/redirected")
+    def redirected(self, target: str, folder: str) -> int:
+        """Read what a public address leads to that answers with a redirect to *target*."""
+        from fal.toolkit.utils import ssrf
+
+        ask = ssrf._request_one_hop
+
+        def hop(parsed: Any, **options: Any) -> Any:
+            if parsed.hostname == "203.0.113.7":
+                return ssrf.SafeResponse(302, {"location": target})
+            return ask(parsed, **options)
+
+        ssrf._request_one_hop = hop
+        is_public, ssrf.is_globally_routable_ip = ssrf.is_globally_routable_ip, _is_public
+        try:
+            path: Path = File(url="http://203.0.113.7/x.json").save(Path(folder) / "read", overwrite=True)
+            return path.stat().st_size
+        finally:
+            ssrf._request_one_hop, ssrf.is_globally_routable_ip = ask, is_public
 
     @fal.endpoint("/look")
     def look(self, url: str) -> tuple[int, int]:
@@ -152,6 +182,41 @@ class Impatient(fal.App):
     @fal.endpoint("/slowly")
     async def slowly(self) -> None:
         await asyncio.sleep(GATE_S)
+
+
+class Declaring(fal.App, name="my-name", concurrency_buffer=2):
+    """It says all that the router is to know, and some that does not hold here."""
+
+    request_start_timeout = 7
+    request_timeout = 7200
+    startup_timeout = 1800
+    max_concurrency = 9
+    min_concurrency = 5
+    scaling_delay = 3
+    app_auth = "private"
+    retry_config: ClassVar = {"timeout": {"retries": 1}, "server_error": {"retries": 99}}
+    skip_retry_conditions: ClassVar = ["connection_error"]
+    data_mounts: ClassVar = ["/data/models/mine", "shared", "/elsewhere", "../x"]
+
+    @fal.endpoint("/")
+    def run(self) -> None:
+        pass
+
+
+class UnknownCondition(fal.App):
+    skip_retry_conditions: ClassVar = ["rain"]
+
+    @fal.endpoint("/")
+    def run(self) -> None:
+        pass
+
+
+class OddRetries(fal.App):
+    retry_config: ClassVar = {"timeout": 3}
+
+    @fal.endpoint("/")
+    def run(self) -> None:
+        pass
 
 
 class SlowStart(fal.App):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from falctl.clock import wall_clock
+from falctl.core.lifetimes import ends_at
 from falctl.host.ending import EXIT_OVERDUE
 from falctl.wire import EXIT_RETIRED, Ending, Failed, Ready
 from tests.host.harness import STEP_S, Host, Reply
@@ -135,6 +138,20 @@ def test_files_are_stored_here_whatever_repository_is_named(probe: Host) -> None
         assert (probe.files / url.rpartition("/")[2]).stat().st_size > 0
 
 
+def test_files_are_kept_as_long_as_their_request_says_however_they_are_stored(probe: Host) -> None:
+    header = {"x-fal-object-lifecycle-preference": '{"expiration_duration_seconds": 600}'}
+    made: dict[str, str] = probe.post("/store", None, header).json
+    made.pop("data")
+    for how, url in made.items():
+        assert 500 < ends_at(url, otherwise=0.0) - wall_clock().timestamp() <= 601, how
+
+
+def test_an_apps_own_lifetime_of_a_file_counts(probe: Host) -> None:
+    header = {"x-fal-object-lifecycle-preference": '{"expiration_duration_seconds": 600}'}
+    url: str = probe.post("/store_for_ever", None, header).json
+    assert ends_at(url, otherwise=0.0) == math.inf
+
+
 def test_nothing_that_opens_the_cloud_is_in_its_environment(probe: Host) -> None:
     environ: dict[str, str] = probe.post("/environ").json
     assert not set(environ) & set(KEYS)
@@ -207,7 +224,7 @@ def test_a_sync_endpoint_over_its_request_timeout_is_answered_504_and_its_proces
 
 def test_an_async_endpoint_over_its_request_timeout_is_cancelled_and_the_runner_goes_on() -> None:
     with Host(f"{PROBE}::Impatient", wait=False) as host:
-        assert host.ready() == Ready(1, 77.0)
+        assert host.ready() == Ready(1, 77.0, "impatient")
         for _ in range(2):
             assert host.post("/slowly").status == 504
 
@@ -232,6 +249,12 @@ def test_one_that_has_served_nothing_stays_and_so_do_the_first_of_min_concurrenc
         assert host.process.poll() is None
 
 
+def test_which_runners_those_are_is_counted_app_by_app() -> None:
+    with Host(f"{PROBE}::Kept", spec={"place": 1, "peers": 2}) as host:
+        host.post("/")
+        assert host.process.wait(timeout=STEP_S) == EXIT_RETIRED
+
+
 def test_an_app_whose_health_check_fails_when_it_asks_for_one_is_replaced() -> None:
     with Host(f"{PROBE}::Sickly") as host:
         well = host.post("/", {"sick": False})
@@ -253,7 +276,7 @@ def test_a_setup_over_its_startup_timeout_ends_the_start() -> None:
         ("Negative", "request_timeout is -1; it must be a number above 0", 2),
         ("Pathless", 'has no endpoint; mark a method with @fal.endpoint("/")', 2),
         ("Taken", "has the path '/queue', which falctl keeps", 2),
-        ("Nobody", "it has FailsToStart, Impatient, Kept, NamedAsSettings, Negative, NoHints", 2),
+        ("Nobody", "it has Declaring, FailsToStart, Impatient, Kept, NamedAsSettings, Negative, NoHints", 2),
     ],
 )
 def test_what_cannot_be_served_is_refused_in_one_line(name: str, said: str, code: int) -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from falctl.wire import EXIT_RETIRED
-from tests.host.harness import REPOSITORY, STEP_S, Host
+from tests.compat.sockets import closed, say, talking
+from tests.host.harness import REPOSITORY, STEP_S, Host, idle
 
 pytestmark = pytest.mark.process
 
@@ -45,3 +46,17 @@ def test_what_it_stores_stays_here_and_its_key_is_gone(probe: Host) -> None:
 def test_a_gpu_error_ends_its_runner(probe: Host) -> None:
     assert probe.post("/", {"what": "oom"}).status == 503
     assert probe.process.wait(timeout=STEP_S) == EXIT_RETIRED
+
+
+def test_its_realtime_runs_on_the_apps_threads_and_its_websockets_hold_slots() -> None:
+    with Host("tests/compat/fal_sockets_app.py::Talk", python=str(PYTHON)) as host:
+        with talking(host, "/realtime") as websocket:
+            told = say(websocket, model="m", n=21)
+            assert told["n"] == 42
+            assert told["thread"].startswith("app")
+            assert say(websocket, n=-1)["error"] == "INTERNAL_ERROR"
+        idle(host)
+        assert host.row.hints == ("m",)
+        with talking(host, "/raw") as websocket:
+            websocket.send("close")
+            assert closed(websocket) == (4001, "as you wish")

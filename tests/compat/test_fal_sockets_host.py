@@ -2,55 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
+import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import msgpack
 import pytest
-from websockets.exceptions import ConnectionClosed, InvalidStatus
-from websockets.sync.client import ClientConnection, unix_connect
+from websockets.exceptions import InvalidStatus
 from websockets.typing import Subprotocol
 
+from falctl.host.ending import EXIT_CARD_BROKEN
 from falctl.wire import CANCEL_PATH, EXIT_RETIRED, Ending, Released
+from tests.compat.sockets import closed, say, talking
 from tests.host.harness import STEP_S, Host, executing, idle
 from tests.wait import until
 
 pytestmark = pytest.mark.process
 
 APP = "tests/compat/fal_sockets_app.py::Talk"
-
-
-@contextmanager
-def talking(host: Host, path: str, request: str = "r-1", **options: Any) -> Iterator[ClientConnection]:
-    headers = {"X-Fal-Request-Id": request} | options.pop("headers", {})
-    with unix_connect(
-        host.spec.socket,
-        f"ws://host{path}",
-        additional_headers=headers,
-        open_timeout=STEP_S,
-        close_timeout=STEP_S,
-        max_size=None,
-        **options,
-    ) as websocket:
-        yield websocket
-
-
-def say(websocket: ClientConnection, **message: Any) -> Any:
-    websocket.send(msgpack.packb(message))
-    answer = websocket.recv(STEP_S)
-    return msgpack.unpackb(answer) if isinstance(answer, bytes) else json.loads(answer)
-
-
-def closed(websocket: ClientConnection) -> tuple[int | None, str | None]:
-    """Return how it ends, once it does."""
-    with contextlib.suppress(ConnectionClosed):
-        while True:
-            websocket.recv(STEP_S)
-    return websocket.close_code, websocket.close_reason
 
 
 @pytest.fixture(scope="module")
@@ -203,11 +173,25 @@ def test_an_app_that_does_not_hear_that_its_client_is_gone_is_cancelled(talk: Ho
     idle(talk)
 
 
+def test_an_app_that_does_not_look_is_cancelled_when_the_router_is_gone(talk: Host) -> None:
+    with talking(talk, "/raw", "deaf") as websocket:
+        websocket.send("deaf")
+        executing(talk, "deaf")
+        websocket.socket.shutdown(socket.SHUT_RDWR)
+    idle(talk)
+
+
 def test_out_of_memory_ends_the_runner(fresh: Host) -> None:
     with talking(fresh, "/raw") as websocket:
         websocket.send("oom")
         assert closed(websocket) == (1011, "Out of memory")
     assert fresh.process.wait(timeout=STEP_S) == EXIT_RETIRED
+
+
+def test_a_broken_card_ends_the_process_though_the_sdk_tells_the_client_alone(fresh: Host) -> None:
+    with talking(fresh, "/realtime") as websocket:
+        assert say(websocket, n=-2)["error"] == "INTERNAL_ERROR"
+    assert fresh.process.wait(timeout=STEP_S) == EXIT_CARD_BROKEN
 
 
 def test_when_its_runner_goes_it_is_closed_once_it_is_quiet(fresh: Host, tmp_path: Path) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import signal
 import threading
+import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from falctl.apikeys import hash_key
 from falctl.clock import monotonic_s
 from falctl.core.lifecycle import STABLE_S
 from tests.process.harness import Falctl, Reply
@@ -26,17 +28,61 @@ def probe() -> Iterator[Falctl]:
         yield f
 
 
+def reads(f: Falctl, url: str, folder: Path, headers: dict[str, str] | None = None) -> Reply:
+    query = urllib.parse.urlencode({"url": url, "folder": str(folder)})
+    return f.post(f"/read?{query}", headers=headers)
+
+
 def test_an_app_reads_back_what_we_serve_and_nothing_else_of_this_machine(
     probe: Falctl, tmp_path: Path
 ) -> None:
     stored = probe.post("/store").json
     url = stored["bytes"]
     assert probe.get(url.removeprefix(probe.url)).body == b"abc"
-    assert probe.post(f"/read?url={url}&folder={tmp_path}").json == 3
+    assert reads(probe, url, tmp_path).json == 3
     assert probe.post(f"/look?url={stored['image']}").json == [8, 6]
-    elsewhere = url.replace(probe.url, "http://127.0.0.1:9")
-    assert probe.post(f"/read?url={elsewhere}&folder={tmp_path}").status == 500
-    assert "Hostname resolves to a non-routable address" in probe.log
+    files = f"{probe.url}/files"
+    elsewhere = (
+        url.replace(probe.url, "http://127.0.0.1:9"),
+        url.replace("127.0.0.1", "localhost"),
+        f"{probe.url}/falctl/status",
+        f"{probe.url}/health",
+        f"{files}/../health",
+        f"{files}/%2e%2e/health",
+        f"{files}/..%2f..%2fetc%2fpasswd",
+        f"{url}/../../health",
+        f"{url}?x=1",
+        url.replace("http://", "http://me@"),
+    )
+    for other in elsewhere:
+        assert reads(probe, other, tmp_path).status == 500, other
+    until(
+        lambda: probe.log.count("DownloadError: Hostname resolves to a non-routable") >= len(elsewhere),
+        within_s=STEP_S,
+        what="each is refused by the guard",
+    )
+    gone = url.rpartition("/")[0] + "/" + "x" * 32 + ".json"
+    assert reads(probe, gone, tmp_path).status == 500
+    probe.wait_line("status code 404")
+
+
+def test_a_redirect_leads_to_stored_files_alone(probe: Falctl, tmp_path: Path) -> None:
+    url = probe.post("/store").json["bytes"]
+    assert probe.post(f"/redirected?target={urllib.parse.quote(url)}&folder={tmp_path}").json == 3
+    for path in ("/falctl/status", "/health"):
+        target = urllib.parse.quote(probe.url + path)
+        assert probe.post(f"/redirected?target={target}&folder={tmp_path}").status == 500
+
+
+def test_an_app_needs_no_key_to_read_back_what_we_serve(tmp_path: Path) -> None:
+    key = "falctl_a-key-of-this-test"
+    config = f'[server]\napi_keys = ["{hash_key(key)}"]\n'
+    sent = {"authorization": f"Key {key}"}
+    with Falctl(f"{PROBE}::Probe", args=("--runners", "1"), config=config) as f:
+        stored = f.post("/store", headers=sent).json
+        assert f.post("/store").status == 401
+        assert reads(f, stored["bytes"], tmp_path, sent).json == 3
+        assert f.post(f"/look?url={stored['image']}", headers=sent).json == [8, 6]
 
 
 def test_a_runner_that_an_answer_ended_is_replaced_and_warm_for_nothing(probe: Falctl) -> None:

@@ -32,7 +32,7 @@ from falctl.core.jobs import (
     Wait,
     Withdraw,
 )
-from falctl.core.retries import ATTEMPTS_MAX, Condition, Outcome, RetryRules
+from falctl.core.retries import ATTEMPTS_MAX, AppRetries, Condition, Outcome, RetryRules
 from falctl.core.types import RequestId
 
 WELL = Outcome(200)
@@ -421,3 +421,18 @@ def test_a_forced_retry_charges_no_condition() -> None:
     world.answered(Outcome(500, needs_retry=True))
     assert world.stands
     assert world.job.failures == {}
+
+
+SKIPS = AppRetries(skips=frozenset({"connection_error"}))
+
+
+def test_the_app_is_asked_when_an_attempt_ends_not_when_the_job_is_submitted() -> None:
+    job = started(World()).job
+    assert job.handle(AttemptEnded(jobs.LOST, SKIPS)) == [Save("end")]
+    job = started(World()).job
+    assert job.handle(AttemptEnded(jobs.LOST))[0] == Save("retry")
+    once = AppRetries({"connection_error": 1})
+    job = Job(RequestId("q"), attempts=2, failures={"connection_error": 1})
+    assert job.handle(Recovered(dispatched=True, app=once)) == [Save("end")]
+    job = Job(RequestId("q"), attempts=1)
+    assert job.handle(Recovered(dispatched=True, app=once))[0] == Save("retry")

@@ -15,6 +15,7 @@ from falctl.core.lifecycle import (
     Begin,
     Condemned,
     CouldNotStart,
+    Declared,
     End,
     Event,
     Exited,
@@ -276,3 +277,38 @@ def test_there_is_never_more_than_one_incarnation(history: list[tuple[Event, flo
         assert alive == (life.state in ("starting", "ready", "draining"))
         assert not (life.state == "backoff" and life.restart_at - now > LIMITS.backoff_max_s)
         assert math.isfinite(life.since_at)
+
+
+def test_a_longer_limit_of_the_app_holds_for_the_incarnation_that_declared_it() -> None:
+    life = Life(LIMITS)
+    [spawn] = life.handle(Begin(), now=0.0)
+    assert isinstance(spawn, Spawn)
+    late = LIMITS.setup_timeout_s + 100.0
+    assert life.handle(Declared(life.epoch, 500.0, None), now=1.0) == []
+    assert life.handle(Watched(life.epoch, None), now=late) == []
+    assert life.handle(Watched(life.epoch, None), now=LIMITS.setup_timeout_s + 501.0) != []
+    life.handle(Exited(life.epoch, -9), now=late + 500.0)
+    life.handle(Tick(), now=late + 600.0)
+    assert life.state == "starting"
+    assert life.handle(Watched(life.epoch, None), now=late + 600.0 + late) != []
+
+
+def test_a_request_may_run_as_long_as_the_app_says_and_a_little_longer() -> None:
+    life = Life(LIMITS)
+    life.handle(Begin(), now=0.0)
+    life.handle(Declared(life.epoch, None, 9000.0), now=0.0)
+    life.handle(BecameReady(life.epoch), now=1.0)
+
+    def at(now: float) -> Watched:
+        return Watched(life.epoch, Vitals(10.0, now, now, progress_known=False))
+
+    assert life.handle(at(9010.0), now=9010.0) == []
+    assert life.handle(at(9041.0), now=9041.0) != []
+
+
+def test_without_longer_limits_ours_hold() -> None:
+    life = Life(LIMITS)
+    life.handle(Begin(), now=0.0)
+    life.handle(Declared(life.epoch, None, None), now=0.0)
+    late = LIMITS.setup_timeout_s + 1.0
+    assert life.handle(Watched(life.epoch, None), now=late) != []

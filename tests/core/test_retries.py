@@ -4,13 +4,26 @@ from __future__ import annotations
 
 import pytest
 
-from falctl.core.retries import ATTEMPTS_MAX, CONDITIONS, Condition, Outcome, RetryRules, pause_s, retries
+from falctl.core.retries import (
+    ATTEMPTS_MAX,
+    CONDITIONS,
+    SILENT,
+    AppRetries,
+    Condition,
+    Outcome,
+    RetryRules,
+    Tried,
+    pause_s,
+    retries,
+)
 
 PLAIN = RetryRules()
 
 
-def tried_again(outcome: Outcome, rules: RetryRules = PLAIN, *, attempts: int = 1) -> bool:
-    return retries(outcome, rules, attempts=attempts, failures={})
+def tried_again(
+    outcome: Outcome, rules: RetryRules = PLAIN, app: AppRetries = SILENT, *, attempts: int = 1
+) -> bool:
+    return retries(outcome, Tried(attempts, {}), rules, app)
 
 
 @pytest.mark.parametrize("status", [503, 504])
@@ -37,8 +50,8 @@ def test_ten_attempts_are_the_most_whatever_anybody_says() -> None:
 
 @pytest.mark.parametrize("status", [429, 500, 503])
 def test_the_answer_itself_decides_before_all_others(status: int) -> None:
-    skips = RetryRules(app_skips=frozenset(CONDITIONS), asked={"server_error": 0})
-    assert tried_again(Outcome(status, needs_retry=True), skips)
+    skips = AppRetries(skips=frozenset(CONDITIONS))
+    assert tried_again(Outcome(status, needs_retry=True), RetryRules(asked={"server_error": 0}), skips)
     assert not tried_again(Outcome(status, needs_retry=False))
 
 
@@ -54,17 +67,25 @@ def test_a_request_that_wants_no_retry_gets_none() -> None:
 
 
 def test_the_request_is_asked_before_the_app_and_the_app_before_the_default() -> None:
-    rules = RetryRules(asked={"timeout": 2}, app={"timeout": 0, "server_error": 1})
-    assert rules.budget("timeout") == 2
-    assert rules.budget("server_error") == 1
-    assert rules.budget("connection_error") == ATTEMPTS_MAX - 1
-    assert RetryRules(app={"timeout": 3}, app_skips=frozenset({"timeout"})).budget("timeout") == 0
+    rules, app = RetryRules(asked={"timeout": 2}), AppRetries({"timeout": 0, "server_error": 1})
+    assert rules.budget("timeout", app) == 2
+    assert rules.budget("server_error", app) == 1
+    assert rules.budget("connection_error", app) == ATTEMPTS_MAX - 1
+    assert RetryRules(never=True).budget("server_error", app) == 0
+
+
+def test_what_an_app_skips_is_not_tried_again_unless_the_request_asks_for_it() -> None:
+    app = AppRetries({"timeout": 3}, frozenset({"timeout", "connection_error"}))
+    assert not tried_again(Outcome(504, condition="timeout"), app=app)
+    assert not tried_again(Outcome(503, condition="connection_error"), app=app)
+    assert tried_again(Outcome(503), app=app)
+    assert tried_again(Outcome(504, condition="timeout"), RetryRules(asked={"timeout": 1}), app)
 
 
 def test_each_condition_has_its_own_budget() -> None:
     rules = RetryRules(asked={"server_error": 1, "timeout": 1})
-    assert retries(Outcome(503), rules, attempts=2, failures={"timeout": 1})
-    assert not retries(Outcome(503), rules, attempts=2, failures={"server_error": 1})
+    assert retries(Outcome(503), Tried(2, {"timeout": 1}), rules)
+    assert not retries(Outcome(503), Tried(2, {"server_error": 1}), rules)
 
 
 def test_pauses_double_up_to_a_bound() -> None:

@@ -60,6 +60,14 @@ def test_a_receiver_that_never_answers_leaves_room_for_others() -> None:
     assert lanes.take(1001, "http://slow:80")
 
 
+def test_only_so_many_are_called_at_once_whoever_they_are() -> None:
+    lanes = Lanes()
+    assert [job for job in range(100) if lanes.take(job, f"http://h{job}:80")] == list(range(AT_ONCE_MAX))
+    assert lanes.free == 0
+    lanes.release(0)
+    assert lanes.take(100, "http://h100:80")
+
+
 def test_nobody_is_called_twice_about_one_job() -> None:
     lanes = Lanes()
     assert lanes.take(1, "a")

@@ -184,6 +184,13 @@ def test_draining_is_announced(board: Board) -> None:
     assert "draining: no new request is taken" in "\n".join(lines(take(board, now=NOW), width=120))
 
 
+def test_webhooks_that_fail_are_counted_when_there_are_any(board: Board) -> None:
+    board.put_router(fleets.busy_router())
+    assert "webhooks" not in "\n".join(lines(take(board, now=NOW), width=120))
+    board.put_router(replace(fleets.busy_router(), webhooks_failing=1200))
+    assert "webhooks failing 1,200" in "\n".join(lines(take(board, now=NOW), width=120))
+
+
 @pytest.mark.parametrize("width", [60, 120])
 def test_a_starting_runner_shows_its_stage(board: Board, width: int) -> None:
     board.put_life(0, fleets.life(0, gpus=(0,), state="starting", reason="importing torch"))

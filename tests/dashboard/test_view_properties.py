@@ -64,6 +64,7 @@ ROUTERS = facts(
     rate_rps=SECONDS,
     p50_s=SECONDS,
     p95_s=SECONDS,
+    webhooks_failing=COUNTS,
 )
 CARDS = facts(
     CardFacts,

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -101,6 +101,7 @@ class Host:
         cwd: Path = REPOSITORY,
         wait: bool = True,
         python: str = sys.executable,
+        spec: Mapping[str, Any] | None = None,
     ) -> None:
         self.home = Path(tempfile.mkdtemp(prefix="f"))
         self.files = self.home / "files"
@@ -109,14 +110,17 @@ class Host:
         self._board = Board.create(self.home / "board", runners=1, gpus=1)
         self._ours, theirs = socket.socketpair()
         life_read, self.life_fd = os.pipe()
-        self._errors = (self.home / "stderr").open("wb")
+        self._errors = (self.home / "stderr").open("ab")
+        self._native = [*os.pipe(), *os.pipe()]
+        for read in self._native[::2]:
+            os.set_blocking(read, False)
         family = secrets.token_hex(8)
         self.process = subprocess.Popen(
             [python, "-P", "-m", "falctl.host"],
             stdin=subprocess.DEVNULL,
             stdout=self._errors,
             stderr=self._errors,
-            pass_fds=(theirs.fileno(), self._board.fd, life_read),
+            pass_fds=(theirs.fileno(), self._board.fd, life_read, *self._native),
             start_new_session=True,
             env={
                 **os.environ,
@@ -130,11 +134,13 @@ class Host:
                 lifeline.ENV_LIFE: str(life_read),
                 lifeline.ENV_PARENT: str(os.getpid()),
                 lifeline.ENV_FAMILY: family,
+                lifeline.ENV_NATIVE: ",".join(map(str, self._native[::2] + self._native[1::2])),
             },
         )
         theirs.close()
-        os.close(life_read)
-        self.spec = HostSpec(
+        for number in (life_read, *self._native[1::2]):
+            os.close(number)
+        plain = HostSpec(
             runner=0,
             epoch=1,
             app=app,
@@ -148,6 +154,7 @@ class Host:
             config=Config.model_validate(config or {}).model_dump(mode="json"),
             data_dir=str(self.home / "data"),
         )
+        self.spec = replace(plain, **(spec or {}))
         self.said: queue.Queue[Message] = queue.Queue()
         self.send(self.spec)
         threading.Thread(target=self._listen, daemon=True).start()
@@ -168,7 +175,8 @@ class Host:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait(timeout=STEP_S)
-        os.close(self.life_fd)
+        for number in (self.life_fd, *self._native[::2]):
+            os.close(number)
         self._ours.close()
         self._errors.close()
         self._board.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import cast
@@ -11,6 +12,8 @@ from typing import cast
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
+from falctl.clock import wall_clock
+from falctl.core.lifetimes import ends_at
 from falctl.host import gate as host_gate
 from falctl.host.ending import EXIT_CARD_BROKEN
 from falctl.host.keeper import Keeper
@@ -109,6 +112,17 @@ def test_what_an_app_stores_is_linked_under_the_routers_url(probe: Host) -> None
     url = probe.post("/store").json["url"]
     assert url.startswith("http://127.0.0.1:8808/files/")
     assert (probe.files / url.rpartition("/")[2]).read_bytes() == b"stored"
+
+
+def test_a_file_is_kept_as_long_as_the_request_that_it_is_stored_for_says(probe: Host) -> None:
+    def ends_in_s(value: str) -> float:
+        url: str = probe.post("/store", {}, {"x-fal-object-lifecycle-preference": value}).json["url"]
+        return ends_at(url, otherwise=0.0) - wall_clock().timestamp()
+
+    assert 500 < ends_in_s('{"expiration_duration_seconds": 600}') <= 601
+    assert ends_in_s('{"expiration_duration_seconds": null}') == math.inf
+    assert ends_in_s("{}") < 0
+    assert ends_in_s("what the router would refuse") < 0
 
 
 def test_bad_input_is_422_with_fastapis_detail_list(probe: Host) -> None:

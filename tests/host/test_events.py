@@ -42,7 +42,7 @@ async def settle() -> None:
 def test_a_reader_that_lags_is_cut_off_and_the_others_miss_nothing() -> None:
     async def scene() -> None:
         hub, slow, quick = EventHub(), Peer(), Peer()
-        tasks = [asyncio.ensure_future(hub.serve(released(0), p.receive, p.send)) for p in (slow, quick)]
+        tasks = [asyncio.ensure_future(hub.serve([released(0)], p.receive, p.send)) for p in (slow, quick)]
         await settle()
         slow.writable.clear()
         hub.emit(released(1))
@@ -67,7 +67,7 @@ def test_a_reader_that_lags_is_cut_off_and_the_others_miss_nothing() -> None:
 def test_a_reader_that_goes_ends_its_stream() -> None:
     async def scene() -> None:
         hub, peer = EventHub(), Peer()
-        task = asyncio.ensure_future(hub.serve(released(0), peer.receive, peer.send))
+        task = asyncio.ensure_future(hub.serve([released(0)], peer.receive, peer.send))
         await settle()
         peer.gone.set()
         await asyncio.wait_for(task, WAIT_S)
@@ -80,7 +80,7 @@ def test_a_reader_that_goes_ends_its_stream() -> None:
 def test_flush_lets_readers_have_what_was_emitted_before_it_returns() -> None:
     async def scene() -> None:
         hub, peer = EventHub(), Peer()
-        task = asyncio.ensure_future(hub.serve(released(0), peer.receive, peer.send))
+        task = asyncio.ensure_future(hub.serve([released(0)], peer.receive, peer.send))
         await settle()
         hub.emit(released(1))
         assert peer.lines == [released(0)]

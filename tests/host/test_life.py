@@ -23,6 +23,7 @@ import asyncio, os, threading, time
 from pathlib import Path
 from typing import Iterator
 from pydantic import BaseModel
+from starlette.websockets import WebSocket
 from falctl import App, endpoint
 
 HERE = Path(__file__).parent
@@ -98,6 +99,9 @@ class Unservable(App):
     def go(self) -> threading.Thread:
         return ""
 
+class SyncSocket(App):
+    @endpoint("/")
+    def go(self, websocket: WebSocket): ...
 class Generator(App):
     @endpoint("/")
     def go(self):
@@ -167,6 +171,11 @@ def test_an_async_setup_runs_on_the_loop_and_so_does_its_teardown(apps: Path) ->
         ("UnknownAnnotation", "UnknownAnnotation.go cannot be served: NameError: name 'NoSuchType'", 2),
         ("Unservable", "Unservable.go cannot be served: FastAPIError", 2),
         ("Generator", "Generator.go cannot be served: TypeError: it is a generator", 2),
+        (
+            "SyncSocket",
+            "SyncSocket.go cannot be served: TypeError: it takes a WebSocket, so it must be async",
+            2,
+        ),
     ],
 )
 def test_a_start_that_fails_is_told_in_one_line(apps: Path, name: str, said: str, code: int) -> None:

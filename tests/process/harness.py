@@ -59,7 +59,7 @@ class Reply:
 
 class Falctl:
     """
-    `falctl up APP` with *args*, and *config* as the text of its configuration file.
+    `falctl up APP` with *args*, and *config* as the text of its configuration file, which names the apps if *app* is None.
 
     *env* is put over this process's environment, which loses every FALCTL_ and CUDA_ variable; *python_path* comes
     before the repository on PYTHONPATH. *start* False: entering the block only makes the directories; then
@@ -68,7 +68,7 @@ class Falctl:
 
     def __init__(
         self,
-        app: str = "runners.echo:Echo",
+        app: str | None = "runners.echo:Echo",
         *,
         config: str = "",
         env: Mapping[str, str] | None = None,
@@ -85,7 +85,7 @@ class Falctl:
         self.lines: list[str] = []
         """What it printed so far, standard output and standard error together."""
         self.environ = self._environment(env or {}, python_path)
-        self._arguments = ["--port", "0", *args, *self._config(config), "--", app]
+        self._arguments = ["--port", "0", *args, *self._config(config), *(["--", app] if app else [])]
         self._start_at_once = start
         self._process: subprocess.Popen[str] | None = None
         self._reader: threading.Thread | None = None
@@ -281,6 +281,10 @@ class Falctl:
     ) -> Reply:
         """GET *path*."""
         return self._request("GET", path, None, headers=headers or {}, timeout_s=timeout_s)
+
+    def put(self, path: str) -> Reply:
+        """PUT *path*, without a body."""
+        return self._request("PUT", path, None, headers={}, timeout_s=REQUEST_S)
 
     def _request(
         self, method: str, path: str, body: bytes | None, *, headers: Mapping[str, str], timeout_s: float

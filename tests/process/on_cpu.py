@@ -17,7 +17,7 @@ class Falctl(harness.Falctl):
 
     def __init__(
         self,
-        app: str = "runners.echo:Echo",
+        app: str | None = "runners.echo:Echo",
         *,
         config: str = "",
         env: Mapping[str, str] | None = None,

@@ -8,8 +8,10 @@ import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import uvicorn
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
@@ -41,6 +43,8 @@ class Seen:
 
 
 Handler = Callable[[Seen, Send], Awaitable[None]]
+Talker = Callable[[Seen, Receive, Send], Awaitable[None]]
+"""Serves a websocket."""
 
 
 async def answer(
@@ -63,6 +67,14 @@ async def say_ok(_: Seen, send: Send) -> None:
     await answer(send)
 
 
+async def echo(_: Seen, receive: Receive, send: Send) -> None:
+    """Accept a websocket, and say back what is said."""
+    await receive()
+    await send({"type": "websocket.accept"})
+    while (message := await receive())["type"] == "websocket.receive":
+        await send({**message, "type": "websocket.send"})
+
+
 @dataclass(eq=False)
 class FakeHost:
     """Speaks the host's side of `wire` on a Unix socket, from a thread of the test."""
@@ -74,16 +86,27 @@ class FakeHost:
     slots: int = 1
     hints: tuple[str, ...] | None = ()
     handler: Handler = say_ok
+    talker: Talker = echo
     bounces: int = 0
     """How many of the next requests are bounced."""
     executing: list[str] = field(default_factory=list)
     seen: list[Seen] = field(default_factory=list)
     cancelled: list[str] = field(default_factory=list)
+    cancels_asked: int = 0
+    """Those included that came before their request."""
+    door: threading.Event | None = None
+    """Requests stand before it, still without a slot, until it is set."""
+    at_door: int = 0
+    """How many requests have come to it so far."""
     connections_made: int = 0
     streams_opened: int = 0
     tells_release: bool = True
+    recap: list[wire.Message] = field(default_factory=list)
+    """What it tells again after its Hello."""
     streams_refused: int = 0
     """How many of the next event streams are refused."""
+    declares: dict[str, Any] = field(default_factory=dict)
+    """Further fields of its Hello."""
 
     def __post_init__(self) -> None:
         self._board = Board.attach(self.board_fd)
@@ -140,7 +163,8 @@ class FakeHost:
             await self._app(scope, receive, send)
 
         config = uvicorn.Config(
-            app, lifespan="off", interface="asgi3", ws="none", log_config=None, access_log=False,
+            app, lifespan="off", interface="asgi3", ws="websockets-sansio", log_config=None, access_log=False,
+            ws_ping_interval=None, ws_max_size=1 << 40, ws_per_message_deflate=False,
             proxy_headers=False, timeout_keep_alive=3600, server_header=False, date_header=False,
         )  # fmt: skip
         config.load()
@@ -171,17 +195,41 @@ class FakeHost:
 
     async def _app(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"]
-        if path == wire.EVENTS_PATH and self.streams_refused:
+        if scope["type"] == "websocket":
+            await self._talk(scope, receive, send)
+        elif path == wire.EVENTS_PATH and self.streams_refused:
             self.streams_refused -= 1
             await answer(send, status=503)
         elif path == wire.EVENTS_PATH:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._stream(send)
         elif path.startswith(wire.CANCEL_PATH):
-            self.cancelled.append(path.removeprefix(wire.CANCEL_PATH))
-            await answer(send, status=202)
+            await self._cancel(path.removeprefix(wire.CANCEL_PATH), send)
         else:
             await self._work(scope, receive, send)
+
+    async def _talk(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = [(name.lower(), value) for name, value in scope["headers"]]
+        seen = Seen("GET", scope["raw_path"], scope["query_string"], headers, b"")
+        if self.bounces or len(self.executing) >= self.slots:
+            self.bounces -= bool(self.bounces)
+            response = Response(status_code=503, headers={wire.H_BOUNCED: "1"})
+            await response(scope, receive, send)
+            return
+        self.executing.append(seen.request)
+        self.seen.append(seen)
+        try:
+            await self.talker(seen, receive, send)
+        finally:
+            self.release(seen.request)
+
+    async def _cancel(self, request: str, send: Send) -> None:
+        self.cancels_asked += 1
+        if request in self.executing:
+            self.cancelled.append(request)
+            await answer(send, status=202)
+        else:
+            await answer(send, status=404)
 
     async def _work(self, scope: Scope, receive: Receive, send: Send) -> None:
         body = b""
@@ -195,6 +243,9 @@ class FakeHost:
             self.seen.append(seen)
             await self.handler(seen, send)
             return
+        self.at_door += 1
+        if self.door is not None:
+            await wait_on_loop(self.door)
         if self.bounces or len(self.executing) >= self.slots:
             self.bounces -= bool(self.bounces)
             await answer(send, status=503, headers=((wire.H_BOUNCED.encode(), b"1"),))
@@ -216,7 +267,11 @@ class FakeHost:
 
     async def _stream(self, send: Send) -> None:
         queue: asyncio.Queue[bytes | None] = asyncio.Queue()
-        queue.put_nowait(wire.encode(wire.Hello(self.epoch, self.slots, list(self.executing))))
+        queue.put_nowait(
+            wire.encode(wire.Hello(self.epoch, self.slots, list(self.executing), **self.declares))
+        )
+        for message in self.recap:
+            queue.put_nowait(wire.encode(message))
         self._streams.add(queue)
         self.streams_opened += 1
         try:

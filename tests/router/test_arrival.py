@@ -82,3 +82,22 @@ def test_a_value_that_is_none_is_refused_by_the_name_of_its_header(header: str, 
         reply = ask(setup, headers={header: value})
         assert reply.status == 400
         assert reply.json()["detail"].startswith(f"{header}: {value!r} is ")
+
+
+@pytest.mark.parametrize("path", ["/", "/run/owner/app", "/queue/owner/app"])
+@pytest.mark.parametrize("value", ["3600", '{"expiration_duration_seconds": "soon"}'])
+def test_a_lifetime_of_files_that_is_none_is_refused(plain: Setup, path: str, value: str) -> None:
+    reply = ask(plain, path=path, body=b"{}", headers={"X-Fal-Object-Lifecycle-Preference": value})
+    assert (reply.status, reply.json()["error_type"]) == (400, "bad_request")
+    assert reply.json()["detail"].startswith("X-Fal-Object-Lifecycle-Preference: ")
+    assert plain.hosts[0].seen == []
+
+
+@pytest.mark.parametrize("path", ["/", "/run/owner/app", "/queue/owner/app"])
+def test_a_lifetime_of_files_reaches_the_host_as_it_was_sent(plain: Setup, path: str) -> None:
+    value = '{"expiration_duration_seconds":  60, "initial_acl": {"default": "forbid"}}'
+    assert (
+        ask(plain, path=path, body=b"{}", headers={"X-Fal-Object-Lifecycle-Preference": value}).status == 200
+    )
+    until(lambda: plain.hosts[0].seen, within_s=PATIENCE_S, what="it arrives")
+    assert plain.hosts[0].seen[0].values("x-fal-object-lifecycle-preference") == [value.encode()]

@@ -16,13 +16,15 @@ from falctl.core.admission import ByteBudget
 from falctl.core.events import Arrived, Dispatch, Refuse, RunnerDown, RunnerUp
 from falctl.core.types import Epoch, RequestId, RunnerId
 from falctl.errors import ClientGoneError
+from falctl.router.activity import Activity
 from falctl.router.apps import LocalApp
 from falctl.router.body import Intake
 from falctl.router.call import Call
 from falctl.router.driver import Driver
 from falctl.router.fleet import FleetLinks
 from falctl.router.ledger import Ledger
-from falctl.router.proxy import Proxy, ProxyRules, Target
+from falctl.router.proxy import Proxy, ProxyRules
+from falctl.router.reach import Target
 from tests.router.client import Raw, ask, request_bytes
 from tests.router.fake_host import PATIENCE_S, Seen, answer, wait_on_loop
 from tests.router.harness import serving
@@ -86,7 +88,9 @@ def test_a_client_that_goes_between_dispatch_and_sending_leaves_no_request_behin
         fleet = SimpleNamespace(refresh=lambda: None)  # whoever asks it for a link fails
         rules = ProxyRules(hint_from="", hide=frozenset())
         intake = Intake(ByteBudget(1000), 1000, 1.0, lambda: 1.0)
-        proxy = Proxy(cast("FleetLinks", fleet), intake=intake, ledger=Ledger(), rules=rules)
+        proxy = Proxy(
+            cast("FleetLinks", fleet), intake=intake, ledger=Ledger(), rules=rules, activity=Activity()
+        )
         call = Call(a_scope(connection), an_empty_body, nobody_reads)
         serving_it = asyncio.ensure_future(
             proxy.serve(call, Target(LocalApp("", frozenset({FIRST}), made), b"/"))

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from falctl.clock import wall_clock
+from falctl.core.lifetimes import Lifetime
 from falctl.router.files import FileStore
 from tests.router.client import Raw, ask, request_bytes
 from tests.router.fake_host import PATIENCE_S
@@ -146,6 +148,29 @@ def test_only_old_regular_files_are_swept(tmp_path: Path) -> None:
     assert FileStore(folder, keep_s=60.0).sweep() == 1
     assert outside.exists()
     assert sorted(path.name for path in folder.iterdir()) == ["link", "sub", "young"]
+
+
+def test_a_file_whose_name_says_when_it_ends_goes_then_whatever_its_age(tmp_path: Path) -> None:
+    now = wall_clock().timestamp()
+    names = {
+        word: NAME.replace(".png", f"{mark}.png")
+        for word, mark in (
+            ("over", Lifetime(1.0).mark(now - 10)),
+            ("longer", Lifetime(7200.0).mark(now)),
+            ("for ever", Lifetime(None).mark(now)),
+        )
+    }
+    store = FileStore(tmp_path, keep_s=60.0)
+    for word, name in names.items():
+        (tmp_path / name).write_bytes(b"x")
+        os.utime(tmp_path / name, (now, now) if word == "over" else (1000, 1000))
+    assert store.open(names["over"]) is None, "not even before it is swept"
+    assert store.sweep() == 1
+    for word in ("longer", "for ever"):
+        found = store.open(names[word])
+        assert found is not None
+        assert found.content_type == "image/png"
+        os.close(found.fd)
 
 
 def test_a_folder_that_is_gone_is_no_error(tmp_path: Path) -> None:

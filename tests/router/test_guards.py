@@ -119,8 +119,9 @@ def test_no_key_or_a_wrong_one_does_not(keyed: Setup, value: str | None) -> None
     assert not keyed.hosts[0].seen
 
 
-def test_health_asks_for_no_key(keyed: Setup) -> None:
-    assert ask(keyed, "GET", "/health").status == 200
+@pytest.mark.parametrize("path", ["/health", "/fal/rest/.well-known/jwks.json"])
+def test_what_everybody_may_know_asks_for_no_key(keyed: Setup, path: str) -> None:
+    assert ask(keyed, "GET", path).status == 200
 
 
 def test_a_key_for_us_is_not_shown_to_the_app(keyed: Setup) -> None:
@@ -272,19 +273,6 @@ def test_everything_else_goes_to_the_app_with_any_method(plain: Setup, method: s
     assert ask(plain, method, "/some/path?a=b&c=%20").status == 200
     seen = plain.hosts[0].seen[-1]
     assert (seen.method, seen.raw_path, seen.query) == (method, b"/some/path", b"a=b&c=%20")
-
-
-def test_a_websocket_is_refused_in_words(plain: Setup) -> None:
-    upgrade = (
-        b"Connection: Upgrade",
-        b"Upgrade: websocket",
-        b"Sec-WebSocket-Version: 13",
-        b"Sec-WebSocket-Key: eA==",
-    )
-    with Raw(plain, request_bytes("/realtime", *upgrade, method="GET")) as raw:
-        answered = raw.read_all()
-    assert b" 501 " in answered.splitlines()[0]
-    assert b"websockets are not passed on" in answered
 
 
 def test_a_request_that_offers_http_2_is_served_whole(plain: Setup) -> None:

@@ -16,7 +16,7 @@ import pytest
 from falctl.core.retries import Outcome
 from falctl.core.types import Hint, RequestId, Wanted
 from falctl.errors import StartError, StorageFullError
-from falctl.router.jobs import database
+from falctl.router.jobs import database, rows
 from falctl.router.jobs.bodies import INLINE_BYTES_MAX
 from falctl.router.jobs.database import ROW_BYTES
 from falctl.router.jobs.envelope import unpack
@@ -136,8 +136,23 @@ def test_logs_are_kept_in_order_up_to_a_bound(tmp_path: Path) -> None:
         return await store.logs(q(1))
 
     kept = using(tmp_path, use, limits)
-    assert [line.at for line in kept] == [0.0, 1.0, 2.0, 3.0, 4.0]
+    assert [line.at for line in kept] == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
     assert kept[0].message == "line 0 ?"
+    assert kept[-1] == LogLine(
+        5.0, "WARN", "falctl: the logs of this job take 400 bytes; nothing more is kept"
+    )
+
+
+def test_logs_that_are_told_again_are_kept_once(tmp_path: Path) -> None:
+    first, second = (LogLine(float(n), "STDOUT", "the same") for n in range(2))
+
+    async def use(store: JobStore) -> list[LogLine]:
+        await store.submit(job(1))
+        await store.add_logs(q(1), [first])
+        await store.add_logs(q(1), [first, second], retold=True)
+        return await store.logs(q(1))
+
+    assert using(tmp_path, use) == [first, second]
 
 
 def hold(store: JobStore) -> tuple[threading.Event, asyncio.Future[None]]:
@@ -393,6 +408,36 @@ def test_a_newer_queue_is_refused(tmp_path: Path) -> None:
     newer.execute("PRAGMA user_version = 99")
     newer.close()
     assert "version 99" in opened(tmp_path)
+
+
+def test_what_ended_stays_until_its_webhook_is_told(tmp_path: Path) -> None:
+    async def run(store: JobStore) -> None:
+        for n in range(2):
+            await store.submit(NewJob(q(n), b"{}", b"x", receiver="http://h:80" if n else None))
+            await store.end(q(n), Ending(Outcome(200), 0.1, 1.0), Answer((), b"y" * 1000))
+        assert await store.sweep() == 1
+        assert await store.find(q(0)) is None
+        assert await store.answer(q(1)) is not None
+        store.limits = StoreLimits(keep_s=3600.0, max_bytes=1000)
+        with pytest.raises(StorageFullError):
+            await store.submit(job(2))
+        assert await store.answer(q(1)) is not None
+        await store.write(lambda transaction: transaction.connection.execute("DELETE FROM webhooks"))
+        await store.submit(job(3))
+        assert await store.find(q(1)) is None
+
+    using(tmp_path, run)
+
+
+def test_a_job_that_is_deleted_leaves_no_webhook_behind(tmp_path: Path) -> None:
+    async def run(store: JobStore) -> int:
+        await store.submit(NewJob(q(1), b"{}", b"x", receiver="http://h:80"))
+        await store.end(q(1), WELL, None)
+        await store.write(lambda transaction: rows.delete_job(transaction.connection, 1))
+        found: int = await store.read(lambda c: c.execute("SELECT count(*) FROM webhooks").fetchone()[0])
+        return found
+
+    assert using(tmp_path, run) == 0
 
 
 def test_a_queue_of_the_first_version_is_taken_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

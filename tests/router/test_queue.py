@@ -120,6 +120,7 @@ def test_a_job_is_submitted_run_and_fetched(setup: Setup) -> None:
     assert seen.body == b'{"model": "m"}'
     assert seen.request == request
     assert not seen.values("x-fal-queue-priority")
+    assert not seen.values("accept-encoding"), "the result is for whoever asks for it"
 
 
 def test_every_status_has_the_keys_that_the_clients_need(setup: Setup) -> None:

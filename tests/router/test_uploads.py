@@ -18,6 +18,7 @@ import pytest
 
 from falctl.apikeys import hash_key
 from falctl.clock import wall_clock
+from falctl.core.lifetimes import ends_at
 from falctl.errors import BodyTooLargeError, ConflictError
 from falctl.router.files import is_name, new_name
 from falctl.router.uploads import passes
@@ -419,3 +420,33 @@ def test_storage_has_nothing_else(plain: Setup) -> None:
     reply = ask(plain, "GET", "/fal/rest/storage/list")
     assert reply.status == 404
     assert "of fal's storage there are" in reply.json()["detail"]
+
+
+# --- how long it is kept ---------------------------------------------------------------------------
+
+FOR_TEN_MINUTES = '{"expiration_duration_seconds": 600, "initial_acl": {"default": "forbid"}}'
+
+
+def kept_s(url: str) -> float:
+    return ends_at(url, otherwise=0.0) - wall_clock().timestamp()
+
+
+@pytest.mark.parametrize("header", ["X-Fal-Object-Lifecycle", "X-Fal-Object-Lifecycle-Preference"])
+@pytest.mark.parametrize("path", ["/fal/cdn/files/upload", "/fal/cdn/files/upload/multipart", INITIATE])
+def test_a_client_says_how_long_its_file_is_kept(plain: Setup, path: str, header: str) -> None:
+    def send(value: str) -> Reply:
+        headers = {header: value, "x-fal-file-name": "a.png"}
+        return ask(plain, path=path, body=b"{}", headers=headers)
+
+    told = send(FOR_TEN_MINUTES).json()
+    assert 500 < kept_s(told.get("access_url") or told["file_url"]) <= 601
+    refused = send("for a while")
+    assert (refused.status, refused.json()["error_type"]) == (400, "bad_request")
+    assert refused.json()["detail"].startswith(f"{header}: ")
+
+
+def test_a_file_that_is_kept_for_a_while_is_sent_and_served_as_any_other(plain: Setup) -> None:
+    headers = {"X-Fal-Object-Lifecycle-Preference": FOR_TEN_MINUTES}
+    told = ask(plain, path=INITIATE, body=b'{"file_name": "a.png"}', headers=headers).json()
+    assert put(plain, path_of(told["upload_url"]), b"picture").status == 200
+    assert ask(plain, "GET", path_of(told["file_url"])).body == b"picture"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sqlite3
 import stat
@@ -14,7 +15,14 @@ from typing import Any
 import pytest
 from cryptography.exceptions import InvalidSignature
 
+from falctl import wire
 from falctl.clock import wall_clock
+from falctl.core.retries import Outcome
+from falctl.core.types import RequestId
+from falctl.router.jobs.envelope import Envelope, pack
+from falctl.router.jobs.records import Answer, Ending, StoreLimits
+from falctl.router.jobs.saving import new_job
+from falctl.router.jobs.store import JobStore
 from tests.router.client import ask
 from tests.router.fake_host import PATIENCE_S, Gate, Handler, say_ok
 from tests.router.harness import Setup, idle, log_of, serving, waits
@@ -23,6 +31,7 @@ from tests.router.test_queue import becomes, cancel, result
 from tests.router.test_queue import saying as app_saying
 from tests.wait import until
 
+JOB = RequestId("ended-before")
 KEYS = "/fal/rest/.well-known/jwks.json"
 
 
@@ -296,6 +305,24 @@ def test_after_ten_retries_it_is_given_up_and_the_log_says_so(setup: Setup) -> N
     assert setup.status()["webhooks_failing"] == 0
 
 
+def test_a_drain_waits_for_those_that_are_being_called_but_not_for_long() -> None:
+    with serving() as setup, Receiver() as receiver:
+        never = threading.Event()
+        with Receiver(lambda _: (never.wait(60), None)[1]) as silent:
+            submit(setup, silent.url)
+            silent.wait()
+            gate = Gate()
+            setup.hosts[0].handler = gate
+            last = submit(setup, receiver.url)
+            becomes(setup, last, "IN_PROGRESS")
+            assert setup.router is not None
+            setup.router.send(wire.Drain(30.0))
+            gate.opened.set()
+            setup.router.expect(wire.Drained)
+            assert len(receiver.about(last)) == 1
+            never.set()
+
+
 def test_a_router_killed_while_it_calls_calls_again(setup: Setup) -> None:
     never = threading.Event()
     with Receiver(lambda _: (never.wait(60), None)[1]) as receiver:
@@ -307,6 +334,29 @@ def test_a_router_killed_while_it_calls_calls_again(setup: Setup) -> None:
         none_pending(setup)
         never.set()
         assert len(receiver.about(request)) == 2
+
+
+def test_a_job_that_ended_just_before_its_router_was_killed_is_told_by_the_next(receiver: Receiver) -> None:
+    setup = Setup()
+    try:
+        setup.add_host()
+
+        async def end() -> None:
+            store = JobStore(setup.home.jobs, StoreLimits(keep_s=3600.0, max_bytes=1 << 30))
+            url = f"{receiver.url}/hook"
+            envelope = Envelope("owner/app", "POST", b"/", b"", [], None, "me", webhook=url)
+            await store.submit(new_job(JOB, pack(envelope), b"{}", envelope=envelope))
+            ending = Ending(Outcome(200), 0.1, wall_clock().timestamp())
+            await store.end(JOB, ending, Answer((), b'{"n": 1}'))
+            store.close()
+
+        asyncio.run(end())
+        setup.start_router()
+        (heard,) = receiver.wait()
+        assert (heard.json["request_id"], heard.json["payload"]) == (JOB, {"n": 1})
+        none_pending(setup)
+    finally:
+        setup.close()
 
 
 def test_jobs_that_end_while_routers_are_killed_are_all_told(setup: Setup, receiver: Receiver) -> None:
@@ -389,8 +439,6 @@ def test_a_result_stays_until_its_webhook_is_delivered() -> None:
 
 
 def test_a_spoilt_key_is_said_in_one_line() -> None:
-    from falctl import wire
-
     setup = Setup()
     try:
         setup.home.webhook_key.write_bytes(b"short")

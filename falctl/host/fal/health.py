@@ -17,6 +17,7 @@ from starlette.types import ASGIApp
 
 from falctl.clock import monotonic_s
 from falctl.host.inside import post
+from falctl.host.prints.aside import aside
 from falctl.tasks import spawn
 
 log = logging.getLogger(__name__)
@@ -81,7 +82,7 @@ class HealthWatch:
     async def _fault(self) -> str:
         """Return what is wrong; empty: nothing. A check that hangs goes on, and the next waits for the same one."""
         if self._running is None:
-            self._running = spawn(post(self._web, self._check.path), name="health")
+            self._running = spawn(self._ask(), name="health")
         await asyncio.wait({self._running}, timeout=self._check.timeout_s)
         if not self._running.done():
             return f"no answer within {self._check.timeout_s:g} s"
@@ -90,6 +91,10 @@ class HealthWatch:
         if isinstance(outcome, str):
             return outcome
         return "" if outcome in range(200, 300) else f"status {outcome}"
+
+    async def _ask(self) -> int | str:
+        with aside():
+            return await post(self._web, self._check.path)
 
 
 def _or(value: float | None, default: float) -> float:

@@ -9,20 +9,18 @@ async ones.
 from __future__ import annotations
 
 import functools
-import importlib
 import inspect
+import sys
 import types
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any
 
 from falctl.clock import monotonic_s
 from falctl.host.app_threads import AppThreads
 from falctl.host.failures import breaks_the_card, runs_out_of_memory
+from falctl.host.fal.sdk import SDK
 from falctl.host.ticket import CURRENT
-
-_MODULES: Final = ("fal.realtime", "fal.app")
-"""Where the SDK has its template, the newest first."""
 
 
 def realtime_route(method: Callable[..., Any], signature: Any, *, threads: AppThreads) -> Callable[..., Any]:
@@ -36,13 +34,12 @@ def realtime_route(method: Callable[..., Any], signature: Any, *, threads: AppTh
 
 
 def _template() -> Callable[..., Any]:
-    for name in _MODULES:
-        module = importlib.import_module(name)
-        if (found := getattr(module, "_fal_websocket_template", None)) is not None:
-            template: Callable[..., Any] = found
-            return template
-    msg = "this version of fal's SDK serves @fal.realtime in a way that falctl does not know"
-    raise TypeError(msg)
+    module = sys.modules[sys.modules[f"{SDK}.app"].realtime.__module__]
+    if not hasattr(module, "_fal_websocket_template"):
+        msg = "this version of fal's SDK serves @fal.realtime in a way that falctl does not know"
+        raise TypeError(msg)
+    template: Callable[..., Any] = module._fal_websocket_template  # noqa: SLF001 - the same from 1.60 on
+    return template
 
 
 def _on_threads(function: Callable[..., Any], threads: AppThreads) -> Callable[..., Any]:

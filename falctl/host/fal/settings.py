@@ -1,14 +1,18 @@
-"""What a fal.App declares about itself: what we honour, as values, and what we do not, in one line."""
+"""What a fal.App declares about itself, as values."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 from falctl.errors import ConfigError
+from falctl.host.fal.retry_settings import read_retries, read_skips
 
 _IGNORED: Final = ("machine_type", "regions", "requirements", "image")
+_ELASTIC: Final = ("concurrency_buffer", "concurrency_buffer_perc", "scaling_delay")
+_OF_THE_CLASS: Final = ("num_gpus", "machine_type", "requirements", "regions", "app_auth")
+"""What the SDK leaves on the class."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,9 +27,20 @@ class Settings:
     min_concurrency: int
     """So many runners stay warm whatever `keep_alive_s` says."""
     num_gpus: int | None
+    max_concurrency: int | None
+    name: str
+    """What the app calls itself."""
+    start_timeout_s: float | None
+    retries: Mapping[str, int]
+    """Further attempts by condition."""
+    retry_skips: tuple[str, ...]
+    data_mounts: tuple[str, ...]
     secrets: tuple[str, ...]
     ignored: tuple[str, ...]
     """As ``name=value``, for a person."""
+    elastic: tuple[str, ...]
+    """Likewise, what would scale it."""
+    auth: str | None
 
 
 def read_settings(fal_class: type[Any], base: type[Any], *, named: str) -> Settings:
@@ -54,33 +69,37 @@ def read_settings(fal_class: type[Any], base: type[Any], *, named: str) -> Setti
         keep_alive_s=number("keep_alive", zero=True),
         min_concurrency=int(number("min_concurrency", zero=True) or 0),
         num_gpus=int(count) if (count := number("num_gpus")) is not None else None,
+        max_concurrency=int(most) if (most := number("max_concurrency")) is not None else None,
+        name=str(getattr(fal_class, "app_name", None) or ""),
+        start_timeout_s=number("request_start_timeout", zero=True) or None,
+        retries=read_retries(declared.get("retry_config"), named=named),
+        retry_skips=read_skips(declared.get("skip_retry_conditions"), named=named),
+        data_mounts=tuple(map(str, declared.get("data_mounts") or ())),
         secrets=tuple(declared.get("secrets") or ()),
-        ignored=tuple(f"{name}={declared[name]!r}" for name in _IGNORED if name in declared),
+        ignored=_told(declared, _IGNORED),
+        elastic=_told(declared, _ELASTIC),
+        auth=declared.get("app_auth"),
     )
 
 
-def check_cards(settings: Settings, *, cards: int, named: str) -> None:
-    """Raise ConfigError when an app on GPUs wants more of them than each runner has; 0 *cards* is a CPU runner."""
+def check_cards(settings: Settings, *, cards: int, named: str, section: str = "runners") -> None:
+    """
+    Raise ConfigError when an app on GPUs wants more of them than each runner has; 0 *cards* is a CPU runner.
+
+    *section* of the configuration says which cards those are.
+    """
     wanted = settings.num_gpus or 1
     if 0 < cards < wanted:
         group = ", ".join(map(str, range(wanted)))
         msg = (
             f"APP {named!r} wants num_gpus = {wanted}, but a runner has {cards}; "
-            f"give it a group of cards: runners.gpus = [[{group}]]"
+            f"give it a group of cards: {section}.gpus = [[{group}]]"
         )
         raise ConfigError(msg)
 
 
-def notes(settings: Settings, environ: Mapping[str, str]) -> list[str]:
-    """Return what a person should hear of *settings*, each in one line."""
-    told = []
-    if settings.ignored:
-        told.append(
-            f"not used here: {', '.join(settings.ignored)}; the app runs in this Python, on the cards of runners.gpus"
-        )
-    if absent := [name for name in settings.secrets if name not in environ]:
-        told.append(f"secrets that are not in the environment of falctl: {', '.join(absent)}")
-    return told
+def _told(declared: Mapping[str, Any], names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(f"{name}={declared[name]!r}" for name in names if name in declared)
 
 
 def _declared(fal_class: type[Any], base: type[Any]) -> dict[str, Any]:
@@ -92,7 +111,7 @@ def _declared(fal_class: type[Any], base: type[Any]) -> dict[str, Any]:
     """
     defaults: Mapping[str, Any] = base.host_kwargs
     given: dict[str, Any] = dict(fal_class.host_kwargs)
-    for name in ("num_gpus", "machine_type", "requirements", "regions"):
+    for name in _OF_THE_CLASS:
         given[name] = given.get(name) or getattr(fal_class, name, None)
     return {
         name: value

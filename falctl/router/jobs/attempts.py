@@ -8,7 +8,7 @@ from typing import Final
 from falctl.core import jobs
 from falctl.core.events import Dispatch
 from falctl.core.retries import Outcome
-from falctl.router.driver import Driver
+from falctl.router.apps import LocalApp
 from falctl.router.jobs.courier import Courier, Delivered
 from falctl.router.jobs.live import Live, Tell
 from falctl.router.jobs.waiters import Waiters
@@ -19,10 +19,11 @@ _FAILED: Final = Outcome(500, "internal_error")
 
 
 class Attempts:
-    """Makes them. Of one job there is never more than one under way."""
+    """Makes those of one app. Of one job there is never more than one under way."""
 
-    def __init__(self, driver: Driver, *, courier: Courier, waiters: Waiters, tell: Tell) -> None:
-        self._driver = driver
+    def __init__(self, app: LocalApp, *, courier: Courier, waiters: Waiters, tell: Tell) -> None:
+        self._app = app
+        self._driver = app.driver
         self._courier = courier
         self._waiters = waiters
         self._tell = tell
@@ -40,7 +41,7 @@ class Attempts:
         live.dispatch = None
         if delivered is not None:
             live.delivered = delivered
-            self._tell(live, jobs.AttemptEnded(delivered.outcome))
+            self._tell(live, jobs.AttemptEnded(delivered.outcome, self._app.retries))
         else:
             self._waiters.undo(live, dispatch)
             self._tell(live, jobs.Bounced())
@@ -49,6 +50,9 @@ class Attempts:
     async def _deliver(self, live: Live, dispatch: Dispatch) -> Delivered | None:
         assert live.body is not None, "it is read while the attempt is saved"
         body, live.body = await live.body, None
+        if live.job.cancel_asked:  # while its body was read, when no runner could be asked to stop it
+            self._driver.release(dispatch)
+            return Delivered(jobs.CANCELLED, None, 0.0)
         if body is not None:
             return await self._courier.deliver(dispatch, live.envelope, body)
         log.error("job.lost request=%s: the file of what was submitted has been deleted", live.job.request)

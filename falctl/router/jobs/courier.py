@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from falctl.clock import monotonic_s
@@ -11,6 +11,7 @@ from falctl.core.events import Dispatch
 from falctl.core.jobs import LOST
 from falctl.core.retries import Outcome
 from falctl.core.types import RequestId
+from falctl.router.apps import Apps
 from falctl.router.fleet import FleetLinks
 from falctl.router.headers import declare_json, to_client, to_host
 from falctl.router.jobs.envelope import Envelope
@@ -18,7 +19,9 @@ from falctl.router.jobs.records import Answer
 from falctl.router.jobs.retry_headers import needs_retry
 from falctl.router.link import Link
 from falctl.router.transport import Incoming, LostError, Outgoing
+from falctl.wire import H_ERROR_TYPE
 
+_ERROR_TYPE: Final = H_ERROR_TYPE.encode()
 _INCOMPLETE: Final = Outcome(502, "runner_incomplete_response", "server_error")
 _TIMEOUT: Final = Outcome(504, "request_timeout", "timeout")
 
@@ -33,10 +36,11 @@ class Delivered:
 
 
 class Courier:
-    """``timeout_s`` is `runners.request_timeout`: a runner that is lost after so long was killed for it."""
+    """``timeout_s`` is `runners.request_timeout`, which counts where an app sets none."""
 
-    def __init__(self, fleet: FleetLinks, *, timeout_s: float) -> None:
+    def __init__(self, fleet: FleetLinks, apps: Apps, *, timeout_s: float) -> None:
         self._fleet = fleet
+        self._apps = apps
         self.timeout_s = timeout_s
 
     async def deliver(self, dispatch: Dispatch, envelope: Envelope, body: bytes) -> Delivered | None:
@@ -48,7 +52,7 @@ class Courier:
         try:
             incoming = await link.deliver(dispatch.request, _outgoing(dispatch.request, envelope, body))
         except LostError:
-            return self._lost(LOST, began_at)
+            return self._lost(link, LOST, began_at)
         if incoming is None:
             return None
         return await self._whole(link, dispatch.request, incoming, began_at)
@@ -64,18 +68,31 @@ class Courier:
                 chunk, last = await incoming.read()
                 chunks.append(chunk)
         except LostError:
-            return self._lost(_INCOMPLETE, began_at)
+            return self._lost(link, _INCOMPLETE, began_at)
         finally:
             incoming.close()
             link.ended(request)
         headers = to_client(incoming.headers, status=incoming.status)
         text = tuple((name.decode("latin-1"), value.decode("latin-1")) for name, value in headers)
-        outcome = Outcome(incoming.status, needs_retry=needs_retry(incoming.headers))
+        outcome = _outcome(incoming)
         return Delivered(outcome, Answer(text, b"".join(chunks)), monotonic_s() - began_at)
 
-    def _lost(self, outcome: Outcome, began_at: float) -> Delivered:
+    def _lost(self, link: Link, outcome: Outcome, began_at: float) -> Delivered:
+        """A runner that is lost after so long a time was ended for it."""
         took_s = monotonic_s() - began_at
-        return Delivered(_TIMEOUT if took_s >= self.timeout_s else outcome, None, took_s)
+        timeout_s = self._apps.of(link.runner).request_timeout_s or self.timeout_s
+        return Delivered(_TIMEOUT if took_s >= timeout_s else outcome, None, took_s)
+
+
+def _outcome(incoming: Incoming) -> Outcome:
+    """Return what an answer is; that the app's time is over is for our host to say, and it names no other type."""
+    said, kind = needs_retry(incoming.headers), ""
+    if incoming.status >= 400:
+        types = (value for name, value in incoming.headers if name.lower() == _ERROR_TYPE)
+        kind = next(types, b"").decode("latin-1")
+    if (incoming.status, kind) == (_TIMEOUT.status, _TIMEOUT.error_type):
+        return replace(_TIMEOUT, needs_retry=said)
+    return Outcome(incoming.status, kind, needs_retry=said)
 
 
 def _outgoing(request: RequestId, envelope: Envelope, body: bytes) -> Outgoing:

@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+from collections import Counter
+from collections.abc import Callable, Coroutine, Iterable
 from functools import partial
 from typing import Any, Final, TypeAlias, assert_never
 
 from falctl.clock import monotonic_s
 from falctl.core import jobs
 from falctl.core.backlog import Backlog
+from falctl.core.retries import SILENT
 from falctl.core.types import RequestId
 from falctl.errors import StorageFullError
-from falctl.router.apps import Apps
-from falctl.router.driver import Driver
+from falctl.router.apps import Apps, LocalApp
 from falctl.router.jobs.attempts import Attempts
 from falctl.router.jobs.courier import Courier
 from falctl.router.jobs.envelope import Envelope, pack, unpack
@@ -58,12 +59,17 @@ class Keeper:
         self.observers: list[Observe] = []
         self._apps = apps
         self._courier = courier
-        self._lanes = {app.alias: self._lane(app.driver) for app in apps}
+        self._lanes = {app.alias: self._lane(app) for app in apps}
         self._jobs: dict[RequestId, Live] = {}
         self._closed = False
         self._working = 0
         self._idle = asyncio.Event()
         self._idle.set()
+
+    @property
+    def aliases(self) -> Iterable[str]:
+        """Return the apps for which jobs may wait, also those that are not configured any more."""
+        return self._lanes.keys()
 
     def backlog(self, alias: str) -> Backlog:
         """Return who waits for the app of that alias, to be looked at."""
@@ -78,11 +84,9 @@ class Keeper:
         """Take up what the disk holds; return how many jobs that is. Blocks."""
         for saved in self.store.recover():
             self._take_up(saved)
-        for alias, lane in self._lanes.items():
-            if lane.attempts is None:
-                log.warning(
-                    "jobs.wait app=%s count=%d: it is not configured", alias, len(lane.waiters.backlog)
-                )
+        for alias, count in Counter(live.lane for live in self._jobs.values()).items():
+            if self._lanes[alias].app is None:
+                log.warning("jobs.wait app=%s count=%d: it is not configured", alias, count)
         return len(self._jobs)
 
     def find(self, request: RequestId) -> Live | None:
@@ -121,6 +125,8 @@ class Keeper:
         if live.job.outcome is not None and not live.job.cancel_asked:
             return False
         cancelled = live.cancelled = live.cancelled or asyncio.Event()
+        if live.job.request in self._lanes[live.lane].undecided:
+            self._decide(live)
         self._tell(live, jobs.CancelAsked())
         await cancelled.wait()
         return True
@@ -161,15 +167,35 @@ class Keeper:
         )
         alias = lane_name(self._apps, envelope)
         if alias not in self._lanes:
-            self._lanes[alias] = Lane(Waiters(None, self._tell), None)
+            self._lanes[alias] = Lane(None, Waiters(None, self._tell), None)
         live = Live(job, saved.envelope, alias, entry_of(saved.request, saved.number, envelope))
         self._jobs[saved.request] = live
-        self._tell(live, jobs.Recovered(saved.dispatched))
+        if not saved.dispatched:
+            self._tell(live, jobs.Recovered(dispatched=False))
+            return
+        lane = self._lanes[alias]
+        lane.undecided[saved.request] = live
+        if not lane.asks_first:
+            self._decide(live)
 
-    def _lane(self, driver: Driver) -> Lane:
-        waiters = Waiters(driver, self._tell)
-        attempts = Attempts(driver, courier=self._courier, waiters=waiters, tell=self._tell)
-        return Lane(waiters, attempts)
+    def _decide(self, live: Live) -> None:
+        """Let *live*, which a former router left in mid-attempt, go on as its app says, or as is usual if that is not known."""
+        lane = self._lanes[live.lane]
+        del lane.undecided[live.job.request]
+        self._tell(
+            live, jobs.Recovered(dispatched=True, app=SILENT if lane.app is None else lane.app.retries)
+        )
+
+    def _lane(self, app: LocalApp) -> Lane:
+        waiters = Waiters(app.driver, self._tell)
+        attempts = Attempts(app, courier=self._courier, waiters=waiters, tell=self._tell)
+        lane = Lane(app, waiters, attempts)
+        app.when_known.append(partial(self._app_known, lane))
+        return lane
+
+    def _app_known(self, lane: Lane) -> None:
+        for live in tuple(lane.undecided.values()):
+            self._decide(live)
 
     def _tell(self, live: Live, event: jobs.Event) -> None:
         if self._closed:

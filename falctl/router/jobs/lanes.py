@@ -8,12 +8,14 @@ deadline passes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from falctl.core.types import RequestId
 from falctl.router.address import alias_of
-from falctl.router.apps import UNNAMED, Apps
+from falctl.router.apps import UNNAMED, Apps, LocalApp
 from falctl.router.jobs.attempts import Attempts
 from falctl.router.jobs.envelope import Envelope
+from falctl.router.jobs.live import Live
 from falctl.router.jobs.waiters import Waiters
 
 
@@ -21,9 +23,19 @@ from falctl.router.jobs.waiters import Waiters
 class Lane:
     """The jobs of one app."""
 
+    app: LocalApp | None
+    """None: it is not configured, and nothing is ever sent."""
     waiters: Waiters
     attempts: Attempts | None
-    """None: the app is not configured, and nothing is ever sent."""
+    undecided: dict[RequestId, Live] = field(default_factory=dict)
+    """
+    Jobs with an attempt that a former router left: what that means is for the app to say, which has not been heard.
+    """
+
+    @property
+    def asks_first(self) -> bool:
+        """Return whether the app is yet to say what it wants to be tried again."""
+        return self.app is not None and self.app.settings is None
 
 
 def lane_name(apps: Apps, envelope: Envelope) -> str:

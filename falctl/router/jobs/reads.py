@@ -10,6 +10,7 @@ from pathlib import Path
 from sqlite3 import Connection
 from typing import TypeAlias, TypeVar
 
+from falctl.core.decisions import PREFIX_MIN
 from falctl.core.types import RequestId
 from falctl.router.jobs import rows
 from falctl.router.jobs.bodies import Bodies
@@ -40,6 +41,33 @@ class JobReads:
         def read(connection: Connection) -> SavedJob | None:
             row = connection.execute(rows.SELECT_JOB + "WHERE id = ?", (request,)).fetchone()
             return None if row is None else rows.job_of(row)
+
+        return await self.read(read)
+
+    async def beginning(self, prefix: str) -> RequestId | None:
+        """Return the one job that is called or begins so; None: none, or several, or that is too short to tell."""
+        if len(prefix) < PREFIX_MIN:
+            return None
+        values = (prefix, prefix + "\U0010ffff")
+        found = await self.read(
+            lambda connection: connection.execute(
+                "SELECT id FROM jobs WHERE id >= ? AND id < ? LIMIT 2", values
+            ).fetchall()
+        )
+        return RequestId(found[0][0]) if found and (len(found) == 1 or found[0][0] == prefix) else None
+
+    async def listed(self, most: int) -> tuple[list[SavedJob], list[SavedJob]]:
+        """Return the first *most* jobs of which no attempt is under way, and the last *most* that have, each with the nearest first."""
+
+        def read(connection: Connection) -> tuple[list[SavedJob], list[SavedJob]]:
+            waiting, ended = (
+                [rows.job_of(row) for row in connection.execute(rows.SELECT_JOB + which, (most,))]
+                for which in (
+                    "WHERE ended_at IS NULL AND NOT dispatched ORDER BY number LIMIT ?",
+                    "WHERE ended_at IS NOT NULL ORDER BY ended_at DESC LIMIT ?",
+                )
+            )
+            return waiting, ended
 
         return await self.read(read)
 

@@ -12,6 +12,9 @@ from falctl.core.retries import Outcome
 from falctl.core.types import RequestId
 from falctl.router.jobs.records import Ending, LogLine, NewJob, SavedJob
 
+_LOG_COSTS_BYTES: Final = 64
+"""What a line is said to take beside its text."""
+
 PayloadKind: TypeAlias = Literal["request", "result"]
 
 SELECT_JOB: Final = "SELECT id, number, envelope, submitted_at, attempts, failures, dispatched, cancel_asked, ended_at, ending FROM jobs "
@@ -150,15 +153,29 @@ def oldest_ended(connection: sqlite3.Connection) -> int | None:
     return None if row is None else row[0]
 
 
-def insert_logs(connection: sqlite3.Connection, number: int, lines: list[LogLine], *, bytes_max: int) -> None:
-    """Add *lines* to those of a job, until they take *bytes_max*."""
+def without_known(connection: sqlite3.Connection, number: int, lines: Sequence[LogLine]) -> list[LogLine]:
+    """Return those of *lines* that do not stand there."""
+    found = connection.execute("SELECT at, level, message FROM logs WHERE job = ?", (number,))
+    known = {LogLine(*row) for row in found}
+    return [line for line in lines if line not in known]
+
+
+def insert_logs(
+    connection: sqlite3.Connection, number: int, lines: Sequence[LogLine], *, bytes_max: int
+) -> None:
+    """Add *lines* to those of a job, until they take *bytes_max*; then one more says that there were others."""
     row = connection.execute("SELECT total(size) FROM logs WHERE job = ?", (number,)).fetchone()
     used = int(row[0])
     for line in lines:
-        text = line.message.encode("utf-8", "replace").decode()
-        size = len(text.encode()) + 64
-        if (used := used + size) > bytes_max:
+        if used > bytes_max:
             return
-        connection.execute(
-            "INSERT INTO logs VALUES (?, ?, ?, ?, ?)", (number, line.at, line.level, text, size)
-        )
+        text = line.message.encode("utf-8", "replace").decode()
+        level, size = line.level, len(text.encode()) + _LOG_COSTS_BYTES
+        used += size
+        if used > bytes_max:
+            level, text = (
+                "WARN",
+                f"falctl: the logs of this job take {bytes_max:,} bytes; nothing more is kept",
+            )
+            size = bytes_max + 1 - (used - size)  # full from now on, however short that line is
+        connection.execute("INSERT INTO logs VALUES (?, ?, ?, ?, ?)", (number, line.at, level, text, size))

@@ -125,14 +125,15 @@ class JobStore(JobReads):
 
         await self._write_or_discard(write, payload)
 
-    async def add_logs(self, request: RequestId, lines: Sequence[LogLine]) -> None:
-        """Keep what an app printed while it served *request*. Raises StorageFullError."""
+    async def add_logs(self, request: RequestId, lines: Sequence[LogLine], *, retold: bool = False) -> None:
+        """Keep what an app printed while it served *request*; *retold*: some of it may be kept. Raises StorageFullError."""
 
         def write(transaction: Transaction) -> None:
             number = rows.number_of(transaction.connection, request)
             if number is not None:
                 limit = self.limits.log_bytes_max
-                rows.insert_logs(transaction.connection, number, list(lines), bytes_max=limit)
+                new = rows.without_known(transaction.connection, number, lines) if retold else lines
+                rows.insert_logs(transaction.connection, number, new, bytes_max=limit)
 
         await self.write(write)
 

@@ -25,6 +25,7 @@ from falctl.router.body import Intake
 from falctl.router.call import Call
 from falctl.router.edge import Room
 from falctl.router.files import is_name, new_name
+from falctl.router.lifetime import mark_of, wanted_lifetime
 from falctl.router.uploads.passes import GOOD_FOR_S, Passes, end_of
 from falctl.router.uploads.store import PARTS_MAX, UploadStore
 
@@ -134,7 +135,10 @@ class Uploads:
 
     async def _give_address(self, call: Call) -> None:
         asked = await self._read_json(call)
-        name = new_name(_text(asked, "file_name", "upload.bin"), _text(asked, "content_type", _TYPE))
+        mark = mark_of(wanted_lifetime(call.head))
+        name = new_name(
+            _text(asked, "file_name", "upload.bin"), _text(asked, "content_type", _TYPE), mark=mark
+        )
         address = f"{_base(call)}{_PUT}{name}?pass={self._passes.make(name)}"
         await call.answer_json(200, {"upload_url": address, "file_url": self._url(name)})
 
@@ -182,7 +186,8 @@ class Uploads:
 
     def _name(self, call: Call) -> str:
         file_name = call.head.get(b"x-fal-file-name", b"").decode("latin-1")
-        return new_name(file_name, call.head.get(b"content-type", b"").decode("latin-1"))
+        mark = mark_of(wanted_lifetime(call.head))
+        return new_name(file_name, call.head.get(b"content-type", b"").decode("latin-1"), mark=mark)
 
     def _url(self, name: str) -> str:
         return f"{self._files_url}/{name}"

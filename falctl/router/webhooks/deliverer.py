@@ -22,7 +22,9 @@ from falctl.errors import StorageFullError
 from falctl.router.jobs.live import Live
 from falctl.router.jobs.room import BRIEF_S
 from falctl.router.jobs.store import JobStore
+from falctl.router.ledger import Ledger
 from falctl.router.webhooks.letter import letter
+from falctl.router.webhooks.lookup import own_threads_resolver
 from falctl.router.webhooks.outbox import Besides, Due, Outbox
 from falctl.router.webhooks.signing import Signer
 from falctl.tasks import spawn
@@ -30,7 +32,7 @@ from falctl.version import __version__
 
 log = logging.getLogger(__name__)
 
-LOOK_EVERY_S: Final = 30.0
+LOOK_EVERY_S: Final = 120.0
 """The wall clock, by which the next try is written down, may jump."""
 _AGAIN_S: Final = 1.0
 _HEADERS: Final = {"Content-Type": "application/json", "User-Agent": f"falctl/{__version__}"}
@@ -39,29 +41,33 @@ _HEADERS: Final = {"Content-Type": "application/json", "User-Agent": f"falctl/{_
 class Deliverer:
     """Owner of the calls under way. One event loop."""
 
-    def __init__(self, store: JobStore, signer: Signer) -> None:
-        self.failing = 0
-        """Webhooks that have been tried in vain and will be tried again."""
+    def __init__(self, store: JobStore, signer: Signer, ledger: Ledger) -> None:
+        self._ledger = ledger
         self._outbox = Outbox(store)
         self._signer = signer
         self._lanes = webhooks.Lanes()
         self._calls = set[asyncio.Task[None]]()
         self._wake = asyncio.Event()
+        self._counted = False
+        """The ledger knows of those that a former router has left."""
+        self._rests = asyncio.Event()
+        """Nobody is being called, and nothing is due."""
 
     def hear(self, live: Live, state: JobState) -> None:
         """Take note of a job's new state; an `Observe` of the keeper."""
         if state in ENDED and live.envelope.webhook is not None:
-            self._wake.set()
+            self._rouse()
 
     async def deliver_for_ever(self) -> None:
         """Call whoever is to be called, now and later."""
-        connector = aiohttp.TCPConnector(limit=0, force_close=True)
+        connector = aiohttp.TCPConnector(limit=0, force_close=True, resolver=own_threads_resolver())
         async with aiohttp.ClientSession(connector=connector, headers=_HEADERS) as session:
             try:
-                self.failing = await self._outbox.failing()
                 while True:
                     self._wake.clear()
                     pause_s = await self._begin(session)
+                    if not (self._calls or self._wake.is_set()):
+                        self._rests.set()
                     with contextlib.suppress(TimeoutError):
                         async with asyncio.timeout(pause_s):
                             await self._wake.wait()
@@ -70,17 +76,31 @@ class Deliverer:
                     call.cancel()
                 await asyncio.gather(*self._calls, return_exceptions=True)
 
+    async def settle(self, *, within_s: float) -> None:
+        """Return when nobody is being called and nothing is due, or after *within_s*: the router is about to end."""
+        self._rouse()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(within_s):
+                await self._rests.wait()
+
+    def _rouse(self) -> None:
+        self._rests.clear()
+        self._wake.set()
+
     async def _begin(self, session: aiohttp.ClientSession) -> float:
         """Begin the calls that are due and have room; return how long to rest then."""
         try:
+            if not self._counted:
+                self._ledger.fail_webhooks(await self._outbox.failing())
+                self._counted = True
             while free := self._lanes.free:
                 due = await self._outbox.due(_wall_s(), self._besides(), limit=free)
                 if not [self._call(session, one) for one in due if self._lanes.take(one.job, one.receiver)]:
                     break
             next_at = await self._outbox.next_at(self._besides()) if self._lanes.free else None
         except sqlite3.Error as error:
-            log.warning("webhooks.unreadable error=%s", error)
-            next_at = None
+            log.warning("webhooks.unreadable error=%s; they are looked for again", error)
+            return _AGAIN_S
         # What has just come to be due was asked for as not due: it is not busy waiting.
         return LOOK_EVERY_S if next_at is None else min(max(next_at - _wall_s(), 0.01), LOOK_EVERY_S)
 
@@ -99,7 +119,7 @@ class Deliverer:
             await self._note(due, fault)
         finally:
             self._lanes.release(due.job)
-            self._wake.set()
+            self._rouse()
 
     async def _try(self, session: aiohttp.ClientSession, due: Due) -> str:
         """Call once; return why it failed, empty if it did not."""
@@ -139,7 +159,7 @@ class Deliverer:
         self._tell(due, fault, over=pause_s is None)
 
     def _tell(self, due: Due, fault: str, *, over: bool) -> None:
-        self.failing += (due.tries == 0) - over
+        self._ledger.fail_webhooks((due.tries == 0) - over)
         if not fault:
             log.debug("webhook.delivered request=%s tries=%d", due.request, due.tries + 1)
         elif over:

@@ -9,10 +9,10 @@ from falctl.errors import MethodError, NotFoundError
 from falctl.router.answers import ORIGIN, REQUEST_ID
 from falctl.router.call import Call
 from falctl.router.edge import Room
+from falctl.router.guard import KEYS_PATH
 from falctl.router.webhooks.signing import Signer
 
-KEYS_ROOM: Final = "fal/rest/.well-known"
-KEYS_PATH: Final = f"/{KEYS_ROOM}/jwks.json"
+KEYS_ROOM: Final = KEYS_PATH.rpartition("/")[0].strip("/")
 _READ: Final = ("GET", "HEAD")
 
 

@@ -1,0 +1,1 @@
+"""OpenAI's images API over the app that runs."""
