@@ -119,8 +119,8 @@ def test_a_job_that_is_cancelled_while_its_body_is_read_is_not_sent() -> None:
     )
 
     async def make() -> None:
-        reading = asyncio.ensure_future(parts.body(job.request))
-        await attempts.make(Live(job, b"", "", dispatch=dispatch, body=reading))
+        body = asyncio.ensure_future(parts.body(RequestId("r")))
+        await attempts.make(Live(job, b"", "", dispatch=dispatch, body=body))
 
     asyncio.run(make())
     assert parts.sent == []
