@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from falctl import App, endpoint
+from falctl.clock import monotonic_s
 
 
 class Trivial(App):
@@ -14,3 +17,17 @@ class Trivial(App):
     async def answer(self, body: dict[str, str]) -> dict[str, str]:
         """Return *body*."""
         return body
+
+
+class Clocked(App):
+    """Says when it was entered, one request at a time."""
+
+    @endpoint("/")
+    async def begin(self, body: dict[str, str]) -> dict[str, float]:
+        """Return the instant, by the clock that all processes of the machine share."""
+        return {"began_at": monotonic_s()}
+
+    @endpoint("/hold")
+    async def hold(self, body: dict[str, str]) -> None:
+        """Keep the slot until the request is cancelled."""
+        await asyncio.get_running_loop().create_future()

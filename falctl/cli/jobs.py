@@ -23,7 +23,7 @@ _ID_CELLS: Final = 13
 def jobs_command(*, most: int, json_output: bool) -> int:
     """Print what runs, the first *most* that wait, and the last *most* jobs that have ended. Raises FalctlError."""
     told = read(f"/falctl/jobs?most={most}")
-    nothing = Text("nothing runs, waits, or has ended lately")
+    nothing = Text("nothing runs or waits, and no queued job has ended lately")
     parts: list[RenderableType] = [_table(told["jobs"]) if told["jobs"] else nothing]
     shown = sum(job["state"] == "waiting" for job in told["jobs"])
     if told["waiting"] > shown:

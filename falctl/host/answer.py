@@ -108,17 +108,23 @@ def without_ours(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, by
 
 def _sendable(head: Message) -> Message:
     """Return *head* as it may be sent: nothing of ours, and no length of a body that may not be. Raises UnsendableError."""
-    status, headers = head["status"], without_ours(head.get("headers", ()))
+    status, headers = head["status"], sendable_headers(head.get("headers", ()))
     if status not in range(200, 600):
         msg = f"the app answered with the status {status!r}"
         raise UnsendableError(msg)
     if status in _WITHOUT_BODY:
         headers = [(name, value) for name, value in headers if name.lower() not in _FRAMING]
-    for name, value in headers:
+    return {**head, "headers": headers}
+
+
+def sendable_headers(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """Return an app's *headers* without ours. Raises UnsendableError: one of them breaks HTTP."""
+    kept = without_ours(headers)
+    for name, value in kept:
         if not _NAME.fullmatch(name) or _CONTROLS.search(value) or _is_no_length(name, value):
             msg = f"the app answered with the header {name[:100]!r}: {value[:100]!r}"
             raise UnsendableError(msg)
-    return {**head, "headers": headers}
+    return kept
 
 
 def _is_no_length(name: bytes, value: bytes) -> bool:

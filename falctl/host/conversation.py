@@ -17,7 +17,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from falctl.clock import monotonic_s
 from falctl.errors import RequestError
-from falctl.host.answer import without_ours
+from falctl.host.answer import sendable_headers
 from falctl.host.failures import render
 from falctl.host.keeper import Keeper
 from falctl.host.ticket import Ticket
@@ -76,6 +76,7 @@ class Conversation:
 
         Raises:
             OSError: the websocket has ended; its app should, too.
+            UnsendableError: it accepts or refuses with a header that cannot be sent.
         """
         kind = message["type"]
         if self.closed:
@@ -88,9 +89,12 @@ class Conversation:
         elif kind == "websocket.http.response.body":
             await self._refuse(message)
         elif kind == "websocket.accept":
+            accepted = {**message, "headers": self._headers(message)}
             self._accepted = True
             self._move(apps_turn=False)
-            await self._send({**message, "headers": self._headers(message)})
+            await self._send(accepted)
+        elif kind == "websocket.http.response.start":
+            await self._send({**message, "headers": sendable_headers(message.get("headers", ()))})
         else:
             if kind == "websocket.send":
                 self._move(apps_turn=False)
@@ -150,7 +154,7 @@ class Conversation:
         self.closed = last
 
     def _headers(self, message: Message) -> list[tuple[bytes, bytes]]:
-        headers = without_ours(message.get("headers", ()))
+        headers = sendable_headers(message.get("headers", ()))
         if (hints := self._keeper.hints_header()) is not None:
             headers.append((H_HINTS.encode(), hints))
         return headers

@@ -58,7 +58,7 @@ def _run(control: Control) -> int:
     capture.install()
     logs.configure(config.log.level, to=capture.plain)
     control.send(Stage(one_line(f"importing {spec.app}")))
-    make_local_on_import(Local(Path(spec.data_dir)))
+    make_local_on_import(Local(spec.files_url.rpartition("/")[0], Path(spec.data_dir)))
     app_class = load_app(spec.app, cwd=Path(spec.cwd))
     check_app(app_class, spec, config)
     # Not asyncio.run: it would cancel what is left and wait for it, and an app thread may never return.

@@ -3,7 +3,7 @@ Points fal's Python client at a falctl, in the process that imports it.
 
 Python runs this file at its start where `falctl exec` has put its folder on PYTHONPATH. That Python may be any from
 3.8 on and need not have falctl, so nothing but the standard library is imported. The client's addresses are five
-texts of one module, under the same names from fal-client 0.5 to 1.0; they are read at each call, so setting them
+texts of one module, under the same names from fal-client 0.5.9 to 1.0; they are read at each call, so setting them
 when the module has been imported is enough, however a script imported it.
 """
 
@@ -38,9 +38,9 @@ def addresses(url: str) -> dict[str, str]:
     }
 
 
-def redirect(module: ModuleType, url: str) -> None:
+def redirect(module: ModuleType, url: str, key: str = "") -> None:
     """
-    Let *module*, which is `fal_client.client`, call the falctl at *url*.
+    Let *module*, which is `fal_client.client`, call the falctl at *url*, with *key* in place of the environment's, if given.
 
     Raises:
         ImportError: a version of it that has not all of the names; rather no client than one that calls the cloud.
@@ -53,21 +53,41 @@ def redirect(module: ModuleType, url: str) -> None:
         )
         raise ImportError(msg)
     vars(module).update(wanted)
+    if key:
+        _give(module, key)
 
 
-def redirect_on_import(url: str) -> None:
-    """Let fal's client of this process call the falctl at *url*, whenever it is imported."""
+def _give(module: ModuleType, key: str) -> None:
+    """Let *module* find *key* where it looks for credentials, by the names of its old and new versions."""
+
+    def find() -> object:
+        return module.AuthCredentials("Key", key)
+
+    async def find_async() -> object:
+        return find()
+
+    finders = {
+        "fetch_credentials": lambda: key,
+        "fetch_auth_credentials": find,
+        "fetch_auth_credentials_async": find_async,
+    }
+    vars(module).update({name: find for name, find in finders.items() if hasattr(module, name)})
+
+
+def redirect_on_import(url: str, key: str = "") -> None:
+    """Let fal's client of this process call the falctl at *url*, whenever it is imported; *key* as in `redirect`."""
     if _CLIENT in sys.modules:
-        redirect(sys.modules[_CLIENT], url)
+        redirect(sys.modules[_CLIENT], url, key)
     else:
-        sys.meta_path.insert(0, _Finder(url))
+        sys.meta_path.insert(0, _Finder(url, key))
 
 
 class _Finder(importlib.abc.MetaPathFinder):
     """Finds the client where everybody else does."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, key: str) -> None:
         self._url = url
+        self._key = key
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -78,7 +98,7 @@ class _Finder(importlib.abc.MetaPathFinder):
             spec = None if finder is self else finder.find_spec(fullname, path, target)
             if spec is not None:
                 if spec.loader is not None:
-                    spec.loader = _Loader(spec.loader, self._url)
+                    spec.loader = _Loader(spec.loader, self._url, self._key)
                 return spec
         return None
 
@@ -86,9 +106,10 @@ class _Finder(importlib.abc.MetaPathFinder):
 class _Loader(importlib.abc.Loader):
     """Loads as *loader* does, and then redirects."""
 
-    def __init__(self, loader: importlib.abc.Loader, url: str) -> None:
+    def __init__(self, loader: importlib.abc.Loader, url: str, key: str) -> None:
         self._loader = loader
         self._url = url
+        self._key = key
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._loader, name)  # whoever reads its source, for a traceback
@@ -98,7 +119,7 @@ class _Loader(importlib.abc.Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         self._loader.exec_module(module)
-        redirect(module, self._url)
+        redirect(module, self._url, self._key)
 
 
 def _run_the_users_own() -> None:

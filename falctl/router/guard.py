@@ -19,7 +19,7 @@ from falctl.router.tokens import PARAMETER, Tokens
 
 _HOST: Final = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^:\[\]/@\s]+)(?::[0-9]{0,5})?")
 _HOSTS_KEPT_MAX: Final = 256
-_OPENED_BY_TOKENS: Final = "/run/"
+_OPENED_BY_TOKENS: Final = ("/run/", "/ws/")
 KEYS_PATH: Final = "/fal/rest/.well-known/jwks.json"
 """Where receivers of webhooks fetch the public key: they are no clients, and have no API key."""
 _OPEN: Final = frozenset({"/health", KEYS_PATH})

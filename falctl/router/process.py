@@ -32,6 +32,7 @@ from falctl.router.edge import Edge, Room, own_room
 from falctl.router.files import FileStore
 from falctl.router.fleet import FleetLinks
 from falctl.router.guard import Guard
+from falctl.router.http_talk import HttpTalk
 from falctl.router.job_list import JobList, job_routes
 from falctl.router.jobs.courier import Courier
 from falctl.router.jobs.keeper import Keeper
@@ -85,6 +86,7 @@ class Router:
         config = Config.model_validate(spec.config)
         self._home = home
         self._server = config.server
+        self._tls: Tls | None = None
         self._admin_token = spec.admin_token
         self._ledger = Ledger()
         self._apps = _make_apps(spec, config, self._ledger, runners=board.runners)
@@ -137,6 +139,7 @@ class Router:
         ours = own_room(self._own_routes(Reasons(self._apps, epoch=epoch)))
         return {
             "run": direct.serve_run,
+            "ws": HttpTalk(self._apps, self._proxy).serve,
             "queue": self._queue.serve,
             "fal/rest/tokens": TokenRoom(self._tokens, self._intake).serve,
             "v1": openai.serve,
@@ -179,9 +182,9 @@ class Router:
         await self._fleet.greeted(within_s=_GREETINGS_WITHIN_S)
         await self._listener.open(socket.socket(fileno=control.listen_fd))
         if control.tls_fd is not None:
-            tls = Tls(self._home, self._server)
-            helpers.append(spawn(tls.renew_for_ever(), name="tls"))
-            await self._listener.open(socket.socket(fileno=control.tls_fd), tls.context)
+            self._tls = Tls(self._home, self._server)
+            helpers.append(spawn(self._tls.renew_for_ever(), name="tls"))
+            await self._listener.open(socket.socket(fileno=control.tls_fd), self._tls.context)
         gc.set_threshold(_GARBAGE_OBJECTS, 20, 20)
         gc.collect()
         gc.freeze()  # what the imports left lives as long as we do: the collector need not walk it in mid-request
@@ -235,6 +238,8 @@ class Router:
         self._intake.pause_s = config.server.body_timeout
         self._files.keep_s = config.files.keep
         self._uploads.store.max_bytes = config.files.max_upload
+        if self._tls is not None:
+            spawn(self._tls.rename(config.server), name="tls.rename")
         self._edge.guard = self._guard(config)
         self._proxy.rules = self._queue.rules = _rules(config, self._edge.guard)
         self._keeper.store.limits = _store_limits(config)

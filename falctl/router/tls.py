@@ -29,8 +29,8 @@ class Tls:
         Raises:
             StartError: they cannot be written.
         """
-        names = [name for name in (server.host, *server.hosts) if name not in _ANY]
-        self._certificates = Certificates(home.tls, bundle=home.tls_bundle, names=names)
+        self._home = home
+        self._certificates = self._of(server)
         self.context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         self.context.set_alpn_protocols(["http/1.1"])
         try:
@@ -44,8 +44,20 @@ class Tls:
         """Take a new certificate before the old one ends; connections that stand keep theirs."""
         while True:
             await asyncio.sleep(_LOOK_EVERY_S)
-            try:
-                if await asyncio.to_thread(self._certificates.refresh, now=wall_clock()):
-                    self.context.load_cert_chain(*self._certificates.chain)
-            except OSError as error:
-                log.warning("certificate.not_renewed error=%s", error)
+            await self._renew()
+
+    async def rename(self, server: ServerConfig) -> None:
+        """Be good for the names of *server*."""
+        self._certificates = self._of(server)
+        await self._renew()
+
+    async def _renew(self) -> None:
+        try:
+            if await asyncio.to_thread(self._certificates.refresh, now=wall_clock()):
+                self.context.load_cert_chain(*self._certificates.chain)
+        except OSError as error:
+            log.warning("certificate.not_renewed error=%s", error)
+
+    def _of(self, server: ServerConfig) -> Certificates:
+        names = [name for name in (server.host, *server.hosts) if name not in _ANY]
+        return Certificates(self._home.tls, bundle=self._home.tls_bundle, names=names)

@@ -73,6 +73,16 @@ class ClientApp(fal.App, name="client-app", keep_alive=300):
     def sub(self, ask: Ask) -> dict[str, str]:
         return {"sub": ask.prompt, "thread": threading.current_thread().name}
 
+    @fal.endpoint("/calls-another")
+    def calls_another(self, ask: Ask) -> dict[str, object]:
+        import fal_client
+
+        answers = [
+            call("me/client-app/sub/path", {"prompt": ask.prompt})
+            for call in (fal_client.run, fal_client.subscribe)
+        ]
+        return {"answers": [answer["sub"] for answer in answers], "key": os.environ.get("FAL_KEY")}
+
     @fal.endpoint("/size")
     def size(self, ask: Ask) -> dict[str, int]:
         with TemporaryDirectory() as folder:

@@ -151,12 +151,9 @@ class Talk(fal.App, keep_alive=300):
     @fal.endpoint("/endless")
     async def endless(self, ask: Ask) -> StreamingResponse:
         async def chunks() -> AsyncIterator[str]:
-            try:
-                while True:
-                    yield 'data: {"n": 1}\n\n'
-                    await asyncio.sleep(0.01)
-            finally:
-                (Path(ask.folder) / "left").touch()
+            while True:
+                yield 'data: {"n": 1}\n\n'
+                await asyncio.sleep(0.01)
 
         return StreamingResponse(chunks(), media_type="text/event-stream")
 

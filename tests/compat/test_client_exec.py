@@ -124,3 +124,9 @@ def test_where_keys_are_asked_for_the_users_own_is_kept() -> None:
             c.falctl.environ[name] = key
             assert c.run_script(script).stdout == "x\n"
             del c.falctl.environ[name]
+
+
+def test_an_app_that_calls_another_by_fals_client_finds_it_here() -> None:
+    with calling(args=("--runners", "2"), env={"FAL_KEY": "real:secret"}) as c:
+        answer = c.fal.run(c.app, {"prompt": "x"}, path="/calls-another")
+        assert answer == {"answers": ["x", "x"], "key": None}

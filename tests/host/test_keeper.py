@@ -61,6 +61,23 @@ def test_a_cancellation_that_arrives_while_a_request_ends_does_not_keep_its_slot
     board.close()
 
 
+def test_what_is_written_natively_is_taken_before_a_slot_changes_hands(tmp_path: Path) -> None:
+    board = Board.create(tmp_path / "board", runners=1, gpus=1)
+
+    async def scene() -> None:
+        slots = Slots(1)
+        keeper = keeper_on(board, slots)
+        holders: list[str | None] = []
+        keeper.report.logbook.drain = lambda: holders.append(slots.sole.request if slots.sole else None)
+        ticket = keeper.admit(HEAD)
+        assert ticket is not None
+        await keeper.end(ticket)
+        assert holders == [None, "r"], "what came before it is nobody's, what came by its end is its own"
+
+    asyncio.run(scene())
+    board.close()
+
+
 def test_a_request_that_has_begun_to_end_is_not_cancelled_any_more(tmp_path: Path) -> None:
     board = Board.create(tmp_path / "board", runners=1, gpus=1)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import threading
 from collections.abc import Iterable
 from typing import Any
@@ -14,7 +15,9 @@ from falctl.host.events import EventHub
 from falctl.host.prints import logbook as module
 from falctl.host.prints.assembly import BAR_PAUSE_S, LINE_BYTES_MAX, Assembly, readable
 from falctl.host.prints.logbook import HELD_BYTES_MAX, LAG_BYTES_MAX, Logbook
-from falctl.host.prints.transcript import PER_SECOND_BYTES_MAX, TOTAL_BYTES_MAX, Transcript
+from falctl.host.prints.native import NativeOutput
+from falctl.host.prints.transcript import PER_SECOND_BYTES_MAX, TOTAL_BYTES_MAX, Level, Transcript
+from falctl.lifeline import NativeFds
 from falctl.wire import Hello, Message, Printed, Released
 from tests.host.test_events import Peer, settle
 
@@ -118,6 +121,29 @@ def test_times_grow_so_that_no_two_lines_are_the_same() -> None:
     assert times == sorted(times)
     transcript.say("INFO", "x" * 100_000, now=1.0, at=1_700_000_000.0)
     assert texts(transcript)[-1].endswith("characters more)")
+
+
+# --- what is written to descriptors ---------------------------------------------------------------
+
+
+def test_what_is_written_by_now_is_heard_at_once_and_passed_on() -> None:
+    (out, out_end), (err, err_end) = os.pipe(), os.pipe()
+    heard: list[tuple[str, bytes]] = []
+
+    class Ears:
+        def hear(self, level: Level, data: bytes) -> None:
+            heard.append((level, data))
+
+    for read in (out, err):
+        os.set_blocking(read, False)
+    native = NativeOutput(NativeFds((out, err), (out_end, err_end)), Ears())
+    native.drain()
+    os.write(err_end, b"b")
+    os.write(out_end, b"x" * 60_000)
+    native.drain()
+    assert sorted(heard) == [("STDERR", b"b"), ("STDOUT", b"x" * 60_000)]
+    for number in (out, out_end, err, err_end, *native.outlets.values()):
+        os.close(number)
 
 
 # --- the logbook ----------------------------------------------------------------------------------

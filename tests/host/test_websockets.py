@@ -19,10 +19,10 @@ pytestmark = pytest.mark.process
 
 
 @contextmanager
-def talking(host: Host, name: str = "you") -> Iterator[ClientConnection]:
+def talking(host: Host, name: str = "you", path: str = "/talk") -> Iterator[ClientConnection]:
     with unix_connect(
         host.spec.socket,
-        f"ws://host/talk?name={name}",
+        f"ws://host{path}?name={name}",
         additional_headers={"X-Fal-Request-Id": name},
         open_timeout=STEP_S,
         close_timeout=STEP_S,
@@ -73,6 +73,25 @@ def test_an_error_before_it_is_accepted_is_an_answer(talks: Host) -> None:
         pass
     assert refused.value.response.status_code == 404
     assert json.loads(refused.value.response.body or b"")["detail"] == "nobody of that name"
+
+
+def test_an_app_that_looks_for_no_end_is_no_error_and_does_not_speak_for_us(talks: Host) -> None:
+    with talking(talks, path="/careless") as websocket:
+        assert websocket.response is not None
+        assert websocket.response.headers["x-app"] == "yes"
+        assert "x-falctl-runner" not in websocket.response.headers
+    idle(talks)
+    assert "request.failed" not in talks.output()
+
+
+@pytest.mark.parametrize(("path", "status"), [("/pretends", 503), ("/unsendable", 500)])
+def test_an_answer_in_its_place_is_held_to_the_same(talks: Host, path: str, status: int) -> None:
+    with pytest.raises(InvalidStatus) as refused, talking(talks, path=path):
+        pass
+    assert refused.value.response.status_code == status
+    assert "x-falctl-bounced" not in refused.value.response.headers
+    assert "x-injected" not in refused.value.response.headers
+    idle(talks)
 
 
 def test_a_broken_card_ends_the_process(talks: Host) -> None:

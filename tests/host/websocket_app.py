@@ -2,6 +2,7 @@
 
 import asyncio
 
+from starlette.responses import Response
 from starlette.websockets import WebSocket
 
 from falctl import App, endpoint
@@ -38,6 +39,21 @@ class Talks(App):
                 case _:
                     pass
             await websocket.send_text(f"{word}, {name}")
+
+    @endpoint("/careless")
+    async def careless(self, websocket: WebSocket) -> None:
+        """Look for no end, and pass itself off as us."""
+        await websocket.accept(headers=[(b"x-falctl-runner", b"7"), (b"x-app", b"yes")])
+        while True:
+            await websocket.receive_text()
+
+    @endpoint("/unsendable")
+    async def unsendable(self, websocket: WebSocket) -> None:
+        await websocket.accept(headers=[(b"x-app", b"a\r\nx-injected: b")])
+
+    @endpoint("/pretends")
+    async def pretends(self, websocket: WebSocket) -> None:
+        await websocket.send_denial_response(Response("", 503, {"x-falctl-bounced": "1"}))
 
     @endpoint("/")
     def answer(self) -> str:

@@ -40,7 +40,7 @@ def test_jobs_are_listed_and_cancelled_by_the_beginning_of_their_ids() -> None:
         (f.cwd / "long.py").write_text(LONG)
         f.start()
         f.wait_ready()
-        assert f.run("jobs").stdout == "nothing runs, waits, or has ended lately\n"
+        assert f.run("jobs").stdout == "nothing runs or waits, and no queued job has ended lately\n"
         long = {"model": "m"}
         first, second = (f.post("/queue/me/app", long).json["request_id"] for _ in range(2))
         replies: list[Reply] = []

@@ -96,6 +96,8 @@ class FakeHost:
     """Those included that came before their request."""
     door: threading.Event | None = None
     """Requests stand before it, still without a slot, until it is set."""
+    at_door: int = 0
+    """How many requests have come to it so far."""
     connections_made: int = 0
     streams_opened: int = 0
     tells_release: bool = True
@@ -241,6 +243,7 @@ class FakeHost:
             self.seen.append(seen)
             await self.handler(seen, send)
             return
+        self.at_door += 1
         if self.door is not None:
             await wait_on_loop(self.door)
         if self.bounces or len(self.executing) >= self.slots:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import ipaddress
+import ssl
 import stat
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -12,7 +15,11 @@ import pytest
 from cryptography import x509
 from cryptography.x509 import verification
 
+from falctl.clock import wall_clock
+from falctl.config import ServerConfig
+from falctl.home import Home
 from falctl.router.certificates import CA_FOR, CA_LEFT, SERVER_FOR, SERVER_LEFT, Certificates
+from falctl.router.tls import Tls
 
 NOW = datetime(2026, 11, 23, tzinfo=UTC)
 
@@ -122,3 +129,27 @@ def test_a_name_that_no_certificate_can_have_is_left_out(tmp_path: Path) -> None
     made(tmp_path, "a..b", "x" * 300)
     assert is_trusted(tmp_path, "localhost")
     assert not made(tmp_path, "a..b", "x" * 300)
+
+
+def test_names_that_a_reload_brings_get_a_certificate_without_a_restart(tmp_path: Path) -> None:
+    tls = Tls(Home(tmp_path), ServerConfig())
+    assert not is_trusted(tmp_path, "box.lan", now=wall_clock())
+    before = presented(tls)
+    asyncio.run(tls.rename(ServerConfig(hosts=("box.lan",))))
+    assert is_trusted(tmp_path, "box.lan", now=wall_clock())
+    assert presented(tls) != before
+
+
+def presented(tls: Tls) -> bytes:
+    """Return the certificate that a client is shown now."""
+    client = ssl.create_default_context()
+    client.check_hostname, client.verify_mode = False, ssl.CERT_NONE
+    there, here = ssl.MemoryBIO(), ssl.MemoryBIO()
+    ours = client.wrap_bio(here, there)
+    theirs = tls.context.wrap_bio(there, here, server_side=True)
+    for side in (ours, theirs, ours):
+        with contextlib.suppress(ssl.SSLWantReadError):
+            side.do_handshake()
+    certificate = ours.getpeercert(binary_form=True)
+    assert certificate is not None
+    return certificate

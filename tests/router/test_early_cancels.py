@@ -19,7 +19,6 @@ from falctl.router.driver import Driver
 from falctl.router.jobs.attempts import Attempts
 from falctl.router.jobs.courier import Courier
 from falctl.router.jobs.live import Live
-from falctl.router.jobs.store import JobStore
 from falctl.router.jobs.waiters import Waiters
 from tests.router.client import Raw, ask, request_bytes
 from tests.router.fake_host import PATIENCE_S, Seen, answer
@@ -56,11 +55,7 @@ def opens_when_asked(setup: Setup) -> None:
 def test_a_jobs_cancellation_that_comes_first_is_asked_for_again(setup: Setup) -> None:
     request = ask(setup, path="/queue/me/app", body=b"{}").json()["request_id"]
     base = f"/queue/me/app/requests/{request}"
-    until(
-        lambda: ask(setup, "GET", f"{base}/status").json()["status"] == "IN_PROGRESS",
-        within_s=PATIENCE_S,
-        what="it is on its way",
-    )
+    until(lambda: setup.hosts[0].at_door, within_s=PATIENCE_S, what="it stands at the door")
     assert ask(setup, "PUT", f"{base}/cancel").status == 202
     opens_when_asked(setup)
     until(
@@ -72,7 +67,7 @@ def test_a_jobs_cancellation_that_comes_first_is_asked_for_again(setup: Setup) -
 
 def test_a_client_that_leaves_before_its_request_arrives_has_it_cancelled(setup: Setup) -> None:
     with Raw(setup, request_bytes("/left")):
-        until(lambda: setup.status()["runners"][0]["in_flight"], within_s=PATIENCE_S, what="it is on its way")
+        until(lambda: setup.hosts[0].at_door, within_s=PATIENCE_S, what="it stands at the door")
     opens_when_asked(setup)
 
 
@@ -117,13 +112,17 @@ def test_a_job_that_is_cancelled_while_its_body_is_read_is_not_sent() -> None:
     dispatch = Dispatch(RequestId("r"), RunnerId(0), Epoch(1), waited_s=0.0, warm=False, reason="")
     parts = Parts(job, [], [], [])
     attempts = Attempts(
-        cast("JobStore", parts),
         LocalApp(UNNAMED, frozenset(), cast("Driver", parts)),
-        cast("Courier", parts),
-        cast("Waiters", parts),
-        parts.tell,
+        courier=cast("Courier", parts),
+        waiters=cast("Waiters", parts),
+        tell=parts.tell,
     )
-    asyncio.run(attempts.make(Live(job, b"", "", dispatch=dispatch)))
+
+    async def make() -> None:
+        body = asyncio.ensure_future(parts.body(RequestId("r")))
+        await attempts.make(Live(job, b"", "", dispatch=dispatch, body=body))
+
+    asyncio.run(make())
     assert parts.sent == []
     assert parts.released == [dispatch]
     assert parts.told == [jobs.AttemptEnded(jobs.CANCELLED)]

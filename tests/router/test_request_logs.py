@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
 import threading
 from collections.abc import Iterator
 from datetime import datetime
@@ -18,6 +20,7 @@ from tests.router.client import Later, ask
 from tests.router.fake_host import PATIENCE_S, Gate, Handler, Seen, say_ok
 from tests.router.harness import Setup, idle, serving, waits
 from tests.router.test_queue import becomes, in_turn, saying, status, submit
+from tests.router.test_queue_stream import Stream
 from tests.wait import until
 
 AT = 1_800_000_000.25
@@ -61,6 +64,12 @@ def logs(setup: Setup, request: str, query: str = "") -> dict[str, Any]:
 
 def told(setup: Setup, request: str) -> list[str]:
     return [line["message"] for line in logs(setup, request)["lines"]]
+
+
+def stored(setup: Setup) -> list[str]:
+    """Return the lines of all jobs on the disk."""
+    with contextlib.closing(sqlite3.connect(setup.home.jobs / "jobs.db", timeout=30)) as connection:
+        return [text for (text,) in connection.execute("SELECT message FROM logs")]
 
 
 # --- queued jobs ----------------------------------------------------------------------------------
@@ -134,7 +143,7 @@ def test_a_router_that_is_killed_loses_no_line_of_what_runs() -> None:
         request = submit(setup)["request_id"]
         becomes(setup, request, "IN_PROGRESS")
         host.emit(printed(request, "before"))
-        until(lambda: told(setup, request) == ["before"], within_s=PATIENCE_S, what="the line is known")
+        until(lambda: stored(setup) == ["before"], within_s=PATIENCE_S, what="the line is on the disk")
         assert setup.router is not None
         setup.router.kill()
         host.recap = [printed(request, "before", "meanwhile", again=True)]
@@ -163,6 +172,25 @@ def test_lines_outlive_the_router_that_heard_them() -> None:
         setup.start_router()
         assert messages(status(setup, request, "?logs=1")) == ["kept"]
         assert logs(setup, request)["state"] == "ended"
+
+
+def test_new_lines_are_pushed_to_a_status_stream(setup: Setup) -> None:
+    host, gate = setup.hosts[0], Gate()
+    host.handler = gate
+    request = submit(setup)["request_id"]
+    stream = Stream(setup, request, "?logs=1")
+    stream.wait("IN_PROGRESS")
+
+    def pushed() -> list[str]:
+        return [line["message"] for event in list(stream.events) for line in event.get("logs") or ()]
+
+    for count in (1, 2):
+        host.emit(printed(request, f"line {count}", first=count))
+        until(lambda n=count: len(pushed()) == n, within_s=PATIENCE_S, what=f"{count} lines")  # type: ignore[misc]
+    host.handler = say_ok
+    gate.opened.set()
+    stream.end()
+    assert pushed() == ["line 1", "line 2"]
 
 
 # --- direct requests, and the path of ours --------------------------------------------------------

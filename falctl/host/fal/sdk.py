@@ -20,11 +20,14 @@ from types import ModuleType
 from typing import Final
 
 from falctl.host.fal.storage import map_data_folder, read_our_files, store_locally
+from falctl.redirect.sitecustomize import redirect_on_import
 
 SDK: Final = "fal"
 HOW_TO_INSTALL: Final = 'pip install "falctl[fal]"'
 
 _CREDENTIALS: Final = ("FAL_KEY", "FAL_KEY_ID", "FAL_KEY_SECRET", "FAL_PROFILE", "FAL_FORCE_AUTH_BY_USER")
+_ANY_KEY: Final = "local:local"
+"""Not in the environment, where the SDK would find it and call the cloud with it."""
 _CLOUD: Final = ("FAL_USE_LOCAL_UPLOADER", "FAL_API_SOCKET", "NOMAD_ALLOC_PORT_grpc", "FAL_APP_ROOT_PATH")
 """Switches by which the SDK talks to services that only fal's own machines have."""
 
@@ -33,6 +36,8 @@ _CLOUD: Final = ("FAL_USE_LOCAL_UPLOADER", "FAL_API_SOCKET", "NOMAD_ALLOC_PORT_g
 class Local:
     """Where on this machine the SDK finds what it otherwise has in the cloud."""
 
+    url: str
+    """Where falctl listens: an app that calls others by fal's client finds them here."""
     data_dir: Path
     """What apps know as ``/data``."""
 
@@ -63,6 +68,7 @@ class _Watch(importlib.abc.MetaPathFinder):
         if spec is not None and spec.loader is not None and spec.origin is not None:
             spec.loader = _Localiser(SDK, spec.origin, done=self._localise)
             scrub(self._local)
+            redirect_on_import(self._local.url, _ANY_KEY)
         return spec
 
     def _localise(self) -> None:

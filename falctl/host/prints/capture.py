@@ -135,7 +135,7 @@ class _Records(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         try:
             ours = record.name.partition(".")[0] == "falctl"
-            if ours and not record.exc_info:
+            if ours and (not record.exc_info or CURRENT.get() is None):
                 return
             level = next(word for least, word in _LEVELS if record.levelno >= least)
             self._capture.record(level, _failure(record) if ours else self.format(record))

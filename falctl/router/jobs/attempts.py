@@ -11,7 +11,6 @@ from falctl.core.retries import Outcome
 from falctl.router.apps import LocalApp
 from falctl.router.jobs.courier import Courier, Delivered
 from falctl.router.jobs.live import Live, Tell
-from falctl.router.jobs.store import JobStore
 from falctl.router.jobs.waiters import Waiters
 
 log = logging.getLogger(__name__)
@@ -22,10 +21,7 @@ _FAILED: Final = Outcome(500, "internal_error")
 class Attempts:
     """Makes those of one app. Of one job there is never more than one under way."""
 
-    def __init__(
-        self, store: JobStore, app: LocalApp, courier: Courier, waiters: Waiters, tell: Tell
-    ) -> None:
-        self._store = store
+    def __init__(self, app: LocalApp, *, courier: Courier, waiters: Waiters, tell: Tell) -> None:
         self._app = app
         self._driver = app.driver
         self._courier = courier
@@ -52,7 +48,8 @@ class Attempts:
             self._waiters.settle(live)
 
     async def _deliver(self, live: Live, dispatch: Dispatch) -> Delivered | None:
-        body = await self._store.body(live.job.request)
+        assert live.body is not None, "it is read while the attempt is saved"
+        body, live.body = await live.body, None
         if live.job.cancel_asked:  # while its body was read, when no runner could be asked to stop it
             self._driver.release(dispatch)
             return Delivered(jobs.CANCELLED, None, 0.0)
@@ -66,4 +63,4 @@ class Attempts:
         """Release the slot of *live*: nothing is sent."""
         assert live.dispatch is not None
         self._driver.release(live.dispatch)
-        live.dispatch = None
+        live.dispatch = live.body = None

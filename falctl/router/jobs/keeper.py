@@ -188,7 +188,7 @@ class Keeper:
 
     def _lane(self, app: LocalApp) -> Lane:
         waiters = Waiters(app.driver, self._tell)
-        attempts = Attempts(self.store, app, courier=self._courier, waiters=waiters, tell=self._tell)
+        attempts = Attempts(app, courier=self._courier, waiters=waiters, tell=self._tell)
         lane = Lane(app, waiters, attempts)
         app.when_known.append(partial(self._app_known, lane))
         return lane

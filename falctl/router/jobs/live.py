@@ -37,6 +37,8 @@ class Live:
     """The slot that it has; None: none."""
     bounced: Dispatch | None = None
     """The slot that it was not let into, until the scheduler has been told."""
+    body: asyncio.Task[bytes | None] | None = None
+    """What was submitted, on its way from the disk while an attempt is being noted there; None: nobody reads it."""
     delivered: Delivered | None = None
     """What became of its last attempt."""
     cancelled: asyncio.Event | None = None

@@ -13,6 +13,7 @@ from falctl.router.jobs.live import Live, wall_s
 from falctl.router.jobs.records import Ending, NewJob
 from falctl.router.jobs.store import JobStore
 from falctl.router.webhooks.target import receiver
+from falctl.tasks import spawn
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +35,8 @@ async def save(store: JobStore, live: Live, action: jobs.Save) -> bool:
         elif action.record == "end":
             await _save_end(store, live)
         else:
+            if action.record == "attempt":
+                live.body = spawn(store.body(job.request), name=f"body-{job.request}")
             await store.begin_attempt(
                 job.request, attempts=attempts, failures=failures, dispatched=action.record == "attempt"
             )
