@@ -118,6 +118,17 @@ def test_on_ctrl_c_the_app_is_told_while_its_requests_run_and_torn_down_after(tm
         assert "TEARDOWN in TERMINATING" in f.log
 
 
+@pytest.mark.parametrize("given", [True, False])
+def test_a_limit_goes_before_the_apps_only_if_somebody_has_written_it(given: bool) -> None:
+    config = '[runners]\nrequest_timeout = "1h"\n' if given else ""
+    with Falctl(f"{PROBE}::Declaring", args=("--runners", "1"), config=config) as f:
+        f.wait_line("fal.app max_concurrency=9 is taken as 1: there is 1 runner")
+        f.stop()
+        assert (
+            "request_timeout=7200 is cut to runners.request_timeout, which is set to 1h" in f.log
+        ) is given
+
+
 def test_what_runs_gets_the_apps_own_time_to_finish() -> None:
     with Falctl(f"{PROBE}::Impatient", args=("--runners", "1")) as f:
         f.stop()

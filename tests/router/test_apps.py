@@ -301,6 +301,29 @@ def test_the_status_names_the_app_of_every_runner_and_the_board_that_of_every_re
     later.all()
 
 
+def test_what_waits_is_shown_in_order_of_arrival_whatever_its_app(two: Setup) -> None:
+    gate = Gate()
+    for host in two.hosts.values():
+        host.handler = gate
+    later = Later()
+    for n, alias in enumerate(("draw", "speak", "draw", "speak", "draw")):
+        later.ask(two, path=f"/run/me/{alias}")
+        until(
+            lambda n=n: sum(queued(two).values()) + sum(in_flight(two).values()) == n + 1,  # type: ignore[misc]
+            within_s=PATIENCE_S,
+            what="it has come",
+        )
+
+    def shown() -> list[str]:
+        row = two.board.router()
+        return [waiting.app for waiting in row.queue] if row else []
+
+    until(lambda: len(shown()) == 3, within_s=PATIENCE_S, what="it stands on the board")
+    assert shown() == ["draw", "speak", "draw"]
+    gate.opened.set()
+    later.all()
+
+
 def read(setup: Setup, path: str, *, expected: int = 200) -> Any:
     reply = ask(setup, "GET", path)
     assert reply.status == expected, reply.body

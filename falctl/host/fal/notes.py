@@ -57,9 +57,8 @@ def _unused(settings: Settings, place: Place) -> Iterator[str]:
 
 def _concurrency(settings: Settings, place: Place) -> Iterator[str]:
     runners = place.spec.peers
-    there_are = (
-        f"{runners} runner{'s' if runners > 1 else ''}, always up; {place.section}.count says how many"
-    )
+    count = f"are {runners} runners" if runners > 1 else "is 1 runner"
+    there_are = f"there {count}, always up; {place.section}.count says how many"
     if settings.elastic:
         yield f"not used here: {', '.join(settings.elastic)}; nothing is scaled: {there_are}"
     if settings.max_concurrency is not None and settings.max_concurrency != runners:

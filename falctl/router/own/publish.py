@@ -6,7 +6,7 @@ import asyncio
 import os
 from collections.abc import Iterator
 from heapq import merge
-from itertools import islice
+from itertools import islice, repeat
 from typing import Any, Final
 
 from falctl.board.board import Board
@@ -133,7 +133,7 @@ class Publisher:
         return tuple(rows)
 
     def _waiting(self) -> Iterator[tuple[Waiting, LocalApp]]:
-        queues = (((waiting, app) for waiting in app.driver.scheduler.queue) for app in self._apps)
+        queues = [zip(app.driver.scheduler.queue, repeat(app)) for app in self._apps]
         return merge(*queues, key=lambda entry: entry[0].arrived_at)
 
     def _view(self, runner: RunnerId) -> Runner | None:
