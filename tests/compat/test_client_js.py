@@ -85,6 +85,7 @@ def test_subscribe(js: Js, mode: str) -> None:
     assert (result["data"]["prompt"], result["data"]["hint"]) == ("x", "m")
     assert result["requestId"] == result["data"]["request_id"]
     assert result["seen"][-1] == "COMPLETED"
+    assert result["logs"] == ["begins x", "ends x"]
 
 
 def test_submit_of_a_path_below_the_app(js: Js) -> None:

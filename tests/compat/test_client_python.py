@@ -111,7 +111,7 @@ def test_subscribe_tells_of_the_place_in_the_queue_the_work_and_the_end(c: Calli
     assert seen[0] == Queued(position=1)
     assert isinstance(seen[-1], Completed)
     assert seen[-1].metrics["inference_time"] >= 0
-    assert seen[-1].logs is not None
+    assert [line["message"] for line in seen[-1].logs] == ["begins x", "ends x"]
 
 
 def test_a_handle_made_of_an_id_is_as_good(c: Calling, tmp_path: Path) -> None:

@@ -219,8 +219,11 @@ def test_every_commit_is_on_the_disk_before_it_is_told(tmp_path: Path) -> None:
 
 def test_a_body_without_a_row_is_deleted_when_the_store_opens(tmp_path: Path) -> None:
     using(tmp_path, lambda store: store.submit(job(1, LARGE)))
-    (tmp_path / "bodies" / "half").write_bytes(b"half")
+    halves = [tmp_path / name for name in ("bodies/half", "jobs.new", "jobs.new-journal")]
+    for half in halves:
+        half.write_bytes(b"half")
     using(tmp_path, _recovered)
+    assert not any(half.exists() for half in halves)
     assert len(left(tmp_path)) == 1
     assert using(tmp_path, lambda store: store.body(q(1))) == LARGE
 

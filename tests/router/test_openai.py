@@ -9,9 +9,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 
 from falctl.apikeys import hash_key
+from falctl.router.call import Call
+from falctl.router.connection import STATE_KEY
+from falctl.router.inner import InnerRequest
 from tests.router.client import Later, Reply, ask, request_bytes
 from tests.router.client import Raw as RawClient
 from tests.router.fake_host import PATIENCE_S, FakeHost, Gate, Seen, answer
@@ -275,6 +279,23 @@ def test_when_one_fails_the_others_are_cancelled_and_nobody_waits_for_them() -> 
             until(partial(is_cancelled, host), within_s=PATIENCE_S, what="what runs is cancelled")
         gate.opened.set()
         idle(setup)
+
+
+def test_who_leaves_what_has_ended_cancels_nothing() -> None:
+    cancelled: list[str] = []
+
+    async def serve(call: Call) -> None:
+        call.connection.on_gone = lambda: cancelled.append("ended")
+        await call.answer(200, [], b"x")
+
+    async def main() -> None:
+        scope = {"headers": [], "state": {STATE_KEY: None}}
+        inner = InnerRequest(Call(scope, anyio.sleep_forever, serve), b"/", body=b"{}", headers=[])  # type: ignore[arg-type]
+        assert (await inner.answer(serve)).body == b"x"
+        inner.leave()
+
+    anyio.run(main)
+    assert cancelled == []
 
 
 def test_a_runner_that_is_lost_is_said() -> None:

@@ -7,6 +7,7 @@ import http.client
 import json
 import os
 import resource
+import threading
 from collections.abc import AsyncIterator
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -363,25 +364,28 @@ def test_what_nobody_goes_on_with_is_swept(store: UploadStore, tmp_path: Path) -
     assert left_in(folder) == ["new.png", "new.png/1"]
 
 
-def test_two_that_complete_at_once_make_one_file(store: UploadStore, tmp_path: Path) -> None:
-    results: list[object] = []
+def test_while_one_completes_another_is_told_so_and_later_that_it_is_done(tmp_path: Path) -> None:
+    reached, gate = threading.Event(), threading.Event()
 
-    async def join(etag: str) -> None:
-        try:
-            await store.join("a.png", [(1, etag)])
-            results.append("done")
-        except ConflictError as error:
-            results.append(error)
+    class Held(UploadStore):
+        def _publish(self, draft: Path, name: str) -> None:
+            reached.set()
+            assert gate.wait(PATIENCE_S)
+            super()._publish(draft, name)
 
     async def main() -> None:
+        store = Held(tmp_path / "uploads", tmp_path / "files", max_bytes=1 << 20)
+        store.begin()
         etag = await store.receive_part("a.png", 1, bytes_of(b"abc"))
         async with anyio.create_task_group() as group:
-            for _ in range(8):
-                group.start_soon(join, etag)
+            group.start_soon(store.join, "a.png", [(1, etag)])
+            await anyio.to_thread.run_sync(reached.wait, PATIENCE_S)
+            with pytest.raises(ConflictError):
+                await store.join("a.png", [(1, etag)])
+            gate.set()
+        await store.join("a.png", [(1, etag)])
 
     anyio.run(main)
-    assert "done" in results
-    assert len(results) == 8
     assert left_in(tmp_path) == ["files", "files/a.png", "uploads"]
     assert (tmp_path / "files" / "a.png").read_bytes() == b"abc"
 

@@ -86,7 +86,17 @@ def pending(setup: Setup) -> list[tuple[Any, ...]]:
         connection.close()
 
 
+def unended(setup: Setup) -> int:
+    connection = sqlite3.connect(setup.home.jobs / "jobs.db")
+    try:
+        count: int = connection.execute("SELECT count(*) FROM jobs WHERE ended_at IS NULL").fetchone()[0]
+        return count
+    finally:
+        connection.close()
+
+
 def none_pending(setup: Setup) -> None:
+    until(lambda: not unended(setup), within_s=PATIENCE_S, what="every job has ended, and the disk says so")
     until(lambda: not pending(setup), within_s=PATIENCE_S, what="every webhook is delivered")
 
 

@@ -30,6 +30,7 @@ class Place:
         self.path = path
         self._bodies = bodies
         self._inode = path.stat().st_ino
+        self._drop_half()  # of a router that was killed in the middle of it
 
     @property
     def holds(self) -> bool:
@@ -51,7 +52,7 @@ class Place:
         folder = self.path.parent
         make_private(folder.parent, folder)
         half = folder / _HALF
-        half.unlink(missing_ok=True)
+        self._drop_half()
         if self.path.exists() and self.path.stat().st_size:
             msg = f"{self.path} was replaced while falctl ran; start falctl again to use what is there"
             raise OSError(msg)
@@ -73,6 +74,10 @@ class Place:
         self._say(connection)
         old.close()
         return connection
+
+    def _drop_half(self) -> None:
+        for half in self.path.parent.glob(f"{_HALF}*"):
+            half.unlink()
 
     def _say(self, connection: sqlite3.Connection) -> None:
         to_do, ended = rows.counts(connection)

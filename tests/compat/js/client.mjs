@@ -40,15 +40,20 @@ const calls = {
 
   subscribe: async () => {
     const seen = [];
+    let logs = [];
     const result = await fal.subscribe(a.app, {
       input: a.input,
       hint: a.hint,
       mode: a.mode ?? "polling",
       logs: true,
       pollInterval: 20,
-      onQueueUpdate: (status) => seen.push(status.status),
+      onQueueUpdate: (status) => {
+        seen.push(status.status);
+        const told = (status.logs ?? []).map((line) => line.message);
+        logs = a.mode === "streaming" ? [...logs, ...told] : told; // a stream tells only what is new
+      },
     });
-    return { ...result, seen };
+    return { ...result, seen, logs };
   },
 
   submit: async () => fal.queue.submit(a.app, { input: a.input, hint: a.hint, priority: a.priority }),
