@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from falctl.wire import Drain, Drained, Failed, Ready, Stage
+from falctl.wire import Declared, Drain, Drained, Failed, Ready, Stage
 from tests.host.conftest import PROBE, Gate
 from tests.host.harness import START_S, STEP_S, Host
 from tests.wait import until
@@ -131,7 +131,7 @@ def failure(apps: Path, name: str, **options: Any) -> tuple[Failed, str]:
     """Return how the start of *name* failed, and what was written; the process has ended with that code."""
     with host(apps, name, wait=False, **options) as failing:
         while not isinstance(message := failing.said.get(timeout=START_S), Failed):
-            assert isinstance(message, Stage)
+            assert isinstance(message, Stage | Declared)
         assert failing.process.wait(timeout=STEP_S) == message.exit_code
         assert "\n" not in message.message
         return message, failing.output()
@@ -142,7 +142,7 @@ def test_the_stages_of_the_start_are_told_and_then_the_slots(apps: Path) -> None
         told = []
         while not isinstance(message := fine.said.get(timeout=START_S), Ready):
             told.append(message)
-        assert told == [Stage("importing app.py::Fine"), Stage("setup")]
+        assert told == [Stage("importing app.py::Fine"), Declared(), Stage("setup")]
         assert message == Ready(3)
         assert (apps / "setup-thread").read_text().startswith("app_")
         assert (apps / "context").read_text() == "0 cpu auto"
