@@ -3,7 +3,7 @@ Every error falctl raises on purpose, each carrying its own answer.
 
 A `ConfigError` ends the command with exit code 2 and one line; a `StartError` with 1; a `RequestError`
 becomes an HTTP answer whose body and ``error_type`` are fal's, so that fal's clients understand them.
-`falctl.router.answers` is the one place that renders the latter, `falctl.cli.main` the former.
+`falctl.router.edge.answers` is the one place that renders the latter, `falctl.cli.main` the former.
 """
 
 from __future__ import annotations

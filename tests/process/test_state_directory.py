@@ -124,8 +124,9 @@ def test_it_is_closed_to_everybody_else() -> None:
             for path in f.home.root.iterdir()
         }
         assert stat.S_IMODE(f.home.root.stat().st_mode) == 0o700
-        folders = {"files": 0o700, "run": 0o700, "jobs": 0o700}
-        assert modes == {"lock": 0o600, "board": 0o600, "token": 0o600, **folders}
+        folders = dict.fromkeys(("files", "uploads", "run", "jobs"), 0o700)
+        files = dict.fromkeys(("lock", "board", "token", "token-secret", "webhook.key"), 0o600)
+        assert modes == files | folders
         databases = [path for path in f.home.jobs.iterdir() if path.is_file()]
         assert databases
         for path in (*f.home.sockets.iterdir(), *f.home.files.iterdir(), *databases):
@@ -133,11 +134,13 @@ def test_it_is_closed_to_everybody_else() -> None:
         assert f.home.token.read_text() != "stale"
 
 
-def test_nothing_secret_or_dead_is_left_when_it_has_ended() -> None:
+def test_neither_its_token_nor_anything_dead_is_left_when_it_has_ended() -> None:
     with Falctl(PAINTER, args=ONE) as f:
         paint(f)
         assert f.stop() == 0
-        assert {path.name for path in f.home.root.iterdir()} == {"lock", "files", "run", "jobs"}
+        lasting = {"token-secret", "webhook.key"}  # others hold what they have signed
+        folders = {"files", "uploads", "run", "jobs"}
+        assert {path.name for path in f.home.root.iterdir()} == {"lock"} | folders | lasting
         assert f.home.lock.read_bytes() == b""
         assert list(f.home.files.iterdir()), "images are kept for files.keep"
 

@@ -18,8 +18,8 @@ from cryptography.x509 import verification
 from falctl.clock import wall_clock
 from falctl.config import ServerConfig
 from falctl.home import Home
-from falctl.router.certificates import CA_FOR, CA_LEFT, SERVER_FOR, SERVER_LEFT, Certificates
-from falctl.router.tls import Tls
+from falctl.router.edge.certificates import CA_FOR, CA_LEFT, SERVER_FOR, SERVER_LEFT, Certificates
+from falctl.router.edge.tls import Tls
 
 NOW = datetime(2026, 11, 23, tzinfo=UTC)
 

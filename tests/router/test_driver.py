@@ -16,15 +16,15 @@ from falctl.core.admission import ByteBudget
 from falctl.core.events import Arrived, Dispatch, Refuse, RunnerDown, RunnerUp
 from falctl.core.types import Epoch, RequestId, RunnerId
 from falctl.errors import ClientGoneError
-from falctl.router.activity import Activity
-from falctl.router.apps import LocalApp
-from falctl.router.body import Intake
-from falctl.router.call import Call
-from falctl.router.driver import Driver
-from falctl.router.fleet import FleetLinks
-from falctl.router.ledger import Ledger
-from falctl.router.proxy import Proxy, ProxyRules
-from falctl.router.reach import Target
+from falctl.router.dispatch.activity import Activity
+from falctl.router.dispatch.apps import LocalApp
+from falctl.router.dispatch.driver import Driver
+from falctl.router.edge.body import Intake
+from falctl.router.edge.call import Call
+from falctl.router.own.ledger import Ledger
+from falctl.router.passing.proxy import Proxy, ProxyRules
+from falctl.router.passing.reach import Target
+from falctl.router.runners.fleet import FleetLinks
 from tests.router.client import Raw, ask, request_bytes
 from tests.router.fake_host import PATIENCE_S, Seen, answer, wait_on_loop
 from tests.router.harness import serving

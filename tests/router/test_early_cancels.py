@@ -14,8 +14,8 @@ from starlette.types import Send
 from falctl.core import jobs
 from falctl.core.events import Dispatch
 from falctl.core.types import Epoch, RequestId, RunnerId
-from falctl.router.apps import UNNAMED, LocalApp
-from falctl.router.driver import Driver
+from falctl.router.dispatch.apps import UNNAMED, LocalApp
+from falctl.router.dispatch.driver import Driver
 from falctl.router.jobs.attempts import Attempts
 from falctl.router.jobs.courier import Courier
 from falctl.router.jobs.live import Live

@@ -10,7 +10,7 @@ import pytest
 
 from falctl.clock import wall_clock
 from falctl.core.lifetimes import Lifetime
-from falctl.router.files import FileStore
+from falctl.router.own.files import FileStore
 from tests.router.client import Raw, ask, request_bytes
 from tests.router.fake_host import PATIENCE_S
 from tests.router.harness import Setup, serving

@@ -241,9 +241,8 @@ def test_cors_headers_of_the_app_are_replaced(named: Setup) -> None:
 
 @pytest.mark.parametrize(
     ("method", "path"),
-    [("GET", "/"), ("HEAD", "/"), ("POST", "/ws"), ("POST", "/v1/images"),
-     ("GET", "/metrics"), ("GET", "/%77s/a")],
-)  # fmt: skip
+    [("GET", "/"), ("HEAD", "/"), ("POST", "/metrics"), ("GET", "/%6detrics/a")],
+)
 def test_paths_kept_for_later_say_so(plain: Setup, method: str, path: str) -> None:
     reply = ask(plain, method, path)
     assert reply.status == 404

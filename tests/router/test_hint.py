@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from falctl.core.types import Hint, Wanted
-from falctl.router.hint import HINT_CHARS_MAX, MEMBERS_MAX, SEARCHED_BYTES_MAX, wanted_hint
+from falctl.router.dispatch.hint import HINT_CHARS_MAX, MEMBERS_MAX, SEARCHED_BYTES_MAX, wanted_hint
 
 JSON = {b"content-type": b"application/json"}
 

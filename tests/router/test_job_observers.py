@@ -10,15 +10,15 @@ from falctl.core.events import Dispatch, RunnerUp
 from falctl.core.jobs import JobState
 from falctl.core.retries import Outcome
 from falctl.core.types import Epoch, RequestId, RunnerId
-from falctl.router.apps import Apps, LocalApp
-from falctl.router.driver import Driver
+from falctl.router.dispatch.apps import Apps, LocalApp
+from falctl.router.dispatch.driver import Driver
 from falctl.router.jobs.courier import Courier, Delivered
 from falctl.router.jobs.envelope import Envelope
 from falctl.router.jobs.keeper import Keeper
 from falctl.router.jobs.live import Live
 from falctl.router.jobs.records import StoreLimits
 from falctl.router.jobs.store import JobStore
-from falctl.router.ledger import Ledger
+from falctl.router.own.ledger import Ledger
 
 JOB = RequestId("q1")
 ENVELOPE = Envelope("me/app", "POST", b"/", b"", [], None, "me")

@@ -13,8 +13,8 @@ import pytest
 from falctl.core import learnt
 from falctl.core.policies import State
 from falctl.core.types import Hint
-from falctl.router import memory as memory_module
-from falctl.router.memory import Memory
+from falctl.router.dispatch import memory as memory_module
+from falctl.router.dispatch.memory import Memory
 from tests.wait import until
 
 A = Hint("a")

@@ -13,9 +13,9 @@ import anyio
 import pytest
 
 from falctl.apikeys import hash_key
-from falctl.router.call import Call
-from falctl.router.connection import STATE_KEY
-from falctl.router.inner import InnerRequest
+from falctl.router.edge.call import Call
+from falctl.router.edge.connection import STATE_KEY
+from falctl.router.passing.inner import InnerRequest
 from tests.router.client import Later, Reply, ask, request_bytes
 from tests.router.client import Raw as RawClient
 from tests.router.fake_host import PATIENCE_S, FakeHost, Gate, Seen, answer

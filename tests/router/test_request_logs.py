@@ -15,7 +15,7 @@ from starlette.types import Send
 from falctl import wire
 from falctl.core.types import RequestId
 from falctl.router.jobs.records import LogLine
-from falctl.router.request_logs import DIRECT_BYTES_MAX, DIRECT_REQUESTS_MAX, _Direct
+from falctl.router.own.request_logs import DIRECT_BYTES_MAX, DIRECT_REQUESTS_MAX, _Direct
 from tests.router.client import Later, ask
 from tests.router.fake_host import PATIENCE_S, Gate, Handler, Seen, say_ok
 from tests.router.harness import Setup, idle, serving, waits

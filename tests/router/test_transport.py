@@ -7,8 +7,8 @@ from pathlib import Path
 
 import aiohttp
 
-from falctl.router import transport
-from falctl.router.transport import NO_TIMEOUT, Transport
+from falctl.router.runners import transport
+from falctl.router.runners.transport import NO_TIMEOUT, Transport
 
 
 def test_no_timeout_of_any_kind_is_in_use() -> None:

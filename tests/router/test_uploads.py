@@ -21,10 +21,10 @@ from falctl.apikeys import hash_key
 from falctl.clock import wall_clock
 from falctl.core.lifetimes import ends_at
 from falctl.errors import BodyTooLargeError, ConflictError
-from falctl.router.files import is_name, new_name
-from falctl.router.uploads import passes
-from falctl.router.uploads.passes import GOOD_FOR_S, Passes, end_of
-from falctl.router.uploads.store import UploadStore
+from falctl.router.fal.uploads import passes
+from falctl.router.fal.uploads.passes import GOOD_FOR_S, Passes, end_of
+from falctl.router.fal.uploads.store import UploadStore
+from falctl.router.own.files import is_name, new_name
 from tests.router.client import Raw, Reply, ask, request_bytes
 from tests.router.fake_host import PATIENCE_S
 from tests.router.harness import Setup, serving

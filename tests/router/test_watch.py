@@ -8,10 +8,10 @@ from typing import Any, cast
 
 from falctl.core.jobs import Job
 from falctl.core.types import RequestId
-from falctl.router.call import Call
+from falctl.router.edge.call import Call
+from falctl.router.fal.queue_status import QueueStatus
 from falctl.router.jobs.live import Live
 from falctl.router.jobs.watch import Watchers
-from falctl.router.queue_status import QueueStatus
 
 JOB = RequestId("q1")
 

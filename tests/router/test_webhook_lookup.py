@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import uvloop
 
-from falctl.router.webhooks.lookup import own_threads_resolver
+from falctl.router.fal.webhooks.lookup import own_threads_resolver
 
 
 def test_names_that_nobody_answers_for_hold_up_no_other(monkeypatch: pytest.MonkeyPatch) -> None:

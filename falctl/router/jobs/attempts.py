@@ -8,7 +8,7 @@ from typing import Final
 from falctl.core import jobs
 from falctl.core.events import Dispatch
 from falctl.core.retries import Outcome
-from falctl.router.apps import LocalApp
+from falctl.router.dispatch.apps import LocalApp
 from falctl.router.jobs.courier import Courier, Delivered
 from falctl.router.jobs.live import Live, Tell
 from falctl.router.jobs.waiters import Waiters

@@ -11,14 +11,14 @@ from falctl.core.events import Dispatch
 from falctl.core.jobs import LOST
 from falctl.core.retries import Outcome
 from falctl.core.types import RequestId
-from falctl.router.apps import Apps
-from falctl.router.fleet import FleetLinks
-from falctl.router.headers import declare_json, to_client, to_host
+from falctl.router.dispatch.apps import Apps
 from falctl.router.jobs.envelope import Envelope
 from falctl.router.jobs.records import Answer
 from falctl.router.jobs.retry_headers import needs_retry
-from falctl.router.link import Link
-from falctl.router.transport import Incoming, LostError, Outgoing
+from falctl.router.passing.headers import declare_json, to_client, to_host
+from falctl.router.runners.fleet import FleetLinks
+from falctl.router.runners.link import Link
+from falctl.router.runners.transport import Incoming, LostError, Outgoing
 from falctl.wire import H_ERROR_TYPE
 
 _ERROR_TYPE: Final = H_ERROR_TYPE.encode()

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from falctl.core.retries import DEFAULT_RULES, Condition, RetryRules
 from falctl.core.types import Hint, Priority, Wanted
-from falctl.router.answers import RawHeaders
-from falctl.router.apps import UNNAMED
+from falctl.router.dispatch.apps import UNNAMED
+from falctl.router.edge.answers import RawHeaders
 
 
 @dataclass(frozen=True, slots=True)

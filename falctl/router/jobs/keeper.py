@@ -20,7 +20,7 @@ from falctl.core.backlog import Backlog
 from falctl.core.retries import SILENT
 from falctl.core.types import RequestId
 from falctl.errors import StorageFullError
-from falctl.router.apps import Apps, LocalApp
+from falctl.router.dispatch.apps import Apps, LocalApp
 from falctl.router.jobs.attempts import Attempts
 from falctl.router.jobs.courier import Courier
 from falctl.router.jobs.envelope import Envelope, pack, unpack

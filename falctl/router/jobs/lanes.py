@@ -11,8 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from falctl.core.types import RequestId
-from falctl.router.address import alias_of
-from falctl.router.apps import UNNAMED, Apps, LocalApp
+from falctl.router.dispatch.apps import UNNAMED, Apps, LocalApp
+from falctl.router.fal.address import alias_of
 from falctl.router.jobs.attempts import Attempts
 from falctl.router.jobs.envelope import Envelope
 from falctl.router.jobs.live import Live

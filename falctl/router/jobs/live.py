@@ -12,7 +12,7 @@ from falctl.core import jobs
 from falctl.core.backlog import Entry
 from falctl.core.events import Arrived, Dispatch
 from falctl.core.types import RequestId
-from falctl.router.driver import Decision
+from falctl.router.dispatch.driver import Decision
 from falctl.router.jobs.courier import Delivered
 from falctl.router.jobs.envelope import Envelope, unpack
 

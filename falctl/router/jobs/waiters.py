@@ -16,7 +16,7 @@ from falctl.core.backlog import Backlog, Change
 from falctl.core.events import Behind, Dispatch, Refuse, RefuseCode
 from falctl.core.retries import Outcome
 from falctl.core.types import RequestId
-from falctl.router.driver import Decision, Driver
+from falctl.router.dispatch.driver import Decision, Driver
 from falctl.router.jobs.live import Live, Tell, arrived
 
 START_TIMEOUT: Final = Outcome(504, "request_timeout")

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from falctl.config import Config, ModelsConfig, RunnersConfig
 from falctl.errors import NotFoundError
-from falctl.router.apps import UNNAMED, Apps, LocalApp
+from falctl.router.dispatch.apps import UNNAMED, Apps, LocalApp
 
 _FOLDER: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
 _PIPELINE: Final = "model_index.json"

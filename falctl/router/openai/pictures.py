@@ -10,8 +10,8 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from falctl.errors import AppAnswerError
-from falctl.router.files import FileStore, StoredFile
 from falctl.router.openai.wishes import Form
+from falctl.router.own.files import FileStore, StoredFile
 
 PICTURE_BYTES_MAX: Final = 64 << 20
 _FILES: Final = "/files/"

@@ -17,17 +17,17 @@ from typing import Any, Final
 
 from falctl.clock import wall_clock
 from falctl.errors import NotFoundError, RequestError
-from falctl.router.answers import RawHeaders, openai_body
-from falctl.router.apps import LocalApp
-from falctl.router.body import Intake
-from falctl.router.call import Call
-from falctl.router.files import FileStore
-from falctl.router.inner import InnerAnswer, InnerRequest
+from falctl.router.dispatch.apps import LocalApp
+from falctl.router.edge.answers import RawHeaders, openai_body
+from falctl.router.edge.body import Intake
+from falctl.router.edge.call import Call
 from falctl.router.openai.models import Models
 from falctl.router.openai.pictures import pictures_of
 from falctl.router.openai.wishes import Wishes, read_wishes
-from falctl.router.proxy import Proxy
-from falctl.router.reach import Target
+from falctl.router.own.files import FileStore
+from falctl.router.passing.inner import InnerAnswer, InnerRequest
+from falctl.router.passing.proxy import Proxy
+from falctl.router.passing.reach import Target
 from falctl.tasks import spawn
 from falctl.wire import H_HINT
 

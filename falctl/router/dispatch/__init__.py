@@ -1,0 +1,1 @@
+"""Whom a request waits for: the apps, the scheduler of each, and what it has learnt."""

@@ -1,0 +1,1 @@
+"""The clients' side: connections with their limits, who may enter, and which room answers."""

@@ -1,0 +1,1 @@
+"""What falctl tells of itself: health, status, reasons, logs, and the files that it keeps."""

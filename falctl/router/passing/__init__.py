@@ -1,0 +1,1 @@
+"""A direct request, or a websocket, on its way to a runner and back."""

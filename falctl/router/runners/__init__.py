@@ -1,0 +1,1 @@
+"""The runners' side: a link to each, its requests and its event stream."""

@@ -1,0 +1,221 @@
+"""The links to all runners: opened and closed by the supervisor's word, translated for the schedulers of their apps."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+from weakref import WeakSet
+
+from falctl import wire
+from falctl.board.board import Board
+from falctl.board.index import HintIndex
+from falctl.core.events import Load, LoadEnded, Released, RunnerDown, RunnerDrains, RunnerUp
+from falctl.core.types import Caps, Epoch, Hint, RequestId, RunnerId
+from falctl.home import Home
+from falctl.router.dispatch.apps import Apps, LocalApp, settings_of
+from falctl.router.dispatch.driver import Driver
+from falctl.router.own.ledger import Ledger
+from falctl.router.runners.link import Link, News
+from falctl.router.runners.orphans import Orphans
+from falctl.tasks import spawn
+
+log = logging.getLogger(__name__)
+
+_SERVES = frozenset({"ready", "draining"})
+_ORDER = {"starting": 0, "ready": 1, "draining": 2}
+_RETURNS = frozenset({"starting", "backoff"})
+
+
+class FleetLinks:
+    """One `Link` per runner whose process serves. The board tells what is true, the streams that it has changed."""
+
+    def __init__(self, board: Board, home: Home, apps: Apps, ledger: Ledger) -> None:
+        self._board = board
+        self._home = home
+        self._apps = apps
+        for app in apps:
+            app.driver.load = self.load
+        self._ledger = ledger
+        self._index = HintIndex(board)
+        self._links: dict[RunnerId, Link] = {}
+        self._retired: WeakSet[Link] = WeakSet()
+        """Links that still say farewell."""
+        self._states: dict[RunnerId, tuple[int, str]] = {}
+        """Epoch and state of each runner, as last heard."""
+        self.orphans = Orphans(self._links)
+
+        self.printed: Callable[[wire.Printed], None] = _nobody
+        """Who hears what apps print; set by `RequestLogs`, as the next."""
+        self.released: Callable[[RequestId], None] = _nobody
+
+    def discover(self) -> None:
+        """Learn of every runner from the board: a restarted router finds the fleet by itself."""
+        for runner in range(self._board.runners):
+            life = self._board.life(runner)
+            if life is None:
+                self.learn(runner, Epoch(0), "starting")
+            else:
+                self.learn(runner, life.epoch, life.state)
+
+    def learn(self, runner: int, epoch: int, state: str, reason: str = "") -> None:
+        """
+        A runner's process is in this state; what is older than what we know is dropped.
+
+        That is news of an older incarnation, and of an earlier state: the board may have told us of a later one.
+        """
+        number, known = RunnerId(runner), self._states.get(RunnerId(runner))
+        if known is not None and (
+            known == (epoch, state) or (epoch, _order(state)) < (known[0], _order(known[1]))
+        ):
+            return
+        self._states[number] = (epoch, state)
+        self._ledger.note(f"runner {runner} {state}" + (f": {reason}" if reason else ""))
+        link = self._links.get(number)
+        if link is not None and (link.epoch != epoch or state not in _SERVES):
+            del self._links[number]
+            link.retire()
+            self._retired.add(link)
+            self.orphans.look()
+            link = None
+        if state in _SERVES:
+            self._serve(number, Epoch(epoch), link, draining=state == "draining")
+        else:
+            self._driver(number).handle(RunnerDown(number, returns=state in _RETURNS))
+
+    async def greeted(self, *, within_s: float) -> None:
+        """
+        Return when every runner that serves has told of its slots and hints, or after *within_s*.
+
+        Whoever is dispatched before goes to the runner that answers first, not to the one that is warm.
+        """
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(within_s):
+                for link in tuple(self._links.values()):
+                    await link.greeted.wait()
+
+    def refresh(self) -> None:
+        """Take over what has changed on the board; costs next to nothing if nothing has."""
+        for runner in self._index.refresh():
+            row = self._index.row(runner)
+            if row is not None:
+                self._driver(runner).tell_hints(runner, row.epoch, _as_set(row.hints))
+
+    def load(self, load: Load) -> None:
+        """Have a runner load a model; the end is told by its stream, or here if it cannot even be asked."""
+        link = self.find(load.runner, load.epoch)
+        if link is not None:
+            spawn(self._load(link, load), name=f"load-{load.runner}-{load.hint[:64]}")
+
+    async def _load(self, link: Link, load: Load) -> None:
+        log.info("runner.loads runner=%d model=%s evicts=%s", load.runner, load.hint, ",".join(load.evict))
+        if not await link.load(load.hint, load.evict):
+            self._end_load(link, wire.LoadEnded(load.epoch, load.hint, ok=False, load_s=0.0))
+
+    def find(self, runner: RunnerId, epoch: Epoch) -> Link | None:
+        """Return the link to that incarnation; None if it is gone."""
+        link = self._links.get(runner)
+        return link if link is not None and link.epoch == epoch else None
+
+    def holds(self, request: RequestId) -> bool:
+        """Return whether some runner was sent *request* and has not said that it is over there."""
+        return any(link.holds(request) for link in self._links.values())
+
+    def any_up(self, app: LocalApp) -> Link | None:
+        """Return some link whose runner, of *app*, answers; None if there is none."""
+        return next((link for link in self._links.values() if link.up and link.runner in app.runners), None)
+
+    def states(self) -> dict[RunnerId, tuple[int, str]]:
+        """Return epoch and state of every runner."""
+        return self._states
+
+    def up_count(self, app: LocalApp) -> int:
+        """Return how many runners of *app* take requests."""
+        return sum(link.up for link in self._links.values() if link.runner in app.runners)
+
+    async def close(self) -> None:
+        """Close every link."""
+        for link in (*self._links.values(), *self._retired):
+            await link.close()
+
+    def _serve(self, runner: RunnerId, epoch: Epoch, link: Link | None, *, draining: bool) -> None:
+        if link is None:
+            # Not up before its Hello: until then nobody knows which of its slots are taken.
+            self._driver(runner).handle(RunnerDown(runner, returns=not draining))
+            socket = self._home.runner_socket(runner, epoch)
+            self._links[runner] = Link(runner, epoch, socket=socket, ears=self)
+        elif draining:
+            self._driver(runner).handle(RunnerDrains(runner, epoch))
+
+    def hear(self, link: Link, message: News) -> None:
+        if not isinstance(message, wire.Printed):
+            self.refresh()
+            self.orphans.look()
+        match message:
+            case wire.Hello():
+                self._apps.of(link.runner).learn(settings_of(message))
+                log.debug("runner.up runner=%d epoch=%d slots=%d", link.runner, link.epoch, message.slots)
+                self._driver(link.runner).handle(_up(link, message, self._hints(link.runner, link.epoch)))
+                if self._states[link.runner][1] == "draining":
+                    self._driver(link.runner).handle(RunnerDrains(link.runner, link.epoch))
+            case wire.Released(_, request, exec_s, load_s):
+                released = Released(RequestId(request), link.runner, link.epoch, exec_s, load_s)
+                self._driver(link.runner).handle(released)
+                self.released(released.request)
+            case wire.Printed():
+                self.printed(message)
+            case wire.LoadEnded():
+                self._end_load(link, message)
+            case wire.Draining():
+                self._driver(link.runner).handle(RunnerDrains(link.runner, link.epoch))
+            case wire.HintsChanged():
+                pass  # the refresh has told
+
+    def _end_load(self, link: Link, load: wire.LoadEnded) -> None:
+        hints = self._hints(link.runner, link.epoch)
+        self._driver(link.runner).handle(
+            LoadEnded(link.runner, link.epoch, Hint(load.hint), load.ok, load.load_s, load.tier, hints)
+        )
+
+    def lost(self, link: Link) -> None:
+        """Send nothing to a runner whose slots we do not hear of; it may be back at once."""
+        log.info("runner.stream_lost runner=%d epoch=%d", link.runner, link.epoch)
+        self._driver(link.runner).handle(RunnerDrains(link.runner, link.epoch))
+
+    def is_alive(self, link: Link) -> bool:
+        life = self._board.life(link.runner)
+        return life is not None and life.epoch == link.epoch and life.state in _SERVES
+
+    def _driver(self, runner: RunnerId) -> Driver:
+        return self._apps.of(runner).driver
+
+    def _hints(self, runner: RunnerId, epoch: Epoch) -> frozenset[Hint] | None:
+        """Return what the board says of this incarnation; a row of an older one says nothing: warm for nothing."""
+        row = self._index.row(runner)
+        return _as_set(row.hints) if row is not None and row.epoch == epoch else frozenset()
+
+
+def _up(link: Link, hello: wire.Hello, hints: frozenset[Hint] | None) -> RunnerUp:
+    caps = Caps(
+        gpu=hello.gpu,
+        loads=hello.loads,
+        overlaps=hello.overlaps,
+        models_max=hello.models_max or None,
+    )
+    executing = tuple(RequestId(request) for request in hello.executing)
+    loading = tuple(Hint(hint) for hint in hello.loading)
+    return RunnerUp(link.runner, link.epoch, hello.slots, executing, hints, caps, loading)
+
+
+def _nobody(_: object) -> None:
+    """Hear nothing."""
+
+
+def _order(state: str) -> int:
+    """Return a number that grows in the life of one incarnation."""
+    return _ORDER.get(state, len(_ORDER))
+
+
+def _as_set(hints: tuple[Hint, ...] | None) -> frozenset[Hint] | None:
+    return None if hints is None else frozenset(hints)
