@@ -10,11 +10,11 @@ from falctl.core import jobs
 from falctl.core.backlog import WINDOW_MAX
 from falctl.core.events import RunnerDown
 from falctl.core.types import Hint, RequestId, RunnerId, Wanted
-from falctl.router.driver import Driver
+from falctl.router.dispatch.driver import Driver
 from falctl.router.jobs.envelope import Envelope, pack
 from falctl.router.jobs.live import Live, entry_of
 from falctl.router.jobs.waiters import Waiters
-from falctl.router.ledger import Ledger
+from falctl.router.own.ledger import Ledger
 
 HINT = Hint("m")
 
