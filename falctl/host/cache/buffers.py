@@ -1,0 +1,32 @@
+"""
+Flat host buffers: page-aligned, and returned to the kernel the moment that nothing refers to them any more.
+
+They are mappings of their own rather than `torch.empty`, whose allocator may keep small blocks, so that the bytes that
+a cache counts are the bytes that a process holds; and so that a whole buffer can be registered with CUDA or read into.
+"""
+
+from __future__ import annotations
+
+import mmap
+import weakref
+from collections.abc import Callable
+
+import torch
+
+
+def host_buffer(nbytes: int, *, released: Callable[[], object] | None = None) -> torch.Tensor:
+    """
+    Return *nbytes* zeroed bytes as a flat uint8 tensor; does not block, for the kernel finds the pages at first touch.
+
+    *released* is called once, on whatever thread drops the last tensor that views the buffer (at once if the buffer
+    is empty). Raises OSError when the address space or the commit limit does not allow it; nothing is held then.
+    """
+    if nbytes == 0:
+        if released is not None:
+            released()
+        return torch.empty(0, dtype=torch.uint8)
+    pages = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if released is not None:
+        # The storage of every view holds the mapping, so that its end is the end of the last view.
+        weakref.finalize(pages, released)
+    return torch.frombuffer(pages, dtype=torch.uint8)
