@@ -156,3 +156,16 @@ def test_a_card_that_the_caller_hides_is_not_used(gpu: nvml.Machine) -> None:
     with Falctl("runners.echo:Echo", env={"CUDA_VISIBLE_DEVICES": ""}) as f:
         assert "falctl: no GPU is visible here: starting 2 CPU runners" in f.log
         assert used_bytes(gpu) <= before + NOISE_BYTES
+
+
+def test_weights_in_an_arena_swap_on_a_real_card(gpu: nvml.Machine) -> None:
+    before = used_bytes(gpu)
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.gpu.arena_child"],
+        capture_output=True,
+        text=True,
+        timeout=START_S,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    until(lambda: used_bytes(gpu) <= before + NOISE_BYTES, within_s=FREED_S, what="the VRAM is back")

@@ -31,6 +31,7 @@ def zoo() -> Any:
     module.register_buffer("flags", torch.tensor([True, False, True]))
     module.register_buffer("kept", torch.arange(5), persistent=False)
     module.register_buffer("twin", module.kept.view(5), persistent=False)  # two objects, one memory
+    module.register_buffer("empty_kept", torch.empty(0), persistent=False)
     module.register_buffer("gaps", torch.randn(4, 6)[:, ::2])
     module.register_buffer("spread", torch.randn(4, 1).expand(4, 3))
     return module.eval()
@@ -93,7 +94,7 @@ def test_what_no_file_has_comes_last_and_survives_the_skeleton() -> None:
     module = zoo()
     before, arena = values(module), Arena(module)
     for slot in arena.layout.slots:
-        assert slot.in_file == (not {"kept", "twin"} & set(slot.names))
+        assert slot.in_file == (not {"kept", "twin", "empty_kept"} & set(slot.names))
         assert (slot.offset < arena.layout.file_nbytes) == slot.in_file or slot.nbytes == 0
     assert arena.host is not None
     files = arena.host[: arena.layout.file_nbytes].clone()
@@ -127,6 +128,18 @@ def test_a_tied_weight_stays_tied_in_every_tier() -> None:
         move()
         assert module.head.weight.data_ptr() == module.embed.weight.data_ptr()
         assert module.twin.data_ptr() == module.kept.data_ptr()
+
+
+def test_a_buffer_may_be_a_part_of_a_larger_one() -> None:
+    module = zoo()
+    before, arena = values(module), Arena(module)
+    larger = host_buffer(arena.nbytes + 2 * ALIGN_BYTES)
+    part = larger[ALIGN_BYTES:-ALIGN_BYTES]
+    assert arena.host is not None
+    part.copy_(arena.host)
+    arena.to_skeleton()
+    arena.attach(part)
+    assert_same(module, before)
 
 
 def test_what_is_written_on_the_device_is_forgotten_by_an_evict() -> None:

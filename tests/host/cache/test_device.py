@@ -23,6 +23,8 @@ def test_it_holds_what_was_allocated_until_the_last_view_is_gone() -> None:
     del view
     device.give_back()
     assert (device.used_bytes, device.free_bytes, device.peak_bytes) == (0, 1000, 600)
+    device.allocate(10)
+    assert device.peak_bytes == 600, "the most, not the latest"
     device.reset_peak()
     assert device.peak_bytes == 0
 
@@ -63,25 +65,34 @@ def test_an_empty_buffer_costs_nothing() -> None:
     device.copy_in(flat, host_buffer(0))
 
 
-def test_threads_that_allocate_at_once_do_not_exceed_the_budget_together() -> None:
-    device, got, refused = CpuDevice(1000), [], []
-    start = threading.Barrier(8)
+class SlowToCount(CpuDevice):
+    """The first thread that asks what is free acts on its answer only when a second one has had time to ask, too."""
 
-    def take() -> None:
-        start.wait(timeout=30)
-        for _try in range(50):
-            try:
-                got.append(device.allocate(10))
-            except torch.OutOfMemoryError as error:
-                refused.append(error)
+    def __init__(self, budget_bytes: int) -> None:
+        super().__init__(budget_bytes)
+        self.first_asked, self.second_asked = threading.Event(), threading.Event()
 
-    threads = [threading.Thread(target=take) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(timeout=60)
-    assert (len(got), len(refused)) == (100, 300)
-    assert device.peak_bytes == device.used_bytes == 1000
+    @property
+    def free_bytes(self) -> int:
+        answer = super().free_bytes
+        if self.first_asked.is_set():
+            self.second_asked.set()
+        else:
+            self.first_asked.set()
+            self.second_asked.wait(timeout=0.3)
+        return answer
+
+
+def test_two_threads_do_not_exceed_the_budget_together() -> None:
+    device = SlowToCount(1000)
+    got: list[torch.Tensor] = []
+    first = threading.Thread(target=lambda: got.append(device.allocate(600)))
+    first.start()
+    assert device.first_asked.wait(timeout=60)
+    with pytest.raises(torch.OutOfMemoryError):
+        device.allocate(600)
+    first.join(timeout=60)
+    assert (len(got), device.used_bytes, device.peak_bytes) == (1, 600, 600)
 
 
 def test_a_device_of_less_than_nothing_is_refused() -> None:
@@ -97,3 +108,5 @@ def test_a_host_buffer_is_zeroed_page_aligned_and_says_when_it_is_gone() -> None
     assert not gone
     del flat
     assert gone == [True]
+    host_buffer(0, released=lambda: gone.append(True))
+    assert gone == [True, True], "an empty one is gone at once"
