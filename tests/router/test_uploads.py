@@ -145,6 +145,21 @@ def test_python_sends_parts_under_the_files_own_url(plain: Setup) -> None:
     assert (stored.body, stored.value("content-type")) == (b"abc", "video/mp4")
 
 
+def test_a_part_that_comes_when_its_upload_is_whole_is_409_and_changes_nothing(plain: Setup) -> None:
+    given = address(plain, multipart=True)
+    etag = put(plain, part_path(given["upload_url"], "1"), b"abc").value("etag")
+    late = request_bytes(part_path(given["upload_url"], "2"), b"Content-Length: 6", method="PUT")
+    name = path_of(given["file_url"]).rpartition("/")[2]
+    with Raw(plain, late + b"abc") as raw:
+        folder = plain.home.uploads / name
+        until(lambda: len(left_in(folder)) == 2, within_s=PATIENCE_S, what="part 2 begun")
+        assert complete(plain, given["upload_url"], [{"partNumber": 1, "etag": etag}]).status == 200
+        raw.send(b"def")
+        assert raw.read_until(b"\r\n").split()[1] == b"409"
+    assert ask(plain, "GET", path_of(given["file_url"])).body == b"abc"
+    assert [left for left in left_in(plain.home.uploads) if left.startswith(name)] == []
+
+
 @pytest.mark.parametrize("number", ["0", "10001", "00000000199999999", "01", "\u0661", "-1", "9" * 5000])
 def test_a_part_has_a_number_that_a_part_can_have(plain: Setup, number: str) -> None:
     given = address(plain, multipart=True)
