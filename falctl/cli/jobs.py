@@ -19,6 +19,9 @@ _PEN: Final = Pen()
 _ID_CELLS: Final = 13
 """As much of an id as tells it from others; every command takes it for the whole."""
 
+_APP_CELLS: Final = 14
+"""As much of an alias as leaves room for the model on a line of 80."""
+
 
 def jobs_command(*, most: int, json_output: bool) -> int:
     """Print what runs, the first *most* that wait, and the last *most* jobs that have ended. Raises FalctlError."""
@@ -40,18 +43,12 @@ def cancel_command(request: str) -> int:
 
 def _table(jobs: list[dict[str, Any]]) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style=QUIET)
-    for head, cells_min in (
-        ("REQUEST", _ID_CELLS),
-        ("STATE", 9),
-        ("WHEN", 10),
-        ("WHERE", 11),
-        ("MODEL", 5),
-        ("APP", 3),
-    ):
-        table.add_column(head, no_wrap=True, overflow="ellipsis", min_width=cells_min)
+    for head in ("REQUEST", "STATE", "WHEN", "WHERE", "APP"):
+        table.add_column(head, no_wrap=True)
+    table.add_column("MODEL", no_wrap=True, overflow="ellipsis", ratio=1)  # what is left of the line
     for job in jobs:
         name = job["request"][:_ID_CELLS]
-        cells = [name, job["state"], _when(job), _where(job), job["hint"] or "", _app(job)]
+        cells = [name, job["state"], _when(job), _where(job), _app(job), job["hint"] or ""]
         style = {"running": "bold", "waiting": ""}.get(job["state"], QUIET)
         table.add_row(*(_PEN.safe(cell, cells=80) for cell in cells), style=style)
     return table
@@ -73,4 +70,6 @@ def _where(job: dict[str, Any]) -> str:
 
 
 def _app(job: dict[str, Any]) -> str:
-    return job["app"] if job["kind"] == "queued" else f"{job['app']} (direct)".strip()
+    """Return the alias: any owner will do, so that it tells nothing."""
+    alias = _PEN.cut(job["app"].rpartition("/")[2], cells=_APP_CELLS)
+    return alias if job["kind"] == "queued" else f"{alias} (direct)".strip()

@@ -50,7 +50,7 @@ def test_jobs_are_listed_and_cancelled_by_the_beginning_of_their_ids() -> None:
             lambda: states(f) == ["running", "waiting", "waiting"], within_s=60.0, what="one runs, two wait"
         )
         shown = f.run("jobs").stdout.splitlines()
-        assert shown[0].split() == ["REQUEST", "STATE", "WHEN", "WHERE", "MODEL", "APP"]
+        assert shown[0].split() == ["REQUEST", "STATE", "WHEN", "WHERE", "APP", "MODEL"]
         assert [line.split()[0] for line in shown[1:3]] == [first[:13], second[:13]]
         assert f.run("jobs", "-n", "0").stdout.splitlines()[-1] == "2 more wait"
         direct = next(job["request"] for job in listed(f) if job["kind"] == "direct")

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 
+from falctl.clock import wall_s
 from falctl.core import jobs
 from falctl.core.types import RequestId
 from falctl.errors import StorageFullError
 from falctl.router.fal.webhooks.target import receiver
 from falctl.router.jobs.envelope import Envelope
-from falctl.router.jobs.live import Live, wall_s
+from falctl.router.jobs.live import Live
 from falctl.router.jobs.records import Ending, NewJob
 from falctl.router.jobs.store import JobStore
 from falctl.tasks import spawn
