@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from falctl.core import jobs
 from falctl.core.jobs import (
+    AGAIN_S,
     CANCELLED,
     ENDED,
     Acknowledge,
@@ -436,3 +437,23 @@ def test_the_app_is_asked_when_an_attempt_ends_not_when_the_job_is_submitted() -
     assert job.handle(Recovered(dispatched=True, app=once)) == [Save("end")]
     job = Job(RequestId("q"), attempts=1)
     assert job.handle(Recovered(dispatched=True, app=once))[0] == Save("retry")
+
+
+def waiting() -> Job:
+    job = Job(RequestId("q"))
+    job.handle(Submitted())
+    assert job.handle(Saved("job")) == [Acknowledge("job"), Wait()]
+    return job
+
+
+def test_a_refusal_for_good_ends_it_and_any_other_lets_it_ask_again() -> None:
+    assert waiting().handle(Refused(None)) == [Wait(AGAIN_S)]
+    assert waiting().handle(Refused(Outcome(504, "request_timeout"))) == [Save("end")]
+
+
+def test_what_was_decided_of_a_job_that_waits_no_more_does_not_count() -> None:
+    for late, actions in ((Refused(None), []), (Granted(), [GiveBack()])):
+        job = waiting()
+        job.handle(Granted())
+        assert job.state == "starting"
+        assert job.handle(late) == actions
