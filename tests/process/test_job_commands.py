@@ -74,7 +74,7 @@ def test_jobs_are_listed_and_cancelled_by_the_beginning_of_their_ids() -> None:
 @pytest.mark.parametrize("width", [80, 120])
 def test_a_line_has_room_for_the_app_and_cuts_the_model(width: int) -> None:
     hint = "stabilityai/stable-diffusion-xl-base-1.0" * 3
-    row = {
+    row: dict[str, Any] = {
         "request": "2de1ad03-6351-40f8",
         "kind": "queued",
         "app": "somebody-with-a-name/draw",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -437,6 +438,30 @@ def test_no_place_to_keep_it_is_507() -> None:
         assert (reply.status, reply.json()["error_type"]) == (507, "storage_full")
         assert "queue.max_disk" in reply.json()["detail"]
         gate.opened.set()
+
+
+def test_a_full_disk_is_told_to_who_cancels_and_once_to_the_log_and_holds_up_nothing_later() -> None:
+    with serving() as setup:
+        assert setup.router is not None
+        gate = Gate()
+        setup.hosts[0].handler = gate
+        running, *waiting = [submit(setup)["request_id"] for _ in range(6)]
+        becomes(setup, running, "IN_PROGRESS")
+        pid, endless = setup.router.process.pid, resource.RLIM_INFINITY
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (4096, endless))
+        try:
+            gate.opened.set()  # its end, and the next attempts, cannot be written
+            reply = cancel(setup, waiting[-1])
+            assert (reply.status, reply.json()["error_type"]) == (507, "storage_full")
+        finally:
+            resource.prlimit(pid, resource.RLIMIT_FSIZE, (endless, endless))
+        for request in (running, *waiting):
+            becomes(setup, request, "COMPLETED")
+        answers = [result(setup, request).status for request in (running, *waiting)]
+        assert answers == [200] * 5 + [499]
+        said = [line.partition("jobs.")[2] for line in log_of(setup).splitlines() if "jobs." in line]
+        assert [line.partition(":")[0] for line in said].count("not_written") == len(set(said)) - 1, said
+        assert said[-1] == "written_again"
 
 
 def test_a_damaged_queue_is_said_by_the_router_in_one_line() -> None:

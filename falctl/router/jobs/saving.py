@@ -42,7 +42,7 @@ async def save(store: JobStore, live: Live, action: jobs.Save) -> bool:
                 job.request, attempts=attempts, failures=failures, dispatched=action.record == "attempt"
             )
     except StorageFullError as error:
-        log.warning("job.not_saved request=%s record=%s: %s", job.request, action.record, error.detail)
+        log.debug("job.not_saved request=%s record=%s: %s", job.request, action.record, error.detail)
         return False
     return True
 
