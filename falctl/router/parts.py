@@ -105,7 +105,9 @@ class Parts:
         # What cannot be opened is said before anything is served.
         store, signer = JobStore(home.jobs, _store_limits(config)), open_signer(home.webhook_key)
         self.keeper = Keeper(
-            store, self.apps, Courier(self.fleet, self.apps, timeout_s=config.runners.request_timeout)
+            store,
+            self.apps,
+            Courier(self.fleet, self.apps, self.ledger, timeout_s=config.runners.request_timeout),
         )
         self.webhooks = Deliverer(store, signer, self.ledger)
         self.watchers = Watchers(self.keeper.position)

@@ -477,3 +477,17 @@ def test_a_damaged_queue_is_said_by_the_router_in_one_line() -> None:
         assert failed.exit_code == 1
     finally:
         setup.close()
+
+
+def test_a_job_has_a_receipt_and_counts_as_a_direct_request_does(setup: Setup) -> None:
+    before = setup.status()
+    timings = (wire.H_TIMINGS.encode(), b"cache=hit;load_s=0.000000;exec_s=0.250000")
+    setup.hosts[0].handler = saying(200, b"{}", timings)
+    reply = result(setup, submit(setup, body=b'{"model": "m"}')["request_id"])
+    assert (reply.value("x-falctl-runner"), reply.value("x-falctl-cache")) == ("0", "hit")
+    timing = reply.value("server-timing") or ""
+    assert timing.startswith("queue;dur=")
+    assert timing.endswith("load;dur=0.000, exec;dur=250.000")
+    assert reply.value(wire.H_TIMINGS) is None
+    after = setup.status()
+    assert [after[name] - before[name] for name in ("served", "hits", "misses")] == [1, 1, 0]
