@@ -31,8 +31,9 @@ def env_command(shell: str) -> int:
     if shell not in _LINES:
         msg = f"--shell {shell}: write {', '.join(_LINES)}"
         raise ConfigError(msg)
+    variables = _variables()
     sys.stdout.write(_NOTES)
-    for name, value in _variables().items():
+    for name, value in variables.items():
         quoted = value if shell == "plain" else shlex.quote(value)
         sys.stdout.write(_LINES[shell].format(name=name, value=quoted) + "\n")
     return EXIT_OK

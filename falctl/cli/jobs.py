@@ -6,7 +6,8 @@ import sys
 import urllib.parse
 from typing import Any, Final
 
-from rich.console import RenderableType
+from rich.cells import cell_len
+from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -19,12 +20,20 @@ _PEN: Final = Pen()
 _ID_CELLS: Final = 13
 """As much of an id as tells it from others; every command takes it for the whole."""
 
+_APP_CELLS: Final = 14
+"""As much of an alias as leaves room for the model on a line of 80."""
+
+_MODEL_CELLS: Final = 8
+"""At least; a narrower line is cut by the terminal."""
+
 
 def jobs_command(*, most: int, json_output: bool) -> int:
     """Print what runs, the first *most* that wait, and the last *most* jobs that have ended. Raises FalctlError."""
     told = read(f"/falctl/jobs?most={most}")
     nothing = Text("nothing runs or waits, and no queued job has ended lately")
-    parts: list[RenderableType] = [_table(told["jobs"]) if told["jobs"] else nothing]
+    parts: list[RenderableType] = [
+        job_table(told["jobs"], width=Console().width) if told["jobs"] else nothing
+    ]
     shown = sum(job["state"] == "waiting" for job in told["jobs"])
     if told["waiting"] > shown:
         parts.append(Text(f"{told['waiting'] - shown:,} more wait", style=QUIET))
@@ -38,22 +47,21 @@ def cancel_command(request: str) -> int:
     return EXIT_OK
 
 
-def _table(jobs: list[dict[str, Any]]) -> Table:
+def job_table(jobs: list[dict[str, Any]], *, width: int) -> Table:
+    """Return the table; the model, last, is cut to what the other columns leave of *width* cells."""
+    heads = ("REQUEST", "STATE", "WHEN", "WHERE", "APP")
+    rows = [(job["request"][:_ID_CELLS], job["state"], _when(job), _where(job), _app(job)) for job in jobs]
+    safe = [tuple(_PEN.safe(cell, cells=80) for cell in row) for row in rows]
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style=QUIET)
-    for head, cells_min in (
-        ("REQUEST", _ID_CELLS),
-        ("STATE", 9),
-        ("WHEN", 10),
-        ("WHERE", 11),
-        ("MODEL", 5),
-        ("APP", 3),
-    ):
-        table.add_column(head, no_wrap=True, overflow="ellipsis", min_width=cells_min)
-    for job in jobs:
-        name = job["request"][:_ID_CELLS]
-        cells = [name, job["state"], _when(job), _where(job), job["hint"] or "", _app(job)]
+    left = width
+    for n, head in enumerate(heads):
+        cells = max(cell_len(row[n]) for row in [heads, *safe])
+        table.add_column(head, no_wrap=True, min_width=cells)
+        left -= cells + 2
+    table.add_column("MODEL", no_wrap=True)
+    for row, job in zip(safe, jobs, strict=True):
         style = {"running": "bold", "waiting": ""}.get(job["state"], QUIET)
-        table.add_row(*(_PEN.safe(cell, cells=80) for cell in cells), style=style)
+        table.add_row(*row, _PEN.safe(job["hint"] or "", cells=max(left, _MODEL_CELLS)), style=style)
     return table
 
 
@@ -73,4 +81,6 @@ def _where(job: dict[str, Any]) -> str:
 
 
 def _app(job: dict[str, Any]) -> str:
-    return job["app"] if job["kind"] == "queued" else f"{job['app']} (direct)".strip()
+    """Return the alias: any owner will do, so that it tells nothing."""
+    mark = "" if job["kind"] == "queued" else " (direct)"
+    return (_PEN.cut(job["app"].rpartition("/")[2], cells=_APP_CELLS - len(mark)) + mark).strip()

@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any, Final
 
 from falctl.cli.server import ask
-from falctl.errors import EXIT_OK, FalctlError
+from falctl.errors import EXIT_OK, FalctlError, StartError
 from falctl.home import find_home, find_instance
 
 _OWNER: Final = "me"
 """Any does; a path has one."""
+
+_SAID_BYTES: Final = 120
+"""As much of an answer without an image as tells what it is."""
 
 
 def run_command(model: str, prompt: str, *, app: str | None, output: Path, options: dict[str, Any]) -> int:
@@ -23,11 +26,29 @@ def run_command(model: str, prompt: str, *, app: str | None, output: Path, optio
     path = "/" if app is None else f"/run/{_OWNER}/{urllib.parse.quote(app, safe='')}"
     body = {"model": model, "prompt": prompt, "output_format": _format(output), **options}
     answer, headers = ask(f"{url}{path}", json.dumps(body).encode(), {"X-Fal-Runner-Hint": _header(model)})
-    images = json.loads(answer)["images"]
-    picture, _ = ask(f"{url}{urllib.parse.urlsplit(images[0]['url']).path}", None, {})
+    picture, _ = ask(f"{url}{urllib.parse.urlsplit(_url_in(answer)).path}", None, {})
     _write(output, picture)
     sys.stdout.write(f"{output}: {_receipt(model, headers)}\n")
     return EXIT_OK
+
+
+def _url_in(answer: bytes) -> str:
+    """Return where the image is: under ``images`` or ``image`` as fal's apps have it, or the image is the answer."""
+    try:
+        said: Any = json.loads(answer)
+    except ValueError:
+        said = None
+    found = said if isinstance(said, dict) else {}
+    images = found.get("images")
+    image = images[0] if isinstance(images, list) and images else found.get("image", found)
+    url = image.get("url") if isinstance(image, dict) else None
+    if not isinstance(url, str):
+        msg = (
+            "the app answered no image, which is looked for under images, image or url; it said "
+            f"{answer[:_SAID_BYTES].decode(errors='replace')!r}"
+        )
+        raise StartError(msg)
+    return url
 
 
 def _receipt(model: str, headers: Message) -> str:

@@ -1,4 +1,4 @@
-"""Reading and writing a trace: CSV or JSON lines, plain or .gz, one request a row."""
+"""Reading a trace: CSV or JSON lines, plain or .gz, one request a row."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import io
 import json
 import math
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -64,16 +64,6 @@ def read_trace(path: Path, *, load_factor: float = 1.0, missing: Missing = Missi
         msg = f"trace {path}: has no rows; fields are {', '.join(FIELDS)}"
         raise ConfigError(msg)
     return sorted(jobs, key=lambda job: job.t_s)
-
-
-def write_trace(path: Path, jobs: Iterable[Job]) -> None:
-    """Write *jobs* to *path* as CSV, compressed if its name ends with .gz; `read_trace` gives the same back."""
-    text = io.StringIO(newline="")
-    table = csv.writer(text)
-    table.writerow(FIELDS)
-    table.writerows([getattr(job, field) for field in FIELDS] for job in jobs)
-    raw = text.getvalue().encode(errors="surrogatepass")
-    path.write_bytes(gzip.compress(raw, mtime=0) if path.suffix == ".gz" else raw)
 
 
 def _text(path: Path) -> str:

@@ -14,7 +14,7 @@ from starlette.types import ASGIApp
 
 from falctl import wire
 from falctl.board.board import Board
-from falctl.clock import wall_clock
+from falctl.clock import wall_s
 from falctl.config import Config
 from falctl.core.admission import ByteBudget
 from falctl.core.types import RunnerId
@@ -105,7 +105,9 @@ class Parts:
         # What cannot be opened is said before anything is served.
         store, signer = JobStore(home.jobs, _store_limits(config)), open_signer(home.webhook_key)
         self.keeper = Keeper(
-            store, self.apps, Courier(self.fleet, self.apps, timeout_s=config.runners.request_timeout)
+            store,
+            self.apps,
+            Courier(self.fleet, self.apps, self.ledger, timeout_s=config.runners.request_timeout),
         )
         self.webhooks = Deliverer(store, signer, self.ledger)
         self.watchers = Watchers(self.keeper.position)
@@ -114,7 +116,7 @@ class Parts:
         status = QueueStatus(self.keeper, self.watchers, self.logs)
         self._queue = QueueRoutes(self.apps, self.keeper, status, self._intake, rules=self._proxy.rules)
         self.memory = Memory(home.learnt, {app.alias: app.driver.scheduler.state for app in self.apps})
-        models = Models(self.apps, config, since=int(wall_clock().timestamp()))
+        models = Models(self.apps, config, since=int(wall_s()))
         rooms = self._rooms(direct, OpenAiApi(self._proxy, models, self._intake, self.files), spec.epoch)
         rooms[KEYS_ROOM] = keys_room(signer)
         self._edge = Edge(guard, rooms=rooms, bare=direct.serve_bare, ledger=self.ledger)

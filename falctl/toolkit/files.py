@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, BinaryIO, Final
 
 from pydantic import BaseModel, Field
 
-from falctl.clock import wall_clock
+from falctl.clock import wall_s
 from falctl.core.lifetimes import Lifetime
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class FileStore:
         It is kept as *lifetime* says, else as the current request does, else for `files.keep`.
         """
         lifetime = lifetime or self._lifetime()
-        mark = "" if lifetime is None else lifetime.mark(wall_clock().timestamp())
+        mark = "" if lifetime is None else lifetime.mark(wall_s())
         name = secrets.token_urlsafe(_NAME_BYTES) + mark + suffix
         draft = self._folder / f".{name}.tmp"
         try:

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.routing import COMPARED, METRICS
-from falctl.replay.trace import write_trace
 from tests.replay.traces import drawn
+from tests.replay.written import write_trace
 
 ROOT = Path(__file__).parents[2]
 WITHIN_S = 250

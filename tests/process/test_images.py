@@ -18,6 +18,17 @@ from tools.demo.pictures import to_scans
 
 pytestmark = pytest.mark.process
 
+PAINTER = """
+from PIL import Image as Pil
+from falctl import App, endpoint
+from falctl.toolkit import Image
+
+class Painter(App):
+    @endpoint("/")
+    def paint(self, asked: dict[str, str]) -> Image:
+        return Image.from_pil(Pil.new("RGB", (8, 8), asked["prompt"]))
+"""
+
 
 @pytest.fixture(scope="module")
 def demo() -> Iterator[Falctl]:
@@ -75,6 +86,25 @@ def test_a_first_falctl_run_is_a_miss() -> None:
         told = f.run("run", "digits-ink", "two", "-o", "two.png")
         assert "miss (loaded)" in told.stdout, told.stderr
         assert (f.cwd / "two.png").stat().st_size > 100
+
+
+def test_falctl_run_says_what_an_app_answered_that_drew_nothing() -> None:
+    with Falctl("runners.echo:Echo", args=("--runners", "1")) as f:
+        told = f.run("run", "m", "seven", "-o", "x.png")
+        assert (told.returncode, len(told.stderr.splitlines())) == (1, 1), told.stderr
+        assert "answered no image" in told.stderr
+        assert "seven" in told.stderr
+
+
+def test_falctl_run_draws_by_an_app_whose_answer_is_the_image() -> None:
+    with Falctl("painter.py::Painter", args=("--runners", "1"), start=False) as f:
+        (f.cwd / "painter.py").write_text(PAINTER)
+        f.start()
+        f.wait_ready()
+        told = f.run("run", "m", "red", "-o", "x.png")
+        assert told.returncode == 0, told.stderr
+        with Image.open(f.cwd / "x.png") as picture:
+            assert picture.getpixel((0, 0)) == (255, 0, 0)
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 from benchmarks.replay import RUNNERS
-from falctl.replay.trace import write_trace
 from tests.replay.traces import drawn
+from tests.replay.written import write_trace
 
 ROOT = Path(__file__).parents[2]
 

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from falctl.replay.report import Bounds, Figures
-from falctl.replay.trace import write_trace
 from tests.replay.traces import FIVE, drawn
+from tests.replay.written import write_trace
 from tests.wait import until
 
 ROOT = Path(__file__).parents[2]

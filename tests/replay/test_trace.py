@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from falctl.core.types import Hint
 from falctl.errors import ConfigError
-from falctl.replay.trace import FIELDS, Job, Missing, read_trace, write_trace
+from falctl.replay.trace import FIELDS, Job, Missing, read_trace
 from tests.replay.traces import FIVE, five
+from tests.replay.written import write_trace
 
 on_files = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 

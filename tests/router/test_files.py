@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
+from array import array
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ from falctl.core.lifetimes import Lifetime
 from falctl.router.own.files import FileStore
 from tests.router.client import Raw, ask, request_bytes
 from tests.router.fake_host import PATIENCE_S
-from tests.router.harness import Setup, serving
+from tests.router.harness import Setup, log_of, serving
 from tests.wait import until
 
 NAME = "a-name-nobody_can-guess-0123456789.png"
@@ -55,6 +57,33 @@ def test_a_large_file_is_served_whole(plain: Setup) -> None:
     content = os.urandom(3 << 20)
     put(plain, content=content)
     assert ask(plain, "GET", f"/files/{NAME}").body == content
+
+
+def test_clients_that_vanish_leave_no_file_open_and_nothing_in_the_log() -> None:
+    with serving() as setup:
+        put(setup, content=b"x" * (3 << 20))
+        for at in range(90):
+            asked = request_bytes(f"/files/{NAME}", method="GET")
+            with Raw(setup, asked * 20) as raw:
+                if at % 3:
+                    raw.socket.recv(10)
+                # Closing is a reset then, as from a browser that has left the page.
+                raw.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, array("i", [1, 0]))
+        assert setup.router is not None
+        folder = Path(f"/proc/{setup.router.process.pid}/fd")
+        until(
+            lambda: not [fd for fd in folder.iterdir() if NAME in read_link(fd)],
+            within_s=PATIENCE_S,
+            what="every file closed",
+        )
+        assert "Traceback" not in log_of(setup), log_of(setup)[:6000]
+
+
+def read_link(path: Path) -> str:
+    try:
+        return str(path.readlink())
+    except OSError:
+        return ""  # closed meanwhile
 
 
 def test_an_empty_file_is_served(plain: Setup) -> None:

@@ -30,6 +30,14 @@ def test_an_empty_header_is_no_hint(value: bytes) -> None:
     assert wanted_hint({b"x-fal-runner-hint": value}, b"", field="model") is None
 
 
+def test_a_longer_hint_than_a_runner_can_list_is_none_whatever_it_stands_in() -> None:
+    longest = b"h" * HINT_CHARS_MAX
+    assert wanted_hint({b"x-fal-runner-hint": longest}, b"", field="") == Wanted(Hint("h" * 1024), "header")
+    assert (
+        wanted_hint({**JSON, b"x-fal-runner-hint": longest + b"h"}, b'{"model": "m"}', field="model") is None
+    )
+
+
 def test_blanks_behind_a_header_s_value_are_no_part_of_it() -> None:
     assert wanted_hint({b"x-fal-runner-hint": b"a b \t"}, b"", field="model") == Wanted(Hint("a b"), "header")
 

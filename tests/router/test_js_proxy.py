@@ -50,6 +50,11 @@ def test_files_are_sent_to_addresses_of_ours(plain: Setup, host: str) -> None:
     assert urlsplit(given["upload_url"]).path.startswith("/fal/cdn/put/")
 
 
+def test_the_app_does_not_see_a_token(plain: Setup) -> None:
+    assert through(plain, "https://fal.run/me/app?x=1&fal_jwt_token=secret&y=2").status == 200
+    assert plain.hosts[0].seen[-1].query == b"x=1&y=2"
+
+
 def test_a_path_is_taken_as_it_is_written(plain: Setup) -> None:
     through(plain, "https://queue.fal.run/me/app/a%2Fb%20c")
     reply = through(plain, "https://rest.fal.ai/%74okens-of-another-kind")

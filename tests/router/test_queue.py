@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -439,6 +440,30 @@ def test_no_place_to_keep_it_is_507() -> None:
         gate.opened.set()
 
 
+def test_a_full_disk_is_told_to_who_cancels_and_once_to_the_log_and_holds_up_nothing_later() -> None:
+    with serving() as setup:
+        assert setup.router is not None
+        gate = Gate()
+        setup.hosts[0].handler = gate
+        running, *waiting = [submit(setup)["request_id"] for _ in range(6)]
+        becomes(setup, running, "IN_PROGRESS")
+        pid, endless = setup.router.process.pid, resource.RLIM_INFINITY
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (4096, endless))
+        try:
+            gate.opened.set()  # its end, and the next attempts, cannot be written
+            reply = cancel(setup, waiting[-1])
+            assert (reply.status, reply.json()["error_type"]) == (507, "storage_full")
+        finally:
+            resource.prlimit(pid, resource.RLIMIT_FSIZE, (endless, endless))
+        for request in (running, *waiting):
+            becomes(setup, request, "COMPLETED")
+        answers = [result(setup, request).status for request in (running, *waiting)]
+        assert answers == [200] * 5 + [499]
+        said = [line.partition("jobs.")[2] for line in log_of(setup).splitlines() if "jobs." in line]
+        assert [line.partition(":")[0] for line in said].count("not_written") == len(set(said)) - 1, said
+        assert said[-1] == "written_again"
+
+
 def test_a_damaged_queue_is_said_by_the_router_in_one_line() -> None:
     setup = Setup()
     try:
@@ -452,3 +477,17 @@ def test_a_damaged_queue_is_said_by_the_router_in_one_line() -> None:
         assert failed.exit_code == 1
     finally:
         setup.close()
+
+
+def test_a_job_has_a_receipt_and_counts_as_a_direct_request_does(setup: Setup) -> None:
+    before = setup.status()
+    timings = (wire.H_TIMINGS.encode(), b"cache=hit;load_s=0.000000;exec_s=0.250000")
+    setup.hosts[0].handler = saying(200, b"{}", timings)
+    reply = result(setup, submit(setup, body=b'{"model": "m"}')["request_id"])
+    assert (reply.value("x-falctl-runner"), reply.value("x-falctl-cache")) == ("0", "hit")
+    timing = reply.value("server-timing") or ""
+    assert timing.startswith("queue;dur=")
+    assert timing.endswith("load;dur=0.000, exec;dur=250.000")
+    assert reply.value(wire.H_TIMINGS) is None
+    after = setup.status()
+    assert [after[name] - before[name] for name in ("served", "hits", "misses")] == [1, 1, 0]

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import anyio
 import pytest
@@ -145,6 +145,28 @@ def test_python_sends_parts_under_the_files_own_url(plain: Setup) -> None:
     assert (stored.body, stored.value("content-type")) == (b"abc", "video/mp4")
 
 
+def test_a_part_that_comes_when_its_upload_is_whole_is_409_and_changes_nothing(plain: Setup) -> None:
+    given = address(plain, multipart=True)
+    etag = put(plain, part_path(given["upload_url"], "1"), b"abc").value("etag")
+    late = request_bytes(part_path(given["upload_url"], "2"), b"Content-Length: 6", method="PUT")
+    name = path_of(given["file_url"]).rpartition("/")[2]
+    with Raw(plain, late + b"abc") as raw:
+        folder = plain.home.uploads / name
+        until(lambda: len(left_in(folder)) == 2, within_s=PATIENCE_S, what="part 2 begun")
+        assert complete(plain, given["upload_url"], [{"partNumber": 1, "etag": etag}]).status == 200
+        raw.send(b"def")
+        assert raw.read_until(b"\r\n").split()[1] == b"409"
+    assert ask(plain, "GET", path_of(given["file_url"])).body == b"abc"
+    assert [left for left in left_in(plain.home.uploads) if left.startswith(name)] == []
+
+
+@pytest.mark.parametrize("number", ["0", "10001", "00000000199999999", "01", "\u0661", "-1", "9" * 5000])
+def test_a_part_has_a_number_that_a_part_can_have(plain: Setup, number: str) -> None:
+    given = address(plain, multipart=True)
+    reply = put(plain, part_path(given["upload_url"], quote(number)), b"x")
+    assert (reply.status, "from 1 to 10000" in reply.json()["detail"]) == (400, True)
+
+
 @pytest.mark.parametrize(
     "parts",
     [
@@ -154,6 +176,7 @@ def test_python_sends_parts_under_the_files_own_url(plain: Setup) -> None:
         [{"partNumber": 1, "etag": "another"}],
         [{"partNumber": 2, "etag": "x"}],
         [{"partNumber": "1", "etag": "x"}],
+        [{"partNumber": int("9" * 4000), "etag": "x"}],
     ],
 )
 def test_parts_that_are_not_as_they_were_sent_make_nothing(plain: Setup, parts: Any) -> None:

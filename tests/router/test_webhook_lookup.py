@@ -46,3 +46,13 @@ def test_a_name_that_is_none_is_refused() -> None:
             await own_threads_resolver().resolve("no-such-host.invalid", 80)
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize("name", ["a..b", ".", "a" * 64 + ".test", "a\0b"])
+def test_what_cannot_be_a_name_is_refused_at_once_by_the_thread_that_looks(name: str) -> None:
+    async def run() -> None:
+        async with asyncio.timeout(30):
+            with pytest.raises(OSError, match=r".+"):
+                await own_threads_resolver().resolve(name, 80)
+
+    asyncio.run(run())

@@ -206,6 +206,8 @@ def test_a_cancelled_job_is_told_as_a_failure(setup: Setup, receiver: Receiver) 
         ("http://", "no http or https URL"),
         ("http://127.0.0.1:99999/", "no URL"),
         ("http://[::1/", "no URL"),
+        ("http://a..b/", "no URL"),
+        ("http://127.0.0.1:0/", "no http or https URL"),
         ("http://me:secret@127.0.0.1/", "credentials"),
         ("http://127.0.0.1/a b", "blanks"),
         ("http://127.0.0.1/\r\nx", "blanks"),

@@ -462,6 +462,16 @@ def test_a_message_over_max_body_ends_it_with_1009() -> None:
         idle(setup)
 
 
+def test_text_that_is_none_ends_it_with_1007_and_leaves_no_traceback_in_the_log() -> None:
+    with serving() as setup:
+        with Raw(setup, request_bytes("/", *UPGRADE, method="GET")) as raw:
+            raw.read_until(b"\r\n\r\n")
+            raw.send(b"\x81\x82\0\0\0\0\xff\xfe")
+            assert raw.read_all()[2:4] == (1007).to_bytes(2, "big")
+        idle(setup)
+        assert "Traceback" not in log_of(setup), log_of(setup)
+
+
 def test_what_a_client_does_not_read_is_not_kept_and_it_is_cut_off() -> None:
     sent = 0
 

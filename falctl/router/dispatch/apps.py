@@ -118,7 +118,8 @@ class Apps:
             NotFoundError: there are several; names them, and how they are called.
         """
         if self._only is None:
-            msg = f"name one of the apps {', '.join(self._apps)} in the path: /run/{{owner}}/{{alias}}, any owner will do"
+            names = ", ".join(self._apps)
+            msg = f"name one of the apps {names} in the path: /run/{{owner}}/{{alias}}, any owner will do (falctl run: --app)"
             raise NotFoundError(msg)
         return self._only
 

@@ -12,7 +12,10 @@ from falctl.router.passing.headers import is_json
 from falctl.wire import H_HINT
 
 HINT_CHARS_MAX: Final = 1024
-"""A longer field of a body is no name of a model."""
+"""
+A longer one is no name of a model, and no runner lists it (`core.hints.HINT_BYTES_MAX`): it goes to the app and counts
+for nothing here. What is learnt is kept by hint, thousands of them; at 60 KiB each it would fill memory and disk.
+"""
 
 # How far into a body its field is looked for, as parsing blocks the loop.
 # measured: 3.6 ms at worst (a list of 1e5), median of 9, CPython 3.11, 2-core VM, x86-64, 2026-11-23
@@ -26,8 +29,14 @@ _decoder: Final = json.JSONDecoder()
 
 
 def wanted_hint(head: Mapping[bytes, bytes], body: bytes, *, field: str) -> Wanted | None:
-    """Return what the header asks for, byte for byte, else what *field* of *body* does; ``""`` for no field."""
+    """
+    Return what the header asks for, byte for byte, else what *field* of *body* does; ``""`` for no field.
+
+    None: nothing, or what is longer than `HINT_CHARS_MAX`.
+    """
     value = head.get(_HEADER, b"").strip(b" \t")
+    if len(value) > HINT_CHARS_MAX:
+        return None
     if value:
         return Wanted(Hint(value.decode("latin-1")), "header")
     encoded = b"content-encoding" in head

@@ -9,10 +9,8 @@ happens on a thread, into a new file that takes the old one's name when it is wh
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import logging
-import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,6 +19,7 @@ from typing import Any, Final
 from falctl.core import learnt
 from falctl.core.learnt import Learnt
 from falctl.core.policies import State
+from falctl.router.private import write_private
 
 log = logging.getLogger(__name__)
 
@@ -100,26 +99,5 @@ def _read(path: Path) -> object:
 
 
 def _write(path: Path, table: dict[str, Any]) -> None:
-    """Replace *path* as a whole or not at all. Blocks. Raises OSError."""
-    content = json.dumps(table, separators=(",", ":"), allow_nan=False).encode()
-    new = path.with_suffix(".new")
-    try:
-        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        with os.fdopen(fd, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        new.replace(path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            new.unlink()
-        raise
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    """Blocks. Raises OSError."""
+    write_private(path, json.dumps(table, separators=(",", ":"), allow_nan=False).encode())

@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import logging
-import os
 import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -27,6 +26,8 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from falctl.router.private import write_private
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +72,7 @@ class Certificates:
             self._save("ca", ca)
         bundle = Path(certifi.where()).read_bytes() + b"\n# falctl\n" + _pem(ca.certificate)
         if _content(self._bundle) != bundle:
-            _write(self._bundle, bundle)
+            write_private(self._bundle, bundle)
         server = self._load("server")
         if server is not None and _lasts(server, now, SERVER_LEFT) and self._fits(server, ca):
             return False
@@ -102,8 +103,8 @@ class Certificates:
         key = pair.key.private_bytes(
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         )
-        _write(self._folder / f"{name}.key", key)
-        _write(self._folder / f"{name}.pem", _pem(pair.certificate))
+        write_private(self._folder / f"{name}.key", key)
+        write_private(self._folder / f"{name}.pem", _pem(pair.certificate))
 
 
 def _lasts(pair: _Pair, now: datetime, left: timedelta) -> bool:
@@ -192,12 +193,3 @@ def _content(path: Path) -> bytes:
         return path.read_bytes()
     except OSError:
         return b""
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Let *path* have *content*, readable for its owner alone; a reader sees the old or the new."""
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    with os.fdopen(fd, "wb") as file:
-        file.write(content)
-    draft.replace(path)

@@ -23,6 +23,10 @@ from falctl.router.edge.limits import Limits
 
 log = logging.getLogger(__name__)
 
+_UVICORN_S: Final = logging.getLogger(f"{__name__}.uvicorn")
+_UVICORN_S.setLevel(logging.CRITICAL)
+"""For what uvicorn says of a client's bad frames, with a traceback: whatever a client sends must not fill the log."""
+
 GOING_AWAY: Final = 1001
 NO_CODE: Final = 1005
 """A close that names no code; never sent as one."""
@@ -59,6 +63,7 @@ class ClientSocket(WebSocketsSansIOProtocol):
         config.ws_max_size = limits.message_bytes
         super().__init__(config, server_state, {}, loop)
         self.app: Any = self._last  # in place of the configuration's
+        self.logger = _UVICORN_S
         self.ping_timeout = limits.send_s
         self._send_s = limits.send_s
         self._send_timer: asyncio.TimerHandle | None = None

@@ -34,7 +34,7 @@ class CorkedTransport:
         if self._held and len(data) <= _JOINED_BYTES_MAX:
             self._held, data = b"", self._held + data
         self._flush()
-        self._transport.write(data)
+        self._write(data)
 
     def close(self) -> None:
         self._flush()
@@ -46,4 +46,9 @@ class CorkedTransport:
     def _flush(self) -> None:
         if self._held:
             held, self._held = self._held, b""
-            self._transport.write(held)
+            self._write(held)
+
+    def _write(self, data: bytes) -> None:
+        # Where the client is gone, uvloop raises: a page that is left would cost two screens of the log.
+        if not self._transport.is_closing():
+            self._transport.write(data)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import parse_qs
 
-from falctl.clock import monotonic_s, wall_clock
+from falctl.clock import monotonic_s, wall_s
 from falctl.core.retries import Outcome
 from falctl.core.types import RequestId
 from falctl.errors import BadRequestError, MethodError, NotFoundError, QueueFullError, StorageFullError
@@ -195,7 +195,7 @@ class QueueRoutes:
             wanted,
             arrived.client,
             arrived.priority,
-            None if start_by is None else wall_clock().timestamp() + start_by - monotonic_s(),
+            None if start_by is None else wall_s() + start_by - monotonic_s(),
             retry_rules(call.head),
             app.alias,
             _query(call).get("fal_webhook"),

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import secrets
 from pathlib import Path
 from typing import Any, Final
@@ -18,12 +17,13 @@ from typing import Any, Final
 import jwt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from falctl.clock import wall_clock
+from falctl.clock import wall_s
 from falctl.errors import BadRequestError, StartError, UnauthorizedError
 from falctl.router.edge.answers import ORIGIN, REQUEST_ID
 from falctl.router.edge.body import Intake
 from falctl.router.edge.call import Call
 from falctl.router.fal.address import Address
+from falctl.router.private import write_private
 
 PARAMETER: Final = b"fal_jwt_token="
 EXPIRATION_MAX_S: Final = 86400
@@ -50,7 +50,7 @@ class Tokens:
 
     def issue(self, apps: list[str], *, for_s: int) -> str:
         """Return a token for *apps*, each ``alias`` or ``owner/alias``, that is good for *for_s* seconds."""
-        claims = {"allowed_apps": apps, "exp": int(wall_clock().timestamp()) + for_s}
+        claims = {"allowed_apps": apps, "exp": int(wall_s()) + for_s}
         return jwt.encode(claims, self._secret, _ALGORITHM)
 
     def check(self, token: str, address: Address) -> None:
@@ -126,12 +126,7 @@ def read_secret(path: Path) -> bytes:
             if len(found) >= _SECRET_BYTES:
                 return found
         made = secrets.token_bytes(_SECRET_BYTES)
-        fresh = path.with_suffix(".new")
-        fresh.unlink(missing_ok=True)
-        fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with os.fdopen(fd, "wb") as file:
-            file.write(made)
-        fresh.replace(path)
+        write_private(path, made)
     except OSError as error:
         msg = f"cannot keep the secret of tokens in {path} ({error.strerror}); make room, or delete it"
         raise StartError(msg) from error

@@ -9,6 +9,8 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Final
 
+from falctl.router.private import make_private, sync_folder
+
 INLINE_BYTES_MAX: Final = 64 << 10
 """What is larger would fill the write-ahead log twice over, and make all who commit with it wait."""
 
@@ -68,20 +70,3 @@ class Bodies:
         strangers = [path.name for path in self._folder.iterdir() if path.name not in names]
         self.discard(strangers)
         return len(strangers)
-
-
-def make_private(*folders: Path) -> None:
-    """Make those of *folders* that are not there, the outermost first, for nobody but their owner. Raises OSError."""
-    for folder in folders:
-        folder.mkdir(mode=0o700, exist_ok=True)
-        if folder.stat().st_mode & 0o077:
-            folder.chmod(0o700)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in *folder* durable. Blocks. Raises OSError."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

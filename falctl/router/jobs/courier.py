@@ -15,7 +15,9 @@ from falctl.router.dispatch.apps import Apps
 from falctl.router.jobs.envelope import Envelope
 from falctl.router.jobs.records import Answer
 from falctl.router.jobs.retry_headers import needs_retry
+from falctl.router.own.ledger import Ledger
 from falctl.router.passing.headers import declare_json, to_client, to_host
+from falctl.router.passing.receipt import Timings, read_timings, receipt
 from falctl.router.runners.fleet import FleetLinks
 from falctl.router.runners.link import Link
 from falctl.router.runners.transport import Incoming, LostError, Outgoing
@@ -38,9 +40,10 @@ class Delivered:
 class Courier:
     """``timeout_s`` is `runners.request_timeout`, which counts where an app sets none."""
 
-    def __init__(self, fleet: FleetLinks, apps: Apps, *, timeout_s: float) -> None:
+    def __init__(self, fleet: FleetLinks, apps: Apps, ledger: Ledger, *, timeout_s: float) -> None:
         self._fleet = fleet
         self._apps = apps
+        self._ledger = ledger
         self.timeout_s = timeout_s
 
     async def deliver(self, dispatch: Dispatch, envelope: Envelope, body: bytes) -> Delivered | None:
@@ -55,13 +58,18 @@ class Courier:
             return self._lost(link, LOST, began_at)
         if incoming is None:
             return None
-        return await self._whole(link, dispatch.request, incoming, began_at)
+        timings = read_timings(incoming.headers).after(dispatch)
+        if envelope.wanted is not None:
+            self._ledger.begin(hit=timings.warm(dispatch))
+        return await self._whole(link, incoming, dispatch=dispatch, timings=timings, began_at=began_at)
 
     def stop(self, request: RequestId, then: Callable[[], None] = lambda: None) -> None:
         """Have *request* cancelled wherever it is executed; call *then* when nobody can be at it any more."""
         self._fleet.orphans.when_gone(request, then)
 
-    async def _whole(self, link: Link, request: RequestId, incoming: Incoming, began_at: float) -> Delivered:
+    async def _whole(
+        self, link: Link, incoming: Incoming, *, dispatch: Dispatch, timings: Timings, began_at: float
+    ) -> Delivered:
         chunks, last = list[bytes](), False
         try:
             while not last:
@@ -71,8 +79,9 @@ class Courier:
             return self._lost(link, _INCOMPLETE, began_at)
         finally:
             incoming.close()
-            link.ended(request)
-        headers = to_client(incoming.headers, status=incoming.status)
+            link.ended(dispatch.request)
+        self._ledger.finish(arrived_at=began_at - dispatch.waited_s)
+        headers = [*to_client(incoming.headers, status=incoming.status), *receipt(dispatch, timings)]
         text = tuple((name.decode("latin-1"), value.decode("latin-1")) for name, value in headers)
         outcome = _outcome(incoming)
         return Delivered(outcome, Answer(text, b"".join(chunks)), monotonic_s() - began_at)

@@ -34,6 +34,8 @@ from falctl.tasks import spawn
 
 log = logging.getLogger(__name__)
 
+CANCELLED_WITHIN_S: Final = 10.0
+"""A disk that takes no cancellation for so long is full, and who waits for one should hear that."""
 LATE_EVERY_S: Final = 0.5
 """How late a start deadline may fire for a job that the scheduler does not see, or a wiped database be noticed."""
 AGAIN_EVERY_S: Final = 10.0
@@ -121,14 +123,24 @@ class Keeper:
         return live
 
     async def cancel(self, live: Live) -> bool:
-        """Return whether *live* is to end, once that is durable; False: its end is known already."""
+        """
+        Return whether *live* is to end, once that is durable; False: its end is known already.
+
+        Raises:
+            StorageFullError: it is not durable yet; it is tried again until it is, or the router ends.
+        """
         if live.job.outcome is not None and not live.job.cancel_asked:
             return False
         cancelled = live.cancelled = live.cancelled or asyncio.Event()
         if live.job.request in self._lanes[live.lane].undecided:
             self._decide(live)
         self._tell(live, jobs.CancelAsked())
-        await cancelled.wait()
+        try:
+            async with asyncio.timeout(CANCELLED_WITHIN_S):
+                await cancelled.wait()
+        except TimeoutError:
+            msg = "the cancellation could not be written to the disk yet, and is tried again; make room there"
+            raise StorageFullError(msg) from None
         return True
 
     async def keep_for_ever(self) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from falctl.clock import monotonic_s, wall_clock
+from falctl.clock import monotonic_s, wall_s
 from falctl.core import jobs
 from falctl.core.backlog import Entry
 from falctl.core.events import Arrived, Dispatch
@@ -75,8 +75,3 @@ def arrived(live: Live) -> Arrived:
         bounded=False,
         again=live.job.attempts > 0,
     )
-
-
-def wall_s() -> float:
-    """Return the instant as it is written to the disk."""
-    return wall_clock().timestamp()

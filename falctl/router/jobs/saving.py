@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 
+from falctl.clock import wall_s
 from falctl.core import jobs
 from falctl.core.types import RequestId
 from falctl.errors import StorageFullError
 from falctl.router.fal.webhooks.target import receiver
 from falctl.router.jobs.envelope import Envelope
-from falctl.router.jobs.live import Live, wall_s
+from falctl.router.jobs.live import Live
 from falctl.router.jobs.records import Ending, NewJob
 from falctl.router.jobs.store import JobStore
 from falctl.tasks import spawn
@@ -41,7 +42,7 @@ async def save(store: JobStore, live: Live, action: jobs.Save) -> bool:
                 job.request, attempts=attempts, failures=failures, dispatched=action.record == "attempt"
             )
     except StorageFullError as error:
-        log.warning("job.not_saved request=%s record=%s: %s", job.request, action.record, error.detail)
+        log.debug("job.not_saved request=%s record=%s: %s", job.request, action.record, error.detail)
         return False
     return True
 

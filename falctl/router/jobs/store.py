@@ -16,12 +16,12 @@ from sqlite3 import Connection
 from sqlite3 import Error as SqliteError
 from typing import TypeVar
 
-from falctl.clock import wall_clock
+from falctl.clock import wall_s
 from falctl.core.retries import Condition
 from falctl.core.types import RequestId
 from falctl.errors import StorageFullError
 from falctl.router.jobs import rows
-from falctl.router.jobs.bodies import Bodies, make_private
+from falctl.router.jobs.bodies import Bodies
 from falctl.router.jobs.database import ROW_BYTES, open_database
 from falctl.router.jobs.payloads import Payload, Payloads
 from falctl.router.jobs.reads import JobReads
@@ -29,6 +29,7 @@ from falctl.router.jobs.records import Answer, Ending, LogLine, NewJob, StoreLim
 from falctl.router.jobs.room import delete_ended, make_room
 from falctl.router.jobs.wiped import Place
 from falctl.router.jobs.writer import Transaction, Write, Writer
+from falctl.router.private import make_private
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +76,7 @@ class JobStore(JobReads):
             wanted = ROW_BYTES + len(job.envelope) + len(job.body)
             if not make_room(transaction, wanted, max_bytes=self.limits.max_bytes):
                 return StorageFullError(f"the queue holds as many bytes as queue.max_disk allows, {self.limits.max_bytes}; send it again later, or raise that")  # fmt: skip
-            number = rows.insert_job(transaction.connection, job, at=_now())
+            number = rows.insert_job(transaction.connection, job, at=wall_s())
             rows.insert_payload(transaction.connection, number, "request", payload)
             return number
 
@@ -139,7 +140,7 @@ class JobStore(JobReads):
 
     async def let_leave(self, request: RequestId, *, after_s: float) -> None:
         """Let a job that is kept briefly leave, if it does not leave before. Raises StorageFullError."""
-        at = _now() + after_s
+        at = wall_s() + after_s
         await self.write(lambda transaction: rows.let_leave(transaction.connection, request, at=at))
 
     async def sweep(self) -> int:
@@ -149,7 +150,7 @@ class JobStore(JobReads):
         Raises:
             StorageFullError: the disk did not take it.
         """
-        now, keep_s, deleted = _now(), self.limits.keep_s, 0
+        now, keep_s, deleted = wall_s(), self.limits.keep_s, 0
         while last := await self.write(lambda t: delete_ended(t, now=now, keep_s=keep_s)):
             deleted += last
         return deleted
@@ -205,7 +206,3 @@ def _refused(error: Exception) -> StorageFullError:
     return StorageFullError(
         f"the job could not be written to the disk: {error}; send it again when there is room"
     )
-
-
-def _now() -> float:
-    return wall_clock().timestamp()

@@ -67,6 +67,8 @@ class Writer:
         self._loop = asyncio.get_running_loop()
         self._thread = threading.Thread(target=self._run, name="job-writer", daemon=True)
         self._closed = False
+        self._said = ""
+        """Why nothing can be written; empty: the last transaction was good."""
         self.writes = 0
         """How many were committed."""
         self.transactions = 0
@@ -120,10 +122,19 @@ class Writer:
             if len(group) > 1:
                 return [result for asked in group for result in self._commit([asked])]
             known = isinstance(error, sqlite3.Error | OSError)
-            log.warning("jobs.not_written: %s", error, exc_info=None if known else error)
+            if self._is_news(error):
+                log.warning("jobs.not_written: %s", error, exc_info=None if known else error)
             return [(group[0].future, None, error)]
+        if self._said:
+            self._said = ""
+            log.info("jobs.written_again")
         self._discard(doomed)
         return [(asked.future, value, None) for asked, value in zip(group, values, strict=True)]
+
+    def _is_news(self, error: Exception) -> bool:
+        """Return whether *error* is another than the last: on a full disk each job that waits tries again every second."""
+        said, self._said = self._said, f"{type(error).__name__}: {error}"
+        return self._said != said
 
     def _transact(self, group: list[_Asked]) -> tuple[list[Any], list[str]]:
         connection = self._connection = self._renew(self._connection)

@@ -22,6 +22,7 @@ _NO_DIFFERENCE: Final = frozenset(
 _NOT_MADE: Final = ("stream", "partial_images", "svg", "frame_count", "frame_duration_ms")
 _FORMATS: Final = ("png", "jpeg", "webp")
 _SIZE: Final = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
+_SEED_MAX: Final = 2**64
 _READ: Final = frozenset({"n", "size", "response_format", "seed", *_NOT_MADE})
 
 Form: TypeAlias = Literal["url", "b64_json"]
@@ -112,7 +113,7 @@ def _seeds(asked: dict[str, Any], count: int) -> list[dict[str, int]]:
     seed = asked.get("seed")
     if seed is None:
         return [{}] * count
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        msg = "seed must be a whole number"
+    if isinstance(seed, bool) or not isinstance(seed, int) or abs(seed) > _SEED_MAX:
+        msg = "seed must be a whole number of 64 bits at most"
         raise ParameterError(msg, param="seed")
     return [{"seed": seed + i} for i in range(count)]

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from falctl.clock import wall_clock
+from falctl.clock import wall_s
 from falctl.core.lifetimes import ends_at
 
 log = logging.getLogger(__name__)
@@ -91,7 +91,7 @@ class FileStore:
     def open(self, name: str) -> StoredFile | None:
         """Return the file of that name, not following links; None if there is none, its time is over, or it is not ours."""
         match = _NAME.fullmatch(name)
-        if match is None or ends_at(name, otherwise=math.inf) <= _wall_s():
+        if match is None or ends_at(name, otherwise=math.inf) <= wall_s():
             return None
         try:
             fd = os.open(self._folder / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -113,7 +113,7 @@ class FileStore:
         """Delete those whose time is over, by their names or else by `keep_s`; return how many that were. Blocks."""
         deleted = 0
         # A file's age is between two wall-clock times; there is no monotonic time on a file.
-        now = _wall_s()
+        now = wall_s()
         with self._no_matter_what(), os.scandir(self._folder) as entries:
             for entry in entries:
                 with self._no_matter_what():
@@ -137,7 +137,3 @@ class FileStore:
             if not self._complained:
                 self._complained = True
                 log.warning("files.not_deleted error=%s", error)
-
-
-def _wall_s() -> float:
-    return wall_clock().timestamp()

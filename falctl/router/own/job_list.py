@@ -21,7 +21,7 @@ from falctl.clock import monotonic_s, wall_s
 from falctl.core.fleet import Runner, Running
 from falctl.core.jobs import ended_state
 from falctl.core.types import RequestId
-from falctl.errors import NotFoundError
+from falctl.errors import NotFoundError, StorageFullError
 from falctl.router.dispatch.apps import Apps, LocalApp
 from falctl.router.jobs.envelope import unpack
 from falctl.router.jobs.keeper import Keeper
@@ -182,8 +182,12 @@ def job_routes(jobs: JobList) -> list[Route]:
             name = await jobs.find(request.path_params["request"])
         except NotFoundError as error:
             raise HTTPException(404, error.detail) from None
-        if not await jobs.cancel(name):
-            raise HTTPException(400, f"request {name} has ended already")
+        try:
+            if not await jobs.cancel(name):
+                raise HTTPException(400, f"request {name} has ended already")
+        except StorageFullError as error:
+            told = {"detail": error.detail, "error_type": error.error_type}
+            return JSONResponse(told, error.status, {"x-fal-error-type": error.error_type})
         return JSONResponse({"status": "CANCELLATION_REQUESTED", "request": name}, 202)
 
     return [

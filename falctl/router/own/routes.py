@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
 from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import BaseRoute, Route
+from starlette.types import Receive, Scope, Send
 
 from falctl.errors import NotFoundError
 from falctl.router.own.files import FileStore, StoredFile
@@ -63,7 +64,7 @@ def make_routes(
         if request.method == "HEAD":
             os.close(found.fd)
             return Response(headers=headers)
-        return StreamingResponse(_chunks(found), headers=headers)
+        return _FileResponse(found, headers)
 
     return Starlette(
         routes=[
@@ -89,14 +90,26 @@ def _healthy(ready: dict[str, int]) -> Response:
     return JSONResponse(told, status_code=200 if count else 503)
 
 
+class _FileResponse(StreamingResponse):
+    """Closes its file in any case: a generator that was never begun, since its client had gone, would leave it open."""
+
+    def __init__(self, stored: StoredFile, headers: Mapping[str, str]) -> None:
+        super().__init__(_chunks(stored), headers=headers)
+        self._stored = stored
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            os.close(self._stored.fd)
+
+
 async def _chunks(stored: StoredFile) -> AsyncIterator[bytes]:
-    try:
-        left = stored.size_bytes
-        while left and (chunk := await asyncio.to_thread(os.read, stored.fd, min(left, _CHUNK_BYTES))):
-            left -= len(chunk)
-            yield chunk
-    finally:
-        os.close(stored.fd)
+    left = stored.size_bytes
+    # A read that is under way is waited for also when its client leaves: its descriptor would be somebody else's next.
+    while left and (chunk := await run_in_threadpool(os.read, stored.fd, min(left, _CHUNK_BYTES))):
+        left -= len(chunk)
+        yield chunk
 
 
 async def _explain(request: Request, error: Exception) -> Response:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from falctl.clock import wall_clock
+from falctl.clock import wall_s
 from falctl.core import lifetimes
 from falctl.core.lifetimes import Lifetime
 from falctl.errors import BadRequestError
@@ -33,4 +33,4 @@ def wanted_lifetime(head: Mapping[bytes, bytes]) -> Lifetime | None:
 
 def mark_of(lifetime: Lifetime | None) -> str:
     """Return the part of a new file's name that says when it ends; empty: `files.keep` does."""
-    return "" if lifetime is None else lifetime.mark(wall_clock().timestamp())
+    return "" if lifetime is None else lifetime.mark(wall_s())

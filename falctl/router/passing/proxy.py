@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 from falctl.core.events import Dispatch
 from falctl.core.types import Wanted
@@ -22,16 +22,12 @@ from falctl.router.edge.call import Call
 from falctl.router.own.ledger import Ledger
 from falctl.router.passing.headers import declare_json, to_client, to_host
 from falctl.router.passing.reach import Reached, Target, reach
-from falctl.router.passing.receipt import Timings, read_timings
+from falctl.router.passing.receipt import Timings, read_timings, receipt
 from falctl.router.runners.fleet import FleetLinks
 from falctl.router.runners.link import Link
 from falctl.router.runners.transport import Incoming, LostError, Outgoing, UnreachableError
-from falctl.wire import H_CACHE, H_RUNNER
 
 log = logging.getLogger(__name__)
-
-_RUNNER: Final = H_RUNNER.encode()
-_CACHE: Final = H_CACHE.encode()
 
 
 @dataclass(slots=True)
@@ -94,15 +90,15 @@ class Proxy:
             self._intake.release(call)
         timings = read_timings(reached.answer.headers).after(reached.dispatch)
         if wanted is not None:
-            self._ledger.begin(hit=reached.dispatch.warm if timings.hit is None else timings.hit)
+            self._ledger.begin(hit=timings.warm(reached.dispatch))
         await self.answer(call, reached, reached.answer)
 
     async def answer(self, call: Call, reached: Reached[Any], incoming: Incoming) -> None:
         """Pass on *incoming*, with which a runner has begun to answer *call*."""
         timings = read_timings(incoming.headers).after(reached.dispatch)
-        receipt = _receipt(call, reached.dispatch, incoming, timings)
+        headers = _receipt(call, reached.dispatch, incoming, timings)
         try:
-            whole = await self._pass_on(call, incoming, receipt)
+            whole = await self._pass_on(call, incoming, headers)
         finally:
             reached.link.ended(call.request)
         if whole:
@@ -135,12 +131,5 @@ class Proxy:
 
 def _receipt(call: Call, dispatch: Dispatch, incoming: Incoming, timings: Timings) -> RawHeaders:
     headers = to_client(incoming.headers, status=incoming.status)
-    headers += [
-        (REQUEST_ID, call.request.encode()),
-        (ORIGIN, b"app"),
-        (_RUNNER, str(dispatch.runner).encode()),
-        (b"server-timing", timings.server_timing(queue_s=dispatch.waited_s - dispatch.load_s)),
-    ]
-    if timings.cache:
-        headers.append((_CACHE, timings.cache.encode()))
+    headers += [(REQUEST_ID, call.request.encode()), (ORIGIN, b"app"), *receipt(dispatch, timings)]
     return headers

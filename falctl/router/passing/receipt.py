@@ -7,9 +7,12 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from falctl.core.events import Dispatch
-from falctl.wire import H_TIMINGS
+from falctl.router.edge.answers import RawHeaders
+from falctl.wire import H_CACHE, H_RUNNER, H_TIMINGS
 
 _TIMINGS: Final = H_TIMINGS.encode()
+_RUNNER: Final = H_RUNNER.encode()
+_CACHE: Final = H_CACHE.encode()
 _LOOKED_UP: Final = frozenset({"hit", "join", "ram", "disk"})
 
 
@@ -38,6 +41,10 @@ class Timings:
         parts = [("queue", queue_s), ("load", self.load_s), ("exec", self.exec_s)]
         return ", ".join(f"{n};dur={s * 1000:.3f}" for n, s in parts if s is not None).encode()
 
+    def warm(self, dispatch: Dispatch) -> bool:
+        """Return whether the runner of *dispatch* was warm, as far as anybody can tell."""
+        return dispatch.warm if self.hit is None else self.hit
+
 
 _UNKNOWN: Final = Timings()
 
@@ -54,6 +61,17 @@ def read_timings(headers: Iterable[tuple[bytes, bytes]]) -> Timings:
                 exec_s=_seconds(fields.get("exec_s")),
             )
     return _UNKNOWN
+
+
+def receipt(dispatch: Dispatch, timings: Timings) -> RawHeaders:
+    """Return the headers that tell a client where its request ran, what that found there, and how long each part took."""
+    headers = [
+        (_RUNNER, str(dispatch.runner).encode()),
+        (b"server-timing", timings.server_timing(queue_s=dispatch.waited_s - dispatch.load_s)),
+    ]
+    if timings.cache:
+        headers.append((_CACHE, timings.cache.encode()))
+    return headers
 
 
 def _seconds(text: str | None) -> float | None:

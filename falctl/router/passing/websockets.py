@@ -16,7 +16,7 @@ from urllib.parse import unquote_plus
 
 from falctl.core.types import Hint, Wanted
 from falctl.router.dispatch.activity import Activity
-from falctl.router.dispatch.hint import wanted_hint
+from falctl.router.dispatch.hint import HINT_CHARS_MAX, wanted_hint
 from falctl.router.edge.answers import ORIGIN, REQUEST_ID, RawHeaders
 from falctl.router.edge.call import Call
 from falctl.router.edge.client_socket import LOST, ClientSocket, Closed, GoneError, Piece
@@ -131,7 +131,7 @@ def _wanted(call: Call) -> Wanted | None:
     parts = call.scope["query_string"].split(b"&")
     found = [part.removeprefix(_HINT) for part in parts if part.startswith(_HINT)]
     hint = unquote_plus(found[0].decode("latin-1")) if found else ""
-    return Wanted(Hint(hint), "body") if hint else None
+    return Wanted(Hint(hint), "body") if 0 < len(hint) <= HINT_CHARS_MAX else None
 
 
 async def _converse(client: ClientSocket, host: Dialogue) -> tuple[bool, Closed]:

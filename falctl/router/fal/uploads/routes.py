@@ -15,6 +15,7 @@ for its file. JavaScript sends no key with a file, so where keys are asked for a
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import parse_qs
@@ -36,6 +37,7 @@ _UPLOAD: Final = "/fal/cdn/files/upload"
 _FILES: Final = "/files/"
 _PUT: Final = "/fal/cdn/put/"
 _TYPE: Final = "application/octet-stream"
+_NUMBER: Final = re.compile(r"[1-9][0-9]{0,8}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +116,7 @@ class Uploads:
         elif method == "PUT" and not target.what:
             await self.store.receive(target.name, self._intake.stream(call))
             await call.answer_json(200, {"file_url": self._url(target.name)})
-        elif method == "PUT" and target.what.isdecimal() and 1 <= int(target.what[:9]) <= PARTS_MAX:
+        elif method == "PUT" and _NUMBER.fullmatch(target.what) and int(target.what) <= PARTS_MAX:
             await self._take_part(call, target.name, int(target.what))
         else:
             msg = f"parts are PUT under numbers from 1 to {PARTS_MAX}, and then POST .../complete"
@@ -222,6 +224,7 @@ def _parts(table: dict[str, Any]) -> list[tuple[int, str]]:
         case [_, *_] as parts if all(
             isinstance(part, dict)
             and isinstance(part.get("partNumber"), int)
+            and 1 <= part["partNumber"] <= PARTS_MAX
             and isinstance(part.get("etag"), str)
             for part in parts
         ):

@@ -57,7 +57,7 @@ class UploadStore:
         return size
 
     async def receive_part(self, name: str, number: int, chunks: AsyncIterator[bytes]) -> str:
-        """Store a part; return its etag. One that is sent again replaces the first. Raises as `receive`."""
+        """Store a part; return its etag. One that is sent again replaces the first. Raises as `receive`, and ConflictError."""
         folder = self._folder / name
         draft = folder / f"{number}.{secrets.token_hex(8)}.tmp"
         found, former = await asyncio.to_thread(lambda: (_bytes_in(folder), _size(folder / str(number))))
@@ -73,7 +73,11 @@ class UploadStore:
         try:
             with self._dropped_on_failure(draft):
                 await self._write(draft, chunks, count)
-                replaced, etag = await asyncio.to_thread(_take_place, draft, folder / str(number))
+                try:
+                    replaced, etag = await asyncio.to_thread(_take_place, draft, folder / str(number))
+                except FileNotFoundError as error:  # `_join` has taken the folder
+                    msg = f"part {number} comes too late: its upload has been put together, or was given up"
+                    raise ConflictError(msg) from error
         except BaseException:
             self._grow(name, -counted)
             raise

@@ -15,7 +15,7 @@ from typing import Final
 
 import aiohttp
 
-from falctl.clock import wall_clock
+from falctl.clock import wall_s
 from falctl.core import webhooks
 from falctl.core.jobs import ENDED, JobState
 from falctl.errors import StorageFullError
@@ -94,7 +94,7 @@ class Deliverer:
                 self._ledger.fail_webhooks(await self._outbox.failing())
                 self._counted = True
             while free := self._lanes.free:
-                due = await self._outbox.due(_wall_s(), self._besides(), limit=free)
+                due = await self._outbox.due(wall_s(), self._besides(), limit=free)
                 if not [self._call(session, one) for one in due if self._lanes.take(one.job, one.receiver)]:
                     break
             next_at = await self._outbox.next_at(self._besides()) if self._lanes.free else None
@@ -102,7 +102,7 @@ class Deliverer:
             log.warning("webhooks.unreadable error=%s; they are looked for again", error)
             return _AGAIN_S
         # What has just come to be due was asked for as not due: it is not busy waiting.
-        return LOOK_EVERY_S if next_at is None else min(max(next_at - _wall_s(), 0.01), LOOK_EVERY_S)
+        return LOOK_EVERY_S if next_at is None else min(max(next_at - wall_s(), 0.01), LOOK_EVERY_S)
 
     def _besides(self) -> Besides:
         return Besides(self._lanes.jobs, self._lanes.full)
@@ -129,7 +129,7 @@ class Deliverer:
             if ended is None:
                 return ""
             body = await asyncio.to_thread(letter, ended)
-            headers = self._signer.headers(due.request, body, at=_wall_s())
+            headers = self._signer.headers(due.request, body, at=wall_s())
             async with (
                 asyncio.timeout(timeout_s),
                 session.post(due.url, data=body, headers=headers, allow_redirects=False) as response,
@@ -144,7 +144,7 @@ class Deliverer:
             return repr(error)
 
     async def _note(self, due: Due, fault: str) -> None:
-        now = _wall_s()
+        now = wall_s()
         pause_s = webhooks.pause_s(due.tries + 1, age_s=now - due.ended_at) if fault else None
         while True:
             try:
@@ -168,7 +168,3 @@ class Deliverer:
         elif due.tries == 0:
             what = "webhook.failed request=%s receiver=%s: %s; it is tried again for two hours"
             log.warning(what, due.request, due.receiver, fault)
-
-
-def _wall_s() -> float:
-    return wall_clock().timestamp()

@@ -39,6 +39,8 @@ class _Lookups:
                 found = socket.getaddrinfo(host, port, **options)
             except OSError as refused:
                 error = refused
+            except ValueError as refused:  # "a..b" is no name: who asks must not wait for a thread that died
+                error = OSError(str(refused))
             with contextlib.suppress(RuntimeError):  # the loop is closed, and nobody waits any more
                 self._loop.call_soon_threadsafe(tell, found, error)
 

@@ -8,17 +8,14 @@ body in hex), and verifies the ED25519 signature with the key that we publish as
 from __future__ import annotations
 
 import base64
-import contextlib
 import hashlib
-import os
-import secrets
 from pathlib import Path
 from typing import Any, Final
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from falctl.errors import StartError
-from falctl.router.jobs.bodies import sync_folder
+from falctl.router.private import write_private
 
 _KEY_BYTES: Final = 32
 
@@ -60,7 +57,8 @@ def open_signer(path: Path) -> Signer:
     """
     try:
         if not path.exists():
-            _make_key(path)
+            key = Ed25519PrivateKey.generate().private_bytes_raw()
+            write_private(path, key, replace=False)
         content = path.read_bytes()
     except OSError as error:
         msg = f"the key of webhooks {path} cannot be used ({error.strerror}); make room, or make it readable"
@@ -69,22 +67,6 @@ def open_signer(path: Path) -> Signer:
         msg = f"{path} is no key of webhooks: move it away, and another is made, which receivers fetch anew"
         raise StartError(msg)
     return Signer(Ed25519PrivateKey.from_private_bytes(content))
-
-
-def _make_key(path: Path) -> None:
-    """Put a new key at *path*, whole, unless somebody else was faster. Raises OSError."""
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    try:
-        fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with os.fdopen(fd, "wb") as file:
-            file.write(Ed25519PrivateKey.generate().private_bytes_raw())
-            file.flush()
-            os.fsync(fd)
-        with contextlib.suppress(FileExistsError):
-            os.link(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
-    sync_folder(path.parent)
 
 
 def _base64url(content: bytes) -> str:

@@ -38,10 +38,11 @@ def _fault(url: str) -> str:
         return "has blanks or control characters in it"
     try:
         target = URL(url)
-        host, _ = target.host, target.port
+        host, port = target.host, target.port
+        (host or "").encode("idna")  # as a lookup would: "a..b" has no address for as long as it is tried
     except ValueError as error:
         return f"is no URL: {error}"
-    if target.scheme not in _SCHEMES or not host:
+    if target.scheme not in _SCHEMES or not host or not port:
         return "is no http or https URL with a host"
     if target.user is not None or target.password is not None:
         return "has credentials in it, which would stand in the queue's database; put a secret into its path"
