@@ -98,6 +98,16 @@ def file_tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
                 yield key, opened.get_tensor(key)
 
 
+def test_equal_components_of_two_pipelines_are_equal_bytes_in_equal_places(folder_of: FolderOf) -> None:
+    one, other = (components(loaded(folder_of(name))) for name in ("sd15", "sd15-other-unet"))
+    for part in one:
+        a, b = Arena(one[part]), Arena(other[part])
+        assert a.host is not None
+        assert b.host is not None
+        assert a.layout == b.layout
+        assert torch.equal(a.host, b.host) == (part != "unet")
+
+
 def test_out_of_memory_at_any_component_leaves_the_pipeline_as_it_was(folder_of: FolderOf) -> None:
     pipe = loaded(folder_of("sdxl"))
     first = picture(pipe)
