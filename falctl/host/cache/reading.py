@@ -110,8 +110,7 @@ def read_weights(
             require_unchanged(file, Stamp.of(os.fstat(descriptors[id(file)])))
         _read_all(jobs, descriptors, stop, threads)
         for job in {id(job.file): job for job in jobs}.values():
-            # The descriptor tells of writing into the file, the path of another file in its place.
-            require_unchanged(job.file, Stamp.of(os.fstat(descriptors[id(job.file)])))
+            # Of the path, which tells of writing into the file and of another one in its place.
             require_unchanged(job.file, _stamp_now(job.file))
 
 

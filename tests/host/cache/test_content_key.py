@@ -102,3 +102,20 @@ def test_a_file_that_changed_since_its_header_was_read_is_an_error_also_with_its
     path.unlink()
     with pytest.raises(ModelFilesError, match="cannot be read"):
         digests.of(file)
+
+
+def test_a_file_that_is_written_while_it_is_hashed_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "f"
+    write_weights(path, w=1.0)
+    file, whole = read_weight_file(path), hashlib.file_digest
+
+    def growing(opened: object, name: str) -> object:
+        with path.open("ab") as writer:
+            writer.write(b"more")
+        return whole(opened, name)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(hashlib, "file_digest", growing)
+    with pytest.raises(ModelFilesError, match="while it was read"):
+        FileDigests().of(file)

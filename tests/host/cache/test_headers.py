@@ -100,6 +100,7 @@ def test_a_damaged_file_is_refused_or_read_as_the_library_reads_it(at: int, dama
         ({"__metadata__": {"format": 1}}, 0, "texts"),
         (b'{"a": 1, "a": 2}', 0, "twice"),
         (b'{"a": NaN}', 0, "NaN"),
+        ({"\ud800": {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]}}, 0, "surrogates"),
         (b"[]", 0, "begin with"),
         (b'{"a":' + b"[" * 200_000, 0, "nested"),
     ],

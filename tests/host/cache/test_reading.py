@@ -147,6 +147,7 @@ def test_a_file_that_changes_is_an_error_and_no_thread_writes_after_it(
         monkeypatch.setattr(os, "preadv", changing)
     with pytest.raises(ModelFilesError, match=r"while it was read|cannot be read"):
         read(buffer, placements, threads=3, chunk_bytes=40_000)
+    assert when != "before" or set(buffer) == {GUARD}, "it was read although it had changed before"
     assert when == "before" or left["n"] <= 0, "the file did not change while it was read"
     assert not [t for t in threading.enumerate() if t.name.startswith("read-weights")]
 
