@@ -153,6 +153,12 @@ class AppAnswerError(RequestError):
     status, error_type = 502, "unusable_answer"
 
 
+class ModelFilesError(RequestError):
+    """A model's folder is half-written, damaged or replaced, or holds what falctl never reads; it names the file."""
+
+    status, error_type = 422, "model_unusable"
+
+
 class RunnerLostError(RequestError):
     """The runner died while the request was in flight."""
 

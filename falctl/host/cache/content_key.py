@@ -1,0 +1,112 @@
+"""
+What a component is, as one digest: equal keys mean equal modules, whichever folder they were loaded from.
+
+A key covers the class, its configuration without what only says where it came from, the contents of its weight files,
+the dtype, and the versions of the libraries that construct it. Contents are hashed once for each state of a file and
+remembered by its stamp. A stamp taken less than two seconds after the file's last change is not remembered: within the
+clock tick of a file system a second write would leave the stamp as it is (git's "racily clean").
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Final
+
+from falctl.clock import wall_s
+from falctl.errors import ModelFilesError
+from falctl.host.cache.folder import Component
+from falctl.host.cache.headers import Stamp, WeightFile, open_regular
+
+_REMEMBERED_MAX: Final = 4096
+_SETTLED_S: Final = 2.0
+_ORIGIN: Final = frozenset(
+    {"_name_or_path", "_diffusers_version", "transformers_version", "torch_dtype", "dtype"}
+)
+"""Keys of a configuration that say whence it comes; the dtype that is loaded is in the key by itself."""
+
+
+class FileDigests:
+    """SHA-256 of files' contents, remembered by their stamps; may be used by several threads at once."""
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[Stamp, str] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def of(self, file: WeightFile) -> str:
+        """
+        Return the digest of *file* in hex. Blocking: reads the whole file, unless it is remembered.
+
+        Raises:
+            ModelFilesError: the file is no longer what it was when its header was read.
+
+        """
+        with self._lock:
+            known = self._known.get(file.stamp)
+        if known is not None:
+            require_unchanged(file, Stamp.of(_stat(file)))
+            return known
+        digest = _hashed(file)
+        if wall_s() - max(file.stamp.mtime_ns, file.stamp.ctime_ns) / 1e9 >= _SETTLED_S:
+            with self._lock:
+                self._known[file.stamp] = digest
+                if len(self._known) > _REMEMBERED_MAX:
+                    self._known.popitem(last=False)
+        return digest
+
+
+def component_key(
+    component: Component, *, dtype: str, versions: Mapping[str, str], digests: FileDigests
+) -> str:
+    """
+    Return the key of *component* loaded in *dtype*, 64 hex digits. Blocking: hashes weight files not yet known.
+
+    *versions* are those of the libraries that construct it, by name.
+
+    Raises:
+        ModelFilesError: a weight file has changed since the folder was read.
+
+    """
+    config = {key: value for key, value in component.config.items() if key not in _ORIGIN}
+    described = {
+        "library": component.library,
+        "class": component.class_name,
+        "config": config,
+        "weights": [digests.of(file) for file in component.weights],
+        "dtype": dtype,
+        "versions": dict(versions),
+    }
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+
+
+def require_unchanged(file: WeightFile, stamp: Stamp) -> None:
+    """
+    Return if *stamp* is the one that *file* had when its header was read.
+
+    Raises:
+        ModelFilesError: it is another.
+
+    """
+    if stamp != file.stamp:
+        msg = f"{file.path} was written or replaced while it was read; try again when that has ended"
+        raise ModelFilesError(msg)
+
+
+def _hashed(file: WeightFile) -> str:
+    with os.fdopen(open_regular(file.path), "rb", buffering=0) as opened:
+        require_unchanged(file, Stamp.of(os.fstat(opened.fileno())))
+        digest = hashlib.file_digest(opened, "sha256").hexdigest()
+        require_unchanged(file, Stamp.of(os.fstat(opened.fileno())))
+    return digest
+
+
+def _stat(file: WeightFile) -> os.stat_result:
+    try:
+        return file.path.stat()
+    except OSError as error:
+        msg = f"{file.path} cannot be read: {error.strerror}"
+        raise ModelFilesError(msg) from error

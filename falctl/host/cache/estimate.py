@@ -1,0 +1,69 @@
+"""
+How many bytes a component's weights take once loaded, from the headers of its files alone.
+
+Floating-point tensors are converted to the wanted dtype, the others stay as they are; and some classes keep parts of
+themselves in float32 whatever is asked, which the libraries say in a list on the class: T5-XXL in float16 takes 2 GB more
+than its elements would, by its `wo` layers. Not counted, since no file has them: buffers that are not saved (a table of
+positions in PixArt, 10 % of a tiny one and nothing of a real one).
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable
+from typing import Final, Literal
+
+from falctl.host.cache.folder import Component
+from falctl.host.cache.headers import DTYPE_BYTES, TensorEntry
+
+Wanted = Literal["float32", "float16", "bfloat16"]
+HEADER_NAMES: Final[dict[Wanted, str]] = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+"""How safetensors calls the dtypes that a pipeline is loaded in."""
+_FLOATS: Final = frozenset(name for name in DTYPE_BYTES if name.startswith(("F", "BF")))
+
+
+def weight_bytes(component: Component, dtype: Wanted) -> int:
+    """
+    Return the bytes of all tensors of *component* loaded in *dtype*; tied weights are in its files once.
+
+    Imports the component's class, which takes seconds for the first of diffusers; call it where that is loaded anyhow.
+    """
+    kept = float32_parts(component, dtype) if component.weights else ()
+    return sum(
+        tensor.numel * DTYPE_BYTES[loaded_dtype(tensor, dtype, kept)]
+        for file in component.weights
+        for tensor in file.tensors
+    )
+
+
+def loaded_dtype(tensor: TensorEntry, dtype: Wanted, kept: Iterable[str] = ()) -> str:
+    """Return safetensors' name of the dtype that *tensor* has once loaded in *dtype*; *kept*: see `float32_parts`."""
+    if tensor.dtype not in _FLOATS:
+        return tensor.dtype
+    if any(f".{part}." in f".{tensor.name}." for part in kept):
+        return "F32"
+    return HEADER_NAMES[dtype]
+
+
+def float32_parts(component: Component, dtype: Wanted) -> tuple[str, ...]:
+    """
+    Return the names of modules that stay in float32 when *component* is loaded in *dtype*; empty where none does.
+
+    diffusers keeps them in any dtype, transformers its `_keep_in_fp32_modules` in float16 and the strict ones in both.
+    """
+    found = _class(component)
+    kept = set(getattr(found, "_keep_in_fp32_modules", None) or ())
+    if component.library == "diffusers":
+        return tuple(sorted(kept))
+    strict = set(getattr(found, "_keep_in_fp32_modules_strict", None) or ())
+    if dtype == "float16":
+        return tuple(sorted(kept | strict))
+    return tuple(sorted(strict)) if dtype == "bfloat16" else ()
+
+
+def _class(component: Component) -> type | None:
+    """Return the class, or None if it lies in a module of diffusers' pipelines: none of those keeps anything."""
+    if component.library not in {"diffusers", "transformers"}:
+        return None
+    found: type | None = getattr(importlib.import_module(component.library), component.class_name, None)
+    return found
