@@ -217,6 +217,7 @@ def test_a_drain_ends_streams_cleanly_after_what_ran_has_ended() -> None:
         second.wait("IN_QUEUE")
         assert setup.router is not None
         setup.router.send(wire.Drain(30.0))
+        until(lambda: setup.status()["draining"], within_s=PATIENCE_S, what="it has heard that it ends")
         gate.opened.set()
         setup.router.expect(wire.Drained)
         assert first.end()[-1]["status"] == "COMPLETED"

@@ -49,8 +49,7 @@ const calls = {
       pollInterval: 20,
       onQueueUpdate: (status) => {
         seen.push(status.status);
-        const told = (status.logs ?? []).map((line) => line.message);
-        logs = a.mode === "streaming" ? [...logs, ...told] : told; // a stream tells only what is new
+        if (status.logs) logs = status.logs.map((line) => line.message); // of a stream, the client has added them up
       },
     });
     return { ...result, seen, logs };
