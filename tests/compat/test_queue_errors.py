@@ -14,9 +14,9 @@ from starlette.types import Send
 
 from falctl.redirect import sitecustomize
 from tests.router.client import ask
-from tests.router.fake_host import Gate, Handler, Seen, answer, say_ok
-from tests.router.harness import Setup, idle, serving, waits
-from tests.router.test_queue import becomes, breaks, saying
+from tests.router.fake_host import Gate, Handler, Seen, answer
+from tests.router.harness import Setup, left_idle, serving
+from tests.router.queue_calls import becomes, breaks, saying
 
 APP = "owner/app"
 NO_RETRY = {"X-Fal-No-Retry": "1"}
@@ -30,10 +30,8 @@ def shared() -> Iterator[Setup]:
 
 @pytest.fixture
 def setup(shared: Setup) -> Iterator[Setup]:
-    shared.hosts[0].handler = say_ok
-    yield shared
-    waits(shared, 0)
-    idle(shared)
+    with left_idle(shared) as setup:
+        yield setup
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.router.fake_host import say_ok
-from tests.router.harness import Setup, serving
+from tests.router.harness import Setup, left_idle, serving
 
 
 @pytest.fixture(scope="module")
@@ -22,3 +22,10 @@ def plain(shared: Setup) -> Setup:
     shared.hosts[0].handler = say_ok
     shared.hosts[0].seen.clear()
     return shared
+
+
+@pytest.fixture
+def setup(shared: Setup) -> Iterator[Setup]:
+    """The same router; a test that uses it leaves nothing waiting or running."""
+    with left_idle(shared) as setup:
+        yield setup

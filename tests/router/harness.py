@@ -21,7 +21,7 @@ from falctl.clock import monotonic_s
 from falctl.config import Config
 from falctl.core.types import Epoch, RunnerId, RunnerState
 from falctl.home import Home
-from tests.router.fake_host import PATIENCE_S, FakeHost
+from tests.router.fake_host import PATIENCE_S, FakeHost, say_ok
 from tests.wait import until
 
 ADMIN_TOKEN = "admin-token-of-this-test"
@@ -221,3 +221,13 @@ def idle(setup: Setup) -> None:
         within_s=PATIENCE_S,
         what="no slot in use",
     )
+
+
+@contextlib.contextmanager
+def left_idle(setup: Setup) -> Iterator[Setup]:
+    """Give *setup*, which others use too, with a first host that says ok; at the end nothing waits or runs there."""
+    setup.hosts[0].handler = say_ok
+    setup.hosts[0].seen.clear()
+    yield setup
+    waits(setup, 0)
+    idle(setup)

@@ -7,7 +7,7 @@ from typing import Any
 from tests.router.client import Later, Reply, ask
 from tests.router.fake_host import PATIENCE_S, Gate
 from tests.router.harness import ADMIN_TOKEN, Setup, serving, waits
-from tests.router.test_queue import becomes, cancel, result, saying, status, submit
+from tests.router.queue_calls import becomes, cancel, result, saying, status, submit
 from tests.wait import until
 
 

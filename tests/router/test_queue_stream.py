@@ -5,27 +5,17 @@ from __future__ import annotations
 import json
 import sqlite3
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import httpx_sse
-import pytest
 
 from falctl import wire
 from tests.router.client import Raw, ask, request_bytes
-from tests.router.fake_host import PATIENCE_S, Gate, say_ok
-from tests.router.harness import Setup, idle, serving, waits
-from tests.router.test_queue import becomes, cancel, saying, submit
+from tests.router.fake_host import PATIENCE_S, Gate
+from tests.router.harness import Setup, serving
+from tests.router.queue_calls import becomes, cancel, saying, submit
 from tests.wait import until
-
-
-@pytest.fixture
-def setup(shared: Setup) -> Iterator[Setup]:
-    shared.hosts[0].handler = say_ok
-    yield shared
-    waits(shared, 0)
-    idle(shared)
 
 
 class Stream:

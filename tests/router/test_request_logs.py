@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 import threading
-from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
 
@@ -18,21 +17,12 @@ from falctl.router.jobs.records import LogLine
 from falctl.router.own.request_logs import DIRECT_BYTES_MAX, DIRECT_REQUESTS_MAX, _Direct
 from tests.router.client import Later, ask
 from tests.router.fake_host import PATIENCE_S, Gate, Handler, Seen, say_ok
-from tests.router.harness import Setup, idle, serving, waits
-from tests.router.test_queue import becomes, in_turn, saying, status, submit
+from tests.router.harness import Setup, serving, waits
+from tests.router.queue_calls import becomes, in_turn, saying, status, submit
 from tests.router.test_queue_stream import Stream
 from tests.wait import until
 
 AT = 1_800_000_000.25
-
-
-@pytest.fixture
-def setup(shared: Setup) -> Iterator[Setup]:
-    shared.hosts[0].handler = say_ok
-    shared.hosts[0].seen.clear()
-    yield shared
-    waits(shared, 0)
-    idle(shared)
 
 
 def printed(request: str, *texts: str, first: int = 0, again: bool = False) -> wire.Printed:

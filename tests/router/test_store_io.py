@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,22 +14,14 @@ from falctl.core.types import RequestId
 from falctl.router.jobs.records import Answer, Ending, LogLine, NewJob, StoreLimits
 from falctl.router.jobs.store import JobStore
 from tests.router.client import ask
-from tests.router.fake_host import PATIENCE_S, say_ok
-from tests.router.harness import Setup, idle, waits
+from tests.router.fake_host import PATIENCE_S
+from tests.router.harness import Setup
+from tests.router.queue_calls import becomes, result, submit
 from tests.router.receiver import Receiver, saying
-from tests.router.test_queue import becomes, result, submit
 from tests.router.test_webhooks import none_pending
 from tests.wait import until
 
 NOT_KEPT = {"X-Fal-Store-IO": "0"}
-
-
-@pytest.fixture
-def setup(shared: Setup) -> Iterator[Setup]:
-    shared.hosts[0].handler = say_ok
-    yield shared
-    waits(shared, 0)
-    idle(shared)
 
 
 def leaves_at(setup: Setup, request: str) -> float | None:

@@ -26,9 +26,9 @@ from falctl.router.jobs.store import JobStore
 from tests.router.client import ask
 from tests.router.fake_host import PATIENCE_S, Gate, Handler, say_ok
 from tests.router.harness import Setup, idle, log_of, serving, waits
+from tests.router.queue_calls import becomes, cancel, result
+from tests.router.queue_calls import saying as app_saying
 from tests.router.receiver import Heard, Receiver, saying, verify
-from tests.router.test_queue import becomes, cancel, result
-from tests.router.test_queue import saying as app_saying
 from tests.wait import until
 
 JOB = RequestId("ended-before")

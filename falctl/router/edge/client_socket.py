@@ -20,6 +20,7 @@ from uvicorn.server import ServerState
 
 from falctl.router.edge.answers import RawHeaders
 from falctl.router.edge.limits import Limits
+from falctl.router.edge.send_deadline import SendDeadline
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +67,7 @@ class ClientSocket(WebSocketsSansIOProtocol):
         self.logger = _UVICORN_S
         self.ping_timeout = limits.send_s
         self._send_s = limits.send_s
-        self._send_timer: asyncio.TimerHandle | None = None
+        self._send_deadline = SendDeadline(loop, self._cut_off)
         self._over = asyncio.Event()
 
     async def accept(self, subprotocol: str | None, headers: RawHeaders, *, early: bytes) -> None:
@@ -118,7 +119,7 @@ class ClientSocket(WebSocketsSansIOProtocol):
         super().shutdown()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._unset_send_timer()
+        self._send_deadline.stop()
         self.queue.put_nowait(
             {"type": "websocket.disconnect", "code": LOST}
         )  # heard only if nothing was before
@@ -126,23 +127,16 @@ class ClientSocket(WebSocketsSansIOProtocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        if self._send_timer is None:
-            self._send_timer = self.loop.call_later(self._send_s, self._cut_off)
+        self._send_deadline.start(within_s=self._send_s)
 
     def resume_writing(self) -> None:
-        self._unset_send_timer()
+        self._send_deadline.stop()
         super().resume_writing()
 
     async def _last(self, _: Scope, receive: Receive, send: Send) -> None:
         """Be what uvicorn takes for the application: it closes the connection when this returns."""
         await self._over.wait()
 
-    def _unset_send_timer(self) -> None:
-        if self._send_timer is not None:
-            self._send_timer.cancel()
-            self._send_timer = None
-
     def _cut_off(self) -> None:
-        self._send_timer = None
         log.info("client.cut_off client=%s reason=reads_too_slowly", self.client)
         self.transport.abort()

@@ -27,6 +27,7 @@ from falctl.handshake import handshake
 from falctl.router.edge.client_socket import ClientSocket
 from falctl.router.edge.cork import CorkedTransport
 from falctl.router.edge.limits import Limits
+from falctl.router.edge.send_deadline import SendDeadline
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +62,7 @@ class Connection(HttpToolsProtocol):
         self.active: RequestResponseCycle | None = None
         """The exchange that the app works on; `cycle` is the one that was read last, which may wait behind it."""
         self._header_timer: asyncio.TimerHandle | None = None
-        self._send_timer: asyncio.TimerHandle | None = None
+        self._send_deadline = SendDeadline(loop, self._cut_off)
         self._header_bytes = 0
         """Received since the last piece of a body, or end of headers or of a message."""
         self._in_trailers = False
@@ -198,22 +199,19 @@ class Connection(HttpToolsProtocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        if self._send_timer is None:
-            self._send_timer = self.loop.call_later(self.limits.send_s, self._cut_off)
+        self._send_deadline.start(within_s=self.limits.send_s)
 
     def resume_writing(self) -> None:
-        if self._send_timer is not None:
-            self._send_timer.cancel()
-            self._send_timer = None
+        self._send_deadline.stop()
         super().resume_writing()
 
     def on_response_complete(self) -> None:
         self.on_gone = None
         self.timeout_keep_alive = cast("int", self.limits.keep_alive_s)  # any number will do for call_later
         super().on_response_complete()
-        if self.transport.is_closing() and self._send_timer is None:
+        if self.transport.is_closing():
             # What is still in the write buffer must leave within the deadline, too.
-            self._send_timer = self.loop.call_later(self.limits.send_s, self._cut_off)
+            self._send_deadline.start(within_s=self.limits.send_s)
 
     def timeout_keep_alive_handler(self) -> None:
         if self.transport.get_write_buffer_size():
@@ -234,7 +232,6 @@ class Connection(HttpToolsProtocol):
         self.transport.abort()
 
     def _cut_off(self) -> None:
-        self._send_timer = None
         log.info("client.cut_off client=%s reason=reads_too_slowly", self.client)
         self.transport.abort()
 

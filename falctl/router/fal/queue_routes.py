@@ -7,10 +7,9 @@ for one that it does not know.
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 from urllib.parse import parse_qs
 
 from falctl.clock import monotonic_s, wall_s
@@ -124,14 +123,14 @@ class QueueRoutes:
             live = await self._keeper.submit(call.request, envelope, body)
         finally:
             self._intake.release(call)
-        await _send(call, 200, self._status.queued(live, call, target.app))
+        await call.answer_json(200, self._status.queued(live, call, target.app))
 
     async def _ask(self, call: Call, request: RequestId, what: str) -> None:
         logs = _query(call).get("logs", "0") in ("1", "true")
         match what:
             case "status":
                 table = await self._status.now(call, request, logs_from=0 if logs else None)
-                await _send(call, 200 if table["status"] == "COMPLETED" else 202, table)
+                await call.answer_json(200 if table["status"] == "COMPLETED" else 202, table)
             case "status/stream":
                 await self._status.stream(call, request, logs=logs)
             case "cancel":
@@ -150,7 +149,7 @@ class QueueRoutes:
             msg = f"what the app answered to {request} is lost: its file was deleted from the state directory"
             raise NotFoundError(msg)
         if answer is None:
-            await _send(call, outcome.status, problem_of(outcome), *_reasons(outcome))
+            await call.answer_json(outcome.status, problem_of(outcome), _reasons(outcome))
         else:
             headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in answer.headers]
             receipt = [(ORIGIN, b"app"), (REQUEST_ID, request.encode())]
@@ -172,12 +171,12 @@ class QueueRoutes:
                 await self._status.saved(request)
         except NotFoundError as error:
             table = {"status": "NOT_FOUND", "detail": error.detail, "error_type": error.error_type}
-            await _send(call, error.status, table, (_ERROR_TYPE, error.error_type.encode()))
+            await call.answer_json(error.status, table, [(_ERROR_TYPE, error.error_type.encode())])
             return
         if live is not None and await self._keeper.cancel(live):
-            await _send(call, 202, {"status": "CANCELLATION_REQUESTED"})
+            await call.answer_json(202, {"status": "CANCELLATION_REQUESTED"})
         else:
-            await _send(call, 400, {"status": "ALREADY_COMPLETED"})
+            await call.answer_json(400, {"status": "ALREADY_COMPLETED"})
 
     # --- parts -------------------------------------------------------------------------------------
 
@@ -240,14 +239,3 @@ def _reasons(outcome: Outcome) -> list[tuple[bytes, bytes]]:
     if outcome == START_TIMEOUT:
         headers.append((b"x-fal-request-timeout-type", b"user"))
     return headers
-
-
-async def _send(call: Call, status: int, body: dict[str, Any], *more: tuple[bytes, bytes]) -> None:
-    content = json.dumps(body).encode()
-    headers = [
-        (b"content-type", b"application/json"),
-        (b"content-length", str(len(content)).encode()),
-        (ORIGIN, b"router"),
-        (REQUEST_ID, call.request.encode()),
-    ]
-    await call.answer(status, [*headers, *more], content)

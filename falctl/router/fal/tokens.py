@@ -9,7 +9,6 @@ installation's own, so that a token outlives a restart.
 from __future__ import annotations
 
 import contextlib
-import json
 import secrets
 from pathlib import Path
 from typing import Any, Final
@@ -19,7 +18,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from falctl.clock import wall_s
 from falctl.errors import BadRequestError, StartError, UnauthorizedError
-from falctl.router.edge.answers import ORIGIN, REQUEST_ID
 from falctl.router.edge.body import Intake
 from falctl.router.edge.call import Call
 from falctl.router.fal.address import Address
@@ -102,15 +100,8 @@ class TokenRoom:
             raise BadRequestError(msg) from None
         finally:
             self._intake.release(call)
-        body = json.dumps(self._tokens.issue(wish.allowed_apps, for_s=wish.token_expiration)).encode()
-        headers = [
-            (b"content-type", b"application/json"),
-            (b"content-length", str(len(body)).encode()),
-            (b"cache-control", b"no-store"),
-            (ORIGIN, b"router"),
-            (REQUEST_ID, call.request.encode()),
-        ]
-        await call.answer(200, headers, body)
+        token = self._tokens.issue(wish.allowed_apps, for_s=wish.token_expiration)
+        await call.answer_json(200, token, [(b"cache-control", b"no-store")])
 
 
 def read_secret(path: Path) -> bytes:

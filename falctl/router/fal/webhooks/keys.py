@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from typing import Final
 
 from falctl.errors import MethodError, NotFoundError
-from falctl.router.edge.answers import ORIGIN, REQUEST_ID
 from falctl.router.edge.call import Call
 from falctl.router.edge.edge import Room
 from falctl.router.edge.guard import KEYS_PATH
@@ -18,7 +16,7 @@ _READ: Final = ("GET", "HEAD")
 
 def keys_room(signer: Signer) -> Room:
     """Return the room that answers for the key of *signer*, which everybody may know."""
-    content = json.dumps(signer.jwks()).encode()
+    table = signer.jwks()
 
     async def serve(call: Call) -> None:
         if call.scope["path"] != KEYS_PATH:
@@ -28,13 +26,6 @@ def keys_room(signer: Signer) -> Room:
             msg = "the key of webhooks is asked for by GET"
             raise MethodError(msg, allowed=_READ)
         call.body_read = True
-        headers = [
-            (b"content-type", b"application/json"),
-            (b"content-length", str(len(content)).encode()),
-            (b"cache-control", b"public, max-age=3600"),
-            (ORIGIN, b"router"),
-            (REQUEST_ID, call.request.encode()),
-        ]
-        await call.answer(200, headers, content)
+        await call.answer_json(200, table, [(b"cache-control", b"public, max-age=3600")])
 
     return serve
