@@ -11,10 +11,11 @@ PIP_ARGS ?=
 up: $(VENV)/.installed
 	$(BIN)/falctl up $(ARGS)
 
-# Most tests start real processes and wait for them, so a few at a time; then the gate: every branch of core and board.
+# Most tests start real processes and wait for them, so a few at a time; then the gate: every branch of core and board,
+# with one fixed choice of hypothesis's examples, so that it does not hang on luck.
 test: $(VENV)/.installed-test $(VENV)/fal-1.60/.installed $(JS)/node_modules/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile $(ARGS)
-	$(BIN)/coverage run --source falctl/core,falctl/board -m pytest -q tests/core tests/board
+	$(BIN)/coverage run --source falctl/core,falctl/board -m pytest -q --hypothesis-seed=0 tests/core tests/board
 	$(BIN)/coverage report --fail-under=100
 
 lint: $(VENV)/.installed-test

@@ -11,8 +11,23 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-Verdict: TypeAlias = Literal["hit", "join", "disk"]
-"""How a lease got its model: it was there, another lease was loading it, or this one loaded it."""
+Tier: TypeAlias = Literal["vram", "ram", "disk"]
+"""Where bytes are: on the device; in host memory; only in their files, while the modules stand (a skeleton)."""
+
+Verdict: TypeAlias = Literal["hit", "join", "ram", "disk"]
+"""How a lease got its model: it was there, another lease was loading it, or this one loaded it, and from where."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One component's weights, which several models may share."""
+
+    key: str
+    nbytes: int
+    """What it takes on the device, and in host memory."""
+    tier: Tier
+    host: bool = True
+    """Whether host memory has its bytes, too: leaving the device costs nothing then."""
 
 
 @dataclass(frozen=True, slots=True)

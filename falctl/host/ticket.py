@@ -14,9 +14,9 @@ from falctl.core.types import Hint, RequestId
 from falctl.host.hint_source import Asked
 from falctl.host.prints.transcript import Transcript
 
-Cache = Literal["hit", "join", "disk", "none"]
+Cache = Literal["hit", "join", "ram", "disk", "none"]
 
-_COSTLIEST_FIRST: Final[tuple[Verdict, ...]] = ("disk", "join", "hit")
+_COSTLIEST_FIRST: Final[tuple[Verdict, ...]] = ("disk", "ram", "join", "hit")
 
 
 @dataclass(eq=False, slots=True)

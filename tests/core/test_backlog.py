@@ -92,6 +92,14 @@ def test_what_does_not_wait_has_no_position_and_is_not_removed() -> None:
     assert backlog.remove(RequestId("q")) == Change()
 
 
+def test_one_that_was_not_shown_leaves_unseen() -> None:
+    backlog = Backlog(1)
+    for n in range(3):
+        backlog.add(entry(n, "a"))
+    assert backlog.remove(RequestId("q1")) == Change()
+    backlog.check()
+
+
 def test_of_tens_of_thousands_the_scheduler_sees_hundreds() -> None:
     backlog = Backlog()
     for n in range(20_000):

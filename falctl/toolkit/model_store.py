@@ -1,0 +1,89 @@
+"""
+What a `ModelCache` asks of the place that holds its models: the cache decides, a store acts.
+
+A model is made of *parts*, components that several models may share; an app's own objects are one part each. The moves,
+with the tier that a part is in after each:
+
+    construct   unknown -> ram or disk      runs the libraries; on an app's thread, one at a time in a process
+    fill        disk    -> ram              moves bytes only; any thread, also beside an execution
+    place       ram     -> vram             one allocation and one copy for each part that is not there
+    evict       vram    -> ram or disk      copies nothing back
+    drop        ram     -> disk             host memory goes, the modules stay
+    forget                -> unknown        all of a model that no other shares
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from typing import Literal, Protocol, TypeAlias, TypeVar
+
+from falctl.core.activations import Drawing
+from falctl.core.residency import Part
+
+M_co = TypeVar("M_co", covariant=True)
+
+How: TypeAlias = Literal["whole", "staged", "offloaded"]
+"""How a model is on its device: all of it; each component while it works; the largest one block after block."""
+
+
+class ModelStore(Protocol[M_co]):
+    """Holds models by name. Calls come one at a time, but for `fill` and the questions, which any thread may ask."""
+
+    @property
+    def free_bytes(self) -> int | None:
+        """Return what the device has free for parts and drawings now; None: this store counts no bytes."""
+        ...
+
+    @property
+    def total_bytes(self) -> int | None:
+        """Return what the device could have free, if no model were there; None: as above."""
+        ...
+
+    def check(self, name: str) -> None:
+        """Raise what a load of *name* is bound to raise for a wrong name or a damaged folder; blocks for a stat or so."""
+        ...
+
+    def needs(self, name: str) -> tuple[Part, ...]:
+        """Return the parts of *name*, also before it is constructed (from its files' headers); () where nobody knows."""
+        ...
+
+    def peak_bytes(self, name: str, drawing: Drawing | None) -> int:
+        """Return what *drawing* takes beside the weights; learnt, else a formula's; None: the model's usual drawing."""
+        ...
+
+    def parts(self) -> Mapping[str, Part]:
+        """Return every part that is held, by key, as it is now."""
+        ...
+
+    def is_constructed(self, name: str) -> bool:
+        """Return whether the modules of *name* stand."""
+        ...
+
+    def construct(self, name: str) -> None:
+        """Make the modules of *name*; blocking. Raises a RequestError for a folder that cannot be used."""
+        ...
+
+    def fill(self, name: str, cancelled: threading.Event) -> None:
+        """Read into host memory what *name* has on the disk only; blocking. Raises as `construct`, or when cancelled."""
+        ...
+
+    def place(self, name: str, how: How = "whole") -> M_co:
+        """
+        Return the model *name*, ready to run on the device; blocks for the copies.
+
+        Raises torch.OutOfMemoryError; parts that were copied before the one that did not fit are on the device then.
+        """
+        ...
+
+    def evict(self, key: str) -> None:
+        """Take the part *key* off the device, if it is there; returns when its memory can be had again."""
+        ...
+
+    def drop(self, key: str) -> None:
+        """Let go of the host memory of the part *key*, which is off the device, if its files can bring it back."""
+        ...
+
+    def forget(self, name: str) -> None:
+        """Let go of the model *name*, with the parts that no other model has."""
+        ...
