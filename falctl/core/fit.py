@@ -17,9 +17,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final, Literal, TypeAlias
+from typing import Final, Literal, TypeAlias, TypeVar
 
 from falctl.core.types import GiB
+
+K = TypeVar("K")
 
 How: TypeAlias = Literal["whole", "staged", "offloaded"]
 """How a model is on its device: all of it; each component while it works; some block after block."""
@@ -160,19 +162,19 @@ def role_of(name: str) -> Role:
     return next((role for start, role in _ROLES.items() if name.startswith(start)), "other")
 
 
-def leavers(present: Mapping[str, int], *, need_bytes: int, free_bytes: int) -> tuple[str, ...]:
+def leavers(present: Mapping[K, int], *, need_bytes: int, free_bytes: int) -> tuple[K, ...]:
     """
-    Return which of *present* (bytes by name, least recently used first) leave so that *need_bytes* are free.
+    Return which of *present* (bytes by key, least recently used first) leave so that *need_bytes* are free.
 
     The last used go first: a pipeline's components run in a circle, so theirs is the longest way to the next use. All
     of them, if that is not enough.
     """
-    leaving: list[str] = []
-    for name in reversed(present):
+    leaving: list[K] = []
+    for key in reversed(tuple(present)):
         if free_bytes >= need_bytes:
             break
-        leaving.append(name)
-        free_bytes += present[name]
+        leaving.append(key)
+        free_bytes += present[key]
     return tuple(leaving)
 
 

@@ -73,7 +73,7 @@ def test_tiles_are_used_only_where_the_decoder_is_what_does_not_fit() -> None:
     peaks = DrawingPeaks(denoise=20, decode=500, decode_tiled=30)
     assert fit(parts, peaks, available_bytes=610) == Plan("whole", 610)
     assert fit(parts, peaks, available_bytes=609) == Plan("staged", 510, tried=("whole takes 610 bytes",))
-    tried = ("whole takes 610 bytes", "staged takes 510 bytes")
+    tried: tuple[str, ...] = ("whole takes 610 bytes", "staged takes 510 bytes")
     assert fit(parts, peaks, available_bytes=509) == Plan("whole", 140, tiled=True, tried=tried)
     tried += ("whole, decoded in tiles takes 140 bytes",)
     assert fit(parts, peaks, available_bytes=139) == Plan("staged", 120, tiled=True, tried=tried)
