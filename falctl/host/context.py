@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from falctl.app import SimulatedCosts
 from falctl.clock import monotonic_s
@@ -17,6 +19,9 @@ from falctl.host.ticket import CURRENT
 from falctl.toolkit import ModelCache, RequestCancelled
 from falctl.toolkit.model_cache import CacheHooks
 from falctl.wire import HostSpec
+
+if TYPE_CHECKING:
+    from falctl.host.cache.host_memory import HostMemory
 
 M = TypeVar("M")
 
@@ -38,6 +43,16 @@ class Context:
         self._report = report
         self._hints = hints
         self._threads = threads
+        self.memory_channel: socket.socket | None = None
+        """Where the supervisor gives host memory that runners share; None: this runner has its own."""
+
+    @cached_property
+    def host_memory(self) -> HostMemory:
+        """Return where this runner gets host memory for weights; imports torch."""
+        from falctl.host.cache.private_memory import PrivateMemory
+        from falctl.host.cache.shared_memory import SharedMemory
+
+        return PrivateMemory() if self.memory_channel is None else SharedMemory(self.memory_channel)
 
     def model_cache(
         self,
