@@ -30,7 +30,7 @@ from falctl.host.cache.host_memory import HostBlock, HostMemory, HostMemoryFullE
 from falctl.host.cache.layout import Layout, NotPackableError, survey
 from falctl.host.cache.reading import Placement
 from falctl.host.cache.refill import read_again
-from falctl.host.cache.tensor_names import find_placements
+from falctl.host.cache.tensor_names import find_placements, moved_to
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +51,10 @@ class HeldComponent(Protocol):
 
     def fill(self, cancelled: threading.Event) -> None:
         """Bring its bytes into host memory, if they are on the disk only; blocking, any thread."""
+        ...
+
+    def has_also(self, source: Component) -> None:
+        """Note that the files of *source* have the same bytes as those that it was loaded from."""
         ...
 
     def to_device(self, device: Device) -> None:
@@ -98,6 +102,7 @@ class PackedComponent:
         self.users: set[str] = set()
         self._key = key
         self._source = source
+        self._others: list[Component] = []
         self._memory = memory
         self._lock = threading.Lock()
         self._block: HostBlock | None = None
@@ -119,6 +124,12 @@ class PackedComponent:
     def part(self) -> Part:
         tier, host = self._arena.tier, self._arena.host
         return Part(self._key, self._arena.nbytes, _TIERS[tier], host=host is not None)
+
+    def has_also(self, source: Component) -> None:
+        with self._lock:
+            known = [self._source, *self._others]
+            if all(source.weights != other.weights for other in known):
+                self._others.append(source)
 
     def fill(self, cancelled: threading.Event) -> None:
         with self._lock:
@@ -193,7 +204,18 @@ class PackedComponent:
 
     def _read(self, flat: torch.Tensor, cancelled: threading.Event) -> None:
         assert self._placements is not None, "only what is proved becomes a skeleton"
-        read_again(self._arena, self._placements, flat, cancelled)
+        while True:
+            try:
+                read_again(self._arena, self._placements, flat, cancelled)
+            except ModelFilesError:
+                if not self._others:
+                    raise
+                # Its own files are gone or others by now; those of another model have the same bytes.
+                other = self._others.pop(0)
+                self._placements = moved_to(other, self._placements, self._source)
+                self._source = other
+            else:
+                return
 
     def _release(self) -> None:
         block, self._block = self._block, None
@@ -217,6 +239,9 @@ class LooseComponent:
         return Part(
             self._key, self._nbytes, "ram" if self._device is None else "vram", host=self._device is None
         )
+
+    def has_also(self, source: Component) -> None:
+        """Do nothing: it never reads its files again."""
 
     def fill(self, cancelled: threading.Event) -> None:
         """Do nothing: its bytes are never on the disk only."""

@@ -179,13 +179,15 @@ class PipelineStore:
         pipeline = load_pipeline(recipe, there)
         for part in recipe.weighty:
             key = keys[part.name]
-            if key not in self._components:
+            if (held := self._components.get(key)) is not None:
+                held.has_also(part)
+                if part.name not in there:  # equal to another component of the same pipeline
+                    pipeline.register_modules(**{part.name: held.module})
+            else:
                 held = hold(getattr(pipeline, part.name), part, key=key, memory=self._memory)
                 with self._lock:
                     self._components[key] = held
                     self._sizes[key] = held.part.nbytes
-            elif part.name not in there:  # equal to another component of the same pipeline
-                pipeline.register_modules(**{part.name: self._components[key].module})
         require_same(recipe)
         with self._lock:
             for key, component in self._components.items():

@@ -49,6 +49,14 @@ def find_placements(component: Component, layout: Layout, flat: torch.Tensor) ->
     return tuple(proved.values()) if proved.keys() == places.keys() else None
 
 
+def moved_to(
+    other: Component, placements: Iterable[Placement], component: Component
+) -> tuple[Placement, ...]:
+    """Return *placements* of the files of *component* as those of *other*, whose files are equal one by one."""
+    twins = {a.path: b for a, b in zip(component.weights, other.weights, strict=True)}
+    return tuple(replace(placement, file=twins[placement.file.path]) for placement in placements)
+
+
 def _by_name(tensors: Iterable[_Tensor], slots: Iterable[Slot]) -> Iterator[Placement]:
     named = {tensor.name: (file, tensor) for file, tensor in tensors}
     for slot in slots:

@@ -15,6 +15,7 @@ import torch
 
 from falctl.errors import ModelFilesError, NotFoundError
 from falctl.host.cache.device import CpuDevice
+from falctl.host.cache.estimate import Wanted
 from falctl.host.cache.host_memory import HostMemoryFullError
 from falctl.host.cache.private_memory import PrivateMemory
 from falctl.host.cache.reading import ReadCancelledError
@@ -359,6 +360,19 @@ def test_a_skeleton_whose_file_was_replaced_is_not_refilled_from_the_new_one(
     assert picture(bring(store, "mine")) == picture(loaded(folder_of("sd15-other-unet")))
 
 
+def test_what_two_folders_have_is_read_from_the_other_once_one_is_gone(
+    folder: Path, folder_of: FolderOf
+) -> None:
+    store = store_of({"mine": folder, "other": folder_of("sd15-other-unet")})
+    bring(store, "mine")
+    bring(store, "other")
+    for name in ("mine", "other"):
+        leave(store, name, drop=True)
+    store.forget("mine")
+    shutil.rmtree(folder)
+    assert picture(bring(store, "other")) == picture(loaded(folder_of("sd15-other-unet")))
+
+
 @pytest.mark.parametrize("spoil", ["cut", "missing", "index"])
 def test_a_half_written_folder_names_the_file_and_is_whole_once_it_is(folder: Path, spoil: str) -> None:
     path = folder / ("model_index.json" if spoil == "index" else UNET)
@@ -400,7 +414,12 @@ def test_the_variant_in_the_wanted_dtype_is_taken_then_the_plain_files_then_any(
     shutil.copytree(folder_of("ddpm"), both)
     shutil.copy(only / "unet" / "diffusion_pytorch_model.fp16.safetensors", both / "unet")
     folders = {"both": both, "only": only}
-    for dtype, chosen in (("float16", "fp16"), ("bfloat16", None), ("float32", None)):
+    choices: tuple[tuple[Wanted, str | None], ...] = (
+        ("float16", "fp16"),
+        ("bfloat16", None),
+        ("float32", None),
+    )
+    for dtype, chosen in choices:
         store = store_of(folders, dtype=dtype)
         assert store._recipes.of(both).variant == chosen
         assert {p.dtype for p in bring(store, "both").unet.parameters()} == {getattr(torch, dtype)}
