@@ -14,6 +14,7 @@ from falctl.board.board import Board
 from falctl.board.rows import LifeRow, RouterRow
 from falctl.clock import monotonic_s
 from falctl.config import Config
+from falctl.config_values import FOR_EVER
 from falctl.core.host_memory import Holder
 from falctl.core.lifecycle import Begin, Condemned, LifeLimits, Tick, Vitals, Watched
 from falctl.core.types import Epoch, RunnerId
@@ -66,7 +67,12 @@ class Fleet:
         self.ground = ground
         self.config = config
         self.news = asyncio.Event()
-        self.memory = HostMemory(ground.memory_bytes, keep_alive_s=None, changed=ground.board.put_memory)
+        keep_s = config.cache.keep_alive
+        self.memory = HostMemory(
+            ground.memory_bytes,
+            keep_alive_s=None if keep_s == FOR_EVER else keep_s,
+            changed=ground.board.put_memory,
+        )
         self.runners = {planned.runner: self._runner(planned) for planned in ground.plan.runners}
         self.router = Member(
             "router", _ROUTER_LIMITS, launch=self._launch_router, changed=self.news.set, buried=lambda: None

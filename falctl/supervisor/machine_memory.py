@@ -57,6 +57,14 @@ def machine_memory(proc: Path = _PROC) -> MachineMemory:
     )
 
 
+def suggested_bytes() -> int:
+    """Return how much of what is available now may hold weights: half; 0 where nobody knows what is."""
+    try:
+        return max(0, machine_memory().available_bytes // 2)
+    except (OSError, KeyError, ValueError):
+        return 0
+
+
 def shortage_bytes() -> int:
     """Return how many bytes should be given back to others now; 0: none, or nobody knows."""
     try:
