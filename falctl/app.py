@@ -68,7 +68,7 @@ class RunnerContext(Protocol):
 
     def model_cache(
         self,
-        load: Callable[[str], M],
+        load: Callable[[str], M] | None = None,
         *,
         unload: Callable[[M], None] | None = None,
         check: Callable[[str], object] | None = None,
@@ -77,7 +77,8 @@ class RunnerContext(Protocol):
         """
         Return a cache of at most `cache.max_models` models that publishes the hints whenever it changes.
 
-        *load* makes the model of a name (it may raise; then nothing is cached); *unload* frees what a dropped
+        *load* makes the model of a name (it may raise; then nothing is cached); without one the app loads itself,
+        and puts its models in: ``cache[name] = model``. *unload* frees what a dropped
         model holds beyond its Python references. *check* is called before any model is dropped for a load, and
         raises if there can be no such model: a wrong name then costs no warm one. *overlaps*: *load* may run on
         another thread while a request executes, which it may only if it moves bytes and constructs nothing.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -15,7 +16,8 @@ from falctl.host.hint_source import HintSource
 from falctl.host.report import Report
 from falctl.host.ticket import CURRENT
 from falctl.toolkit import ModelCache, RequestCancelled
-from falctl.toolkit.model_cache import CacheHooks
+from falctl.toolkit.cache_hooks import CacheHooks, CachePolicy, Kept
+from falctl.toolkit.opaque_store import OpaqueStore
 from falctl.wire import HostSpec
 
 M = TypeVar("M")
@@ -34,26 +36,31 @@ class Context:
         self.models_dtype: str = config.models.dtype
         costs = config.simulated
         self.simulated = SimulatedCosts(costs.load_s, costs.exec_s, costs.size)
-        self._models_max = config.cache_of(spec.alias).max_models or UNCOUNTED_MODELS_MAX
+        self._policy = CachePolicy(models_max=config.cache_of(spec.alias).max_models or UNCOUNTED_MODELS_MAX)
+        self._hooks = CacheHooks(
+            changed=self._cache_changed, leased=_leased, kept=_kept, cancelled=_cancelled, run=threads.run
+        )
         self._report = report
         self._hints = hints
         self._threads = threads
 
     def model_cache(
         self,
-        load: Callable[[str], M],
+        load: Callable[[str], M] | None = None,
         *,
         unload: Callable[[M], None] | None = None,
         check: Callable[[str], object] | None = None,
         overlaps: bool = False,
     ) -> ModelCache[M]:
         """Return a cache that publishes the hints whenever it changes; see `RunnerContext`."""
-        hooks = CacheHooks(changed=self._cache_changed, leased=_leased)
-        cache = ModelCache(
-            load, unload=unload, check=check, models_max=self._models_max, overlaps=overlaps, hooks=hooks
+        return self._serve(
+            ModelCache(
+                OpaqueStore(load, unload=unload, check=check),
+                overlaps=overlaps,
+                policy=self._policy,
+                hooks=self._hooks,
+            )
         )
-        self._report.caches.append(cache)
-        return cache
 
     def progress(self, step: int, steps: int) -> None:
         """
@@ -69,6 +76,10 @@ class Context:
         ticket.step, ticket.steps, ticket.progress_at = step, steps, monotonic_s()
         self._report.step_done()
 
+    def _serve(self, cache: ModelCache[M]) -> ModelCache[M]:
+        self._report.caches.append(cache)
+        return cache
+
     def _cache_changed(self) -> None:
         if self._threads.inside or not self._hints.given:
             self._tell()
@@ -77,6 +88,14 @@ class Context:
 
     def _tell(self) -> None:
         self._report.soon(self._report.changed, self._hints.ask() if self._hints.given else None)
+
+
+def _kept() -> Kept | None:
+    return None if (ticket := CURRENT.get()) is None else ticket.kept
+
+
+def _cancelled() -> threading.Event:
+    return threading.Event() if (ticket := CURRENT.get()) is None else ticket.stops
 
 
 def _leased(name: str, verdict: Verdict, load_s: float) -> None:
