@@ -86,6 +86,11 @@ class Arena:
         return self.layout.nbytes
 
     @property
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """The module's tensors, in the order of ``layout.slots``."""
+        return self._tensors
+
+    @property
     def host(self) -> torch.Tensor | None:
         """The host's flat buffer; None in the skeleton tier."""
         return self._host
