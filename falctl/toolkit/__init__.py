@@ -5,6 +5,7 @@ from falctl.errors import BadRequestError, NotFoundError, RequestError
 from falctl.toolkit.cancel import RequestCancelled
 from falctl.toolkit.files import File, Image, encode_image
 from falctl.toolkit.model_cache import ModelCache
+from falctl.toolkit.model_source import ModelSource
 
 __all__ = [
     "BadRequestError",
@@ -12,6 +13,7 @@ __all__ = [
     "File",
     "Image",
     "ModelCache",
+    "ModelSource",
     "NotFoundError",
     "RequestCancelled",
     "RequestError",

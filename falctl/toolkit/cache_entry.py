@@ -9,7 +9,7 @@ from typing import Any, Final, Literal
 
 from falctl.core.keep_alive import keep_until
 from falctl.core.residency import HALF_LIFE_S, Held, Part, Resident, Tier, Verdict, tier_of
-from falctl.toolkit.model_store import How
+from falctl.toolkit.cache_hooks import Admitted
 
 _RAM_BYTES_S: Final = 10e9
 _DISK_BYTES_S: Final = 2e9
@@ -38,7 +38,11 @@ class Entry:
     uses: float = 0.0
     clock: float = 0.0
     keep_alive_s: float | None = None
-    placed: How | None = None
+    parts: tuple[Part, ...] = ()
+    """What it is made of, as when it was constructed, or will be, as far as that is known."""
+    constructed: bool = False
+    """Whether its modules stand."""
+    placed: Admitted | None = None
     """How it is on the device, ready to run; None: it is not."""
     model: Any = None
     """What runs; while it is placed."""
@@ -46,8 +50,6 @@ class Entry:
     load_s: float = 0.0
     costs: dict[Verdict, float] = field(default_factory=dict)
     """Seconds of the last load from each tier."""
-    wanted: tuple[Part, ...] = ()
-    """What it will be made of, while its modules do not stand."""
 
     def lease(self, *, now: float) -> None:
         """Count one more lease."""

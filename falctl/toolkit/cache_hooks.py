@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Hashable, MutableMapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -60,6 +60,16 @@ class Admitted:
 
     how: How
     need_bytes: int
+    detail: Hashable = None
+    """What else tells this way from another, so that a model that runs otherwise is placed anew."""
+
+    def same_way(self, other: Admitted | None) -> bool:
+        """Return whether a model that is placed as *other* can stay as it is."""
+        return other is not None and (self.how, self.detail) == (other.how, other.detail)
+
+
+WHOLE = Admitted("whole", 0)
+"""Where bytes are not counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +105,7 @@ class CachePolicy:
     """Models on the device at a time; 0: as many as have room."""
     keep_alive_s: Callable[[str], float | None] = _for_ever
     """
-    Return how long a model may idle in each tier, None: for ever; 0: it leaves when its lease ends.
+    Return how long a model may idle in each tier, None or less than 0: for ever; 0: it leaves when its lease ends.
 
     Asked at the end of each lease, on its thread, so that the answer may be that of a request.
     """

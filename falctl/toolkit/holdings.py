@@ -10,7 +10,8 @@ whoever wants a marked model waits for `LOADING` like for any load.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Final, Generic, Literal, TypeVar
 
 from falctl.clock import monotonic_s
@@ -31,8 +32,8 @@ from falctl.core.residency import (
 )
 from falctl.errors import ModelTooLargeError
 from falctl.toolkit.cache_entry import Entry, Load
-from falctl.toolkit.cache_hooks import CachePolicy
-from falctl.toolkit.model_store import How, ModelStore
+from falctl.toolkit.cache_hooks import Admitted, CachePolicy
+from falctl.toolkit.model_store import ModelStore
 
 M = TypeVar("M")
 
@@ -44,7 +45,7 @@ class Holdings(Generic[M]):
 
     def __init__(self, store: ModelStore[M], policy: CachePolicy) -> None:
         self.lock = threading.Lock()
-        self._pinned: set[str] = set()
+        self._pinned: dict[str, tuple[Part, ...]] = {}
         self._store = store
         self._policy = policy
         self._entries: dict[str, Entry] = {}  # least recently used first
@@ -60,9 +61,10 @@ class Holdings(Generic[M]):
             entry.clock = self._clock
             if entry.load is not None:
                 return entry, entry.load, False
-            if entry.placed is not None or (to == "ram" and self._tier(entry) != "disk"):
+            warm = self._tier(entry) != "disk"
+            if entry.placed is not None or (to == "ram" and warm):
                 return entry, None, False
-            entry.load = Load(to, "ram" if self._tier(entry) != "disk" else "disk")
+            entry.load = Load(to, "ram" if warm else "disk")
             return entry, entry.load, True
 
     def again(self, entry: Entry) -> Load | None:
@@ -73,7 +75,25 @@ class Holdings(Generic[M]):
             entry.load = Load("vram", "ram")
             return entry.load
 
-    def place(self, entry: Entry, how: How, model: M) -> None:
+    def outdated(self, entry: Entry, to: Literal["vram", "ram"]) -> tuple[Load, bool]:
+        """Note that another model has the name of *entry* now; return its load, and whether the caller is to load it."""
+        with self.lock:
+            entry.placed, entry.model = None, None
+            mine = entry.load is None
+            entry.load = entry.load or Load(to, "disk")
+            return entry.load, mine
+
+    def expect(self, entry: Entry, parts: tuple[Part, ...]) -> None:
+        """Note what *entry* will be made of, as far as that is known."""
+        with self.lock:
+            entry.parts, entry.constructed = parts, False
+
+    def made(self, entry: Entry, parts: tuple[Part, ...]) -> None:
+        """Note that the modules of *entry* stand, and what they are made of."""
+        with self.lock:
+            entry.parts, entry.constructed = parts, True
+
+    def place(self, entry: Entry, how: Admitted, model: M) -> None:
         """Note that *entry* is on the device, ready to run as *model*."""
         with self.lock:
             entry.placed, entry.model = how, model
@@ -96,30 +116,26 @@ class Holdings(Generic[M]):
         with self.lock:
             entry.leases -= 1
             entry.used_at = monotonic_s()
-            entry.keep_alive_s = keep_alive_s
+            entry.keep_alive_s = None if keep_alive_s is None or keep_alive_s < 0 else keep_alive_s
             self._forget_gone()
 
     def pin(self, name: str) -> None:
         """Keep *name* from now on. Raises ModelTooLargeError: the pinned models would leave no room."""
-        total, reserve = self._store.total_bytes, self._policy.reserve_bytes()
+        total, reserve, most = self._store.total_bytes, self._policy.reserve_bytes(), self._policy.models_max
+        needed = self._store.needs(name)  # outside the lock: it may read headers of files
         with self.lock:
-            pins = {*self._pinned, name}
-        # Outside the lock: it may read headers of files.
-        parts = {p.key: p.nbytes for pin in pins for p in self._store.needs(pin)}
-        size, most = sum(parts.values()), self._policy.models_max
-        if total is not None and size > total - reserve:
-            raise _no_room_for_pins(pins, f"need {gib(size)} of {gib(total - reserve)}")
-        if most and len(pins) > most:
-            raise _no_room_for_pins(pins, f"are more than may be loaded (cache.max_models = {most})")
-        with self.lock:
-            self._pinned.add(name)
+            pins = {**self._pinned, name: needed}
+            size = sum({p.key: p.nbytes for parts in pins.values() for p in parts}.values())
+            if total is not None and size > total - reserve:
+                raise _no_room_for_pins(pins, f"need {gib(size)} of {gib(total - reserve)}")
+            if most and len(pins) > most:
+                raise _no_room_for_pins(pins, f"are more than may be loaded (cache.max_models = {most})")
+            self._pinned = pins
 
     def unpin(self, name: str) -> bool:
         """Keep *name* no longer; return whether it was pinned."""
         with self.lock:
-            pinned = name in self._pinned
-            self._pinned.discard(name)
-            return pinned
+            return self._pinned.pop(name, None) is not None
 
     def pins(self) -> tuple[str, ...]:
         """Return what is pinned, in the order of the names."""
@@ -134,13 +150,13 @@ class Holdings(Generic[M]):
     def residents(self) -> tuple[Resident, ...]:
         """Return every model, loading ones too, most recently used first."""
         with self.lock:
-            return tuple(self._seen(entry) for entry in reversed(self._entries.values()))
+            return tuple(reversed(tuple(self._seen())))
 
     def tier(self, name: str) -> Tier | None:
         """Return the tier of *name*; None: it is not known, or its modules do not stand."""
         with self.lock:
             entry = self._entries.get(name)
-            return None if entry is None or not self._store.is_constructed(name) else self._tier(entry)
+            return self._tier(entry) if entry is not None and entry.constructed else None
 
     def room(self, name: str) -> Room | None:
         """Return what the device can give to *name*; None: this store counts no bytes."""
@@ -148,7 +164,7 @@ class Holdings(Generic[M]):
         if free is None or total is None:
             return None
         with self.lock:
-            held = tuple(self._held())
+            held = self._held()
         return room_for(
             name, held, free_bytes=free, total_bytes=total, reserve_bytes=self._policy.reserve_bytes()
         )
@@ -163,7 +179,7 @@ class Holdings(Generic[M]):
     def idle(self, *, keep: str) -> bool:
         """Return whether `evict_idle` would have anything leave."""
         with self.lock:
-            held = tuple(self._held())
+            held = self._held()
         return bool(_keys(held, stays=_kept_keys(held, keep=keep)))
 
     def stays(self, name: str) -> bool:
@@ -202,10 +218,13 @@ class Holdings(Generic[M]):
 
         def decide(held: tuple[Held, ...]) -> Plan | None:
             model = next((m for m in held if m.name == name), None)
-            if model is None or model.kept or self._entries[name].placed is None:
+            if model is None or model.kept:
                 return None
+            entry = self._entries[name]
             using = (m for m in held if m.name != name and (m.kept or self._entries[m.name].placed))
-            return Plan(_keys([model], stays={p.key for m in using for p in m.parts}), 0.0)
+            keys = _keys([model], stays={p.key for m in using for p in m.parts})
+            there, entry.placed, entry.model = entry.placed, None, None
+            return Plan(keys, 0.0) if keys or there else None
 
         return self._evict(decide) is not None
 
@@ -226,7 +245,7 @@ class Holdings(Generic[M]):
     def make_host_room(self, lacking_bytes: int) -> bool:
         """Have parts leave host memory, *lacking_bytes* of them if there are so many; False: none may."""
         with self.lock:
-            held = tuple(self._held())
+            held = self._held()
         now = monotonic_s()
         plan = make_room(lacking_bytes, held, now=now, tier="ram")
         if plan is None:
@@ -236,7 +255,7 @@ class Holdings(Generic[M]):
     def drop(self, name: str) -> bool:
         """Have *name* leave host memory, but for what other models have; return whether anything did."""
         with self.lock:
-            held = tuple(self._held())
+            held = self._held()
         mine = [m for m in held if m.name == name and not m.kept]
         others = {p.key for m in held if m.name != name for p in m.parts}
         return self._drop(_keys(mine, tier="ram", stays=others))
@@ -260,12 +279,12 @@ class Holdings(Generic[M]):
         return dropped
 
     def _surplus(self, incoming: int) -> tuple[str, ...]:
-        placed = [self._seen(e) for e in self._entries.values() if e.placed is not None]
+        placed = [r for r in self._seen() if self._entries[r.name].placed is not None]
         return victims(placed, models_max=self._policy.models_max, incoming=incoming)
 
     def _evict(self, decide: Callable[[tuple[Held, ...]], Plan | None]) -> Plan | None:
         with self.lock:
-            plan = decide(tuple(self._held()))
+            plan = decide(self._held())
             if plan is None:
                 return None
             self._clock = max(self._clock, plan.clock)
@@ -280,27 +299,35 @@ class Holdings(Generic[M]):
 
     def _unplace(self, keys: frozenset[str]) -> None:
         for entry in self._entries.values():
-            if entry.placed is not None and any(p.key in keys for p in self._parts(entry)):
+            if any(p.key in keys for p in entry.parts):
                 entry.placed, entry.model = None, None
 
     def _forget_gone(self) -> None:
+        there = self._store.parts()
         for name, entry in tuple(self._entries.items()):
-            gone = entry.load is None and not entry.leases and entry.placed is None
-            if gone and not self._store.is_constructed(name):
+            entry.constructed = entry.constructed and all(p.key in there for p in entry.parts)
+            if not (entry.constructed or entry.load or entry.leases):
                 del self._entries[name]
 
-    def _parts(self, entry: Entry) -> tuple[Part, ...]:
-        return self._store.needs(entry.name) if self._store.is_constructed(entry.name) else entry.wanted
-
     def _tier(self, entry: Entry) -> Tier:
-        return tier_of(self._store.needs(entry.name)) if self._store.is_constructed(entry.name) else "disk"
+        return tier_of(_now(entry.parts, self._store.parts())) if entry.constructed else "disk"
 
-    def _held(self) -> Iterator[Held]:
-        for entry in self._entries.values():
-            yield entry.held(self._parts(entry), pinned=entry.name in self._pinned)
+    def _held(self) -> tuple[Held, ...]:
+        there = self._store.parts()
+        return tuple(
+            entry.held(_now(entry.parts, there), pinned=name in self._pinned)
+            for name, entry in self._entries.items()
+        )
 
-    def _seen(self, entry: Entry) -> Resident:
-        return entry.seen(self._parts(entry), pinned=entry.name in self._pinned)
+    def _seen(self) -> Iterator[Resident]:
+        there = self._store.parts()
+        for name, entry in self._entries.items():
+            yield entry.seen(_now(entry.parts, there), pinned=name in self._pinned)
+
+
+def _now(parts: Iterable[Part], there: Mapping[str, Part]) -> tuple[Part, ...]:
+    """Return *parts* as they are now: *there*, or only on the disk."""
+    return tuple(there.get(p.key) or replace(p, tier="disk", host=False) for p in parts)
 
 
 def _keys(held: Iterable[Held], *, stays: Collection[str], tier: Tier = "vram") -> tuple[str, ...]:

@@ -17,10 +17,10 @@ from falctl.core.activations import Drawing
 from falctl.core.residency import Room, Verdict
 from falctl.errors import HostMemoryFullError, ModelTooLargeError
 from falctl.toolkit.cache_entry import Entry, Load
-from falctl.toolkit.cache_hooks import Admitted, CacheHooks, CachePolicy
+from falctl.toolkit.cache_hooks import WHOLE, Admitted, CacheHooks, CachePolicy
 from falctl.toolkit.cancel import RequestCancelled
 from falctl.toolkit.holdings import LOADING, Holdings
-from falctl.toolkit.model_store import How, ModelStore
+from falctl.toolkit.model_store import ModelStore
 from falctl.toolkit.out_of_memory import runs_out_of_memory
 
 M = TypeVar("M")
@@ -54,6 +54,8 @@ class ModelLoader(Generic[M]):
         while True:
             entry, load, mine = self._holdings.claim(name, to)
             try:
+                if load is None and not self._store.is_constructed(name):
+                    load, mine = self._holdings.outdated(entry, to)  # its files have been replaced
                 if load is not None:
                     self._fulfil(entry, load, drawing, mine=mine, first=first)
                 verdict: Verdict = "hit" if load is None else load.verdict if mine else "join"
@@ -78,7 +80,8 @@ class ModelLoader(Generic[M]):
             if load is not None:
                 self._holdings.trim(incoming=1)
             put(name, model)
-            self._holdings.place(entry, "whole", model)
+            self._holdings.made(entry, self._store.needs(name))
+            self._holdings.place(entry, WHOLE, model)
             if load is not None:
                 self._holdings.over(entry, load)
         self._hooks.changed()
@@ -119,13 +122,16 @@ class ModelLoader(Generic[M]):
         self._store.check(name)
         if load.to == "vram":
             self._make_place(name)
-        entry.wanted = self._store.needs(name)
+        constructed = self._store.is_constructed(name)
+        if not constructed:
+            self._holdings.expect(entry, self._store.needs(name))
         if load.to == "vram" and (room := self._holdings.room(name)) is not None:
             self._admit(name, drawing, room)  # better refused now than when its bytes have been read
         self._hooks.changed()
         began_at = monotonic_s()
-        if not self._store.is_constructed(name):
+        if not constructed:
             self._with_host_room(name, lambda: self._twice(name, lambda: self._store.construct(name)))
+            self._holdings.made(entry, self._store.needs(name))
         self._with_host_room(name, lambda: self._fill(name))
         if load.to == "vram":
             self._place(entry, drawing, first)
@@ -194,24 +200,24 @@ class ModelLoader(Generic[M]):
                 entry.name, drawing, "it ran out of memory although everything idle had left"
             )
 
-    def _try_place(self, entry: Entry, how: How) -> bool:
+    def _try_place(self, entry: Entry, admitted: Admitted) -> bool:
         try:
-            model = self._store.place(entry.name, how)
+            model = self._store.place(entry.name, admitted.how)
         except Exception as error:
             if self._holdings.room(entry.name) is None or not runs_out_of_memory(error):
                 raise
             return False
-        self._holdings.place(entry, how, model)
+        self._holdings.place(entry, admitted, model)
         return True
 
-    def _make_room(self, name: str, drawing: Drawing | None, first: Collection[str]) -> How:
+    def _make_room(self, name: str, drawing: Drawing | None, first: Collection[str]) -> Admitted:
         room = self._holdings.room(name)
         if room is None:
-            return "whole"
+            return WHOLE
         admitted = self._admit(name, drawing, room)
         if not self._holdings.make_room(room.lacking(admitted.need_bytes), first=first):
             raise self.too_large(name, drawing)
-        return admitted.how
+        return admitted
 
     def _fit(self, entry: Entry, drawing: Drawing | None, first: Collection[str]) -> bool:
         """Make room for *drawing* on a model that is there; return whether it had to be placed anew for that."""
@@ -219,11 +225,12 @@ class ModelLoader(Generic[M]):
         if room is None:
             return False
         admitted = self._admit(entry.name, drawing, room)
-        if admitted.how == entry.placed and not room.lacking(admitted.need_bytes):
+        stays = admitted.same_way(entry.placed)
+        if stays and not room.lacking(admitted.need_bytes):
             return False
         with LOADING:
             # Whoever else uses it wants it to stay as it is.
-            load = None if admitted.how == entry.placed else self._holdings.again(entry)
+            load = None if stays else self._holdings.again(entry)
             if load is None:
                 self._make_room(entry.name, drawing, first)
             else:

@@ -21,12 +21,12 @@ from typing import Final, Protocol
 import torch
 
 from falctl.core.residency import Part, Tier
-from falctl.errors import ModelFilesError
+from falctl.errors import HostMemoryFullError, ModelFilesError
 from falctl.host.cache.arena import Arena
 from falctl.host.cache.buffers import host_buffer
 from falctl.host.cache.device import Device
 from falctl.host.cache.folder import Component
-from falctl.host.cache.host_memory import HostBlock, HostMemory, HostMemoryFullError
+from falctl.host.cache.host_memory import HostBlock, HostMemory
 from falctl.host.cache.layout import Layout, NotPackableError, survey
 from falctl.host.cache.reading import Placement
 from falctl.host.cache.refill import read_again

@@ -13,17 +13,17 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import torch
 
-from falctl.errors import ModelFilesError, RequestError
+from falctl.errors import HostMemoryFullError, ModelFilesError, RequestError
 from falctl.host.cache.content_key import require_unchanged
 from falctl.host.cache.estimate import Wanted
 from falctl.host.cache.headers import Stamp
-from falctl.host.cache.host_memory import HostMemoryFullError
 from falctl.host.cache.reading import ReadCancelledError
 from falctl.host.cache.recipes import VARIANTS, Recipe
+from falctl.toolkit.model_source import ModelSource
 
 CONSTRUCTING: Final = threading.RLock()
 """Held while a library constructs; modules must not be made or moved beside it."""
@@ -36,21 +36,7 @@ _NOT_THE_FOLDERS_FAULT: Final = (
 )
 
 
-class Source(Protocol):
-    """Where a model is."""
-
-    @property
-    def place(self) -> str:
-        """Return a folder's path, or a Hub id."""
-        ...
-
-    @property
-    def local(self) -> bool:
-        """Return whether it is a folder."""
-        ...
-
-
-def local_folder(source: Source) -> Path | None:
+def local_folder(source: ModelSource) -> Path | None:
     """Return the folder of *source* on this machine, whole or not; None if nothing of it was fetched. Blocking."""
     if source.local:
         return Path(source.place)
@@ -62,7 +48,7 @@ def local_folder(source: Source) -> Path | None:
         return None
 
 
-def fetch(source: Source, dtype: Wanted) -> Path:
+def fetch(source: ModelSource, dtype: Wanted) -> Path:
     """
     Return the folder of the Hub id *source*, fetched in the variant of *dtype* if it has one. Blocking, for long.
 

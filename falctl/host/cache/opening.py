@@ -12,15 +12,15 @@ import torch
 from falctl.host.cache.device import CpuDevice, CudaDevice
 from falctl.host.cache.estimate import Wanted
 from falctl.host.cache.host_memory import HostMemory
-from falctl.host.cache.loading import Source
 from falctl.host.cache.pipeline_store import PipelineStore
+from falctl.toolkit.model_source import ModelSource
 
 _UNTOLD_BYTES: Final = 4 << 30
 """What a CPU runner may take where no supervisor has counted the machine's memory."""
 
 
 def open_store(
-    find: Callable[[str], Source],
+    find: Callable[[str], ModelSource],
     *,
     memory: HostMemory,
     dtype: Wanted | Literal["auto"],

@@ -25,7 +25,6 @@ from falctl.host.cache.estimate import Wanted, usual_drawing, weight_bytes
 from falctl.host.cache.host_memory import HostMemory
 from falctl.host.cache.loading import (
     CONSTRUCTING,
-    Source,
     fetch,
     load_pipeline,
     local_folder,
@@ -33,6 +32,7 @@ from falctl.host.cache.loading import (
     told_of,
 )
 from falctl.host.cache.recipes import Recipe, Recipes
+from falctl.toolkit.model_source import ModelSource
 from falctl.toolkit.model_store import How
 
 
@@ -48,7 +48,7 @@ class PipelineStore:
     """A `falctl.toolkit.model_store.ModelStore` of pipelines on one device."""
 
     def __init__(
-        self, find: Callable[[str], Source], *, device: Device, memory: HostMemory, dtype: Wanted
+        self, find: Callable[[str], ModelSource], *, device: Device, memory: HostMemory, dtype: Wanted
     ) -> None:
         """*find* says where a name's model is, and raises a RequestError for one that there is not."""
         self.device = device

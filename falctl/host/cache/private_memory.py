@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import torch
 
+from falctl.errors import HostMemoryFullError
 from falctl.host.cache.buffers import host_buffer
-from falctl.host.cache.host_memory import HostMemoryFullError
 
 
 @dataclass(eq=False, slots=True)
@@ -54,9 +54,9 @@ class PrivateMemory:
         return sum(copy.flat.numel() for copy in self._copies.values())
 
     def _allocate(self, nbytes: int) -> _Copy:
-        if self.budget_bytes is not None and self._used() + nbytes > self.budget_bytes:
-            msg = f"{nbytes} bytes of host memory are needed, {self.budget_bytes - self._used()} of {self.budget_bytes} are free"
-            raise HostMemoryFullError(msg)
+        if self.budget_bytes is not None and (lacking := self._used() + nbytes - self.budget_bytes) > 0:
+            msg = f"{nbytes} bytes of host memory are needed, {nbytes - lacking} of {self.budget_bytes} are free"
+            raise HostMemoryFullError(msg, lacking_bytes=lacking)
         try:
             return _Copy(host_buffer(nbytes))
         except OSError as error:
