@@ -39,6 +39,8 @@ _TORCH: Final = {
     "F8_E5M2FNUZ": torch.float8_e5m2fnuz, "F8_E8M0": torch.float8_e8m0fnu, "F16": torch.float16,
     "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64, "C64": torch.complex64,
 }  # fmt: skip
+HEADER_DTYPES: Final = {dtype: name for name, dtype in _TORCH.items()}
+"""How safetensors calls each of torch's dtypes."""
 
 
 class ReadCancelledError(Exception):
