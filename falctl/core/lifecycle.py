@@ -29,12 +29,19 @@ from dataclasses import dataclass, field, replace
 from typing import Final, TypeAlias, assert_never
 
 from falctl.core.types import Epoch, RunnerState
+from falctl.errors import EXIT_CARD_BROKEN, EXIT_OVERDUE
 
 STABLE_S: Final = 10.0
 """Ready for this long is a success: the pause before the next restart is the first one again."""
 
 SPARE_S: Final = 30.0
 """A runner ends a request at the limit of its app by itself; it is killed if it has not by then."""
+
+_MEANINGS: Final = {
+    EXIT_CARD_BROKEN: "its GPU failed, and CUDA could not be used in it any more: see the log",
+    EXIT_OVERDUE: "a request ran for longer than its app allows, and could not be stopped",
+}
+"""What a runner says by its exit code."""
 
 NO_EPOCH: Final = Epoch(0)
 """Before the first incarnation."""
@@ -334,7 +341,8 @@ def hung(vitals: Vitals, limits: LifeLimits, *, now: float) -> str:
 def describe_exit(code: int) -> str:
     """Return *code*, as ``wait()`` gives it, in words."""
     if code >= 0:
-        return f"exited with code {code}"
+        why = f" ({_MEANINGS[code]})" if code in _MEANINGS else ""
+        return f"exited with code {code}{why}"
     try:
         name = signal.Signals(-code).name
     except ValueError:

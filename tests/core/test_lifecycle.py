@@ -264,6 +264,8 @@ def test_an_end_in_any_state_is_followed_by_no_spawn() -> None:
     ("code", "words"),
     [
         (3, "exited with code 3"),
+        (70, "exited with code 70 (its GPU failed"),
+        (72, "exited with code 72 (a request ran for longer"),
         (-9, "killed by SIGKILL (by somebody, or by the kernel for want of memory: see dmesg)"),
         (-11, "killed by SIGSEGV"),
         (-200, "signal 200"),
