@@ -11,6 +11,7 @@ The life of one child process, as a machine: what its supervisor is told, and wh
     any        Exited, too many in the window failed
     backoff    Tick, the pause is over        starting   Spawn(epoch + 1)
     any        Condemned                      failed     Kill, unless it is dead already
+    alive      Struck                         (same)     Kill
     any        End                            draining   (its owner stops it)
     draining   Exited                         stopped
 
@@ -124,6 +125,13 @@ class Condemned:
 
 
 @dataclass(frozen=True, slots=True)
+class Struck:
+    """What it holds on its GPU cannot be trusted any more; another process may be fine."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class End:
     """The fleet stops: the next exit is wanted."""
 
@@ -134,7 +142,17 @@ class Tick:
 
 
 Event: TypeAlias = (
-    Begin | Staged | Declared | BecameReady | CouldNotStart | Exited | Watched | Condemned | End | Tick
+    Begin
+    | Staged
+    | Declared
+    | BecameReady
+    | CouldNotStart
+    | Exited
+    | Watched
+    | Condemned
+    | Struck
+    | End
+    | Tick
 )
 
 # --- actions -------------------------------------------------------------------------------------
@@ -197,6 +215,9 @@ class Life:
                 return self._spawn(now) if self.state == "backoff" and now >= self.restart_at else []
             case Condemned(reason):
                 return self._condemn(reason, now)
+            case Struck(reason):
+                alive = self.state in ("starting", "ready") and not self._killed_for
+                return self._kill(reason) if alive else []
             case End():
                 if self.state not in ("stopped", "failed"):
                     self._enter("stopped" if self.state == "backoff" else "draining", now)
