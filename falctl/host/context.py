@@ -55,11 +55,14 @@ class Context:
 
     @cached_property
     def host_memory(self) -> HostMemory:
-        """Return where this runner gets host memory for weights; imports torch."""
+        """Return where this runner gets host memory for weights; imports torch, and measures the card's copies."""
+        from falctl.host.cache.pinning import card_pinning
         from falctl.host.cache.private_memory import PrivateMemory
         from falctl.host.cache.shared_memory import SharedMemory
 
-        return PrivateMemory() if self.memory_channel is None else SharedMemory(self.memory_channel)
+        if self.memory_channel is None:
+            return PrivateMemory()
+        return SharedMemory(self.memory_channel, pinning=card_pinning() if self.device == "cuda" else None)
 
     def model_cache(
         self,
