@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from falctl.app import SimulatedCosts
 from falctl.clock import monotonic_s
@@ -12,10 +13,12 @@ from falctl.config import Config
 from falctl.core.residency import Verdict
 from falctl.host.app_threads import AppThreads
 from falctl.host.hint_source import HintSource
+from falctl.host.previews import make_preview
 from falctl.host.report import Report
 from falctl.host.ticket import CURRENT
 from falctl.toolkit import ModelCache, RequestCancelled
 from falctl.toolkit.model_cache import CacheHooks
+from falctl.toolkit.steps import Preview, StepEnd, watched
 from falctl.wire import HostSpec
 
 M = TypeVar("M")
@@ -55,7 +58,13 @@ class Context:
         self._report.caches.append(cache)
         return cache
 
-    def progress(self, step: int, steps: int) -> None:
+    @property
+    def cancelled(self) -> bool:
+        """Return whether the request served by this thread has been cancelled."""
+        ticket = CURRENT.get()
+        return ticket is not None and ticket.cancelled
+
+    def progress(self, step: int, steps: int, preview: Preview | None = None) -> None:
         """
         Report *step* of *steps*; see `RunnerContext`.
 
@@ -67,7 +76,18 @@ class Context:
         if ticket.cancelled:
             raise RequestCancelled
         ticket.step, ticket.steps, ticket.progress_at = step, steps, monotonic_s()
-        self._report.step_done()
+        self._report.step_done(ticket, make_preview(ticket, preview))
+
+    def steps(
+        self,
+        pipeline: object,
+        *,
+        total: int | None = None,
+        size: tuple[int, int] | None = None,
+        callback: StepEnd | None = None,
+    ) -> AbstractContextManager[dict[str, Any]]:
+        """Report each step of a diffusers pipeline; see `RunnerContext`."""
+        return watched(pipeline, self.progress, total=total, size=size, callback=callback)
 
     def _cache_changed(self) -> None:
         if self._threads.inside or not self._hints.given:

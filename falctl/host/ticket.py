@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Final, Literal
@@ -44,14 +45,20 @@ class Ticket:
     progress_at: float = 0.0
     step: int = 0
     steps: int = 0
+    told_at: float = 0.0
+    """When its steps were last told on the event stream."""
+    previews: bool = False
+    """Somebody wants pictures of how far it is."""
+    preview_at: float = 0.0
+    """When the last one was made."""
     leases: dict[str, Verdict] = field(default_factory=dict)
     load_s: float = 0.0
     in_endpoint_thread: bool = False
     """A sync endpoint runs: it cannot be stopped, only told."""
     asked: Asked | None = None
     """The hints as they were after the last line of a sync endpoint, until they are taken."""
-    cancelled: bool = False
-    """Somebody asked for it to be stopped; the app learns it from ``progress``."""
+    stop: threading.Event = field(default_factory=threading.Event, repr=False)
+    """Set when somebody asked for it to be stopped: for whoever waits on its behalf, on any thread."""
     gone: bool = False
     """Nobody reads the answer any more."""
     ending: bool = False
@@ -69,7 +76,7 @@ class Ticket:
 
     def cancel(self) -> None:
         """Stop the request where that is possible; a sync endpoint only learns of it."""
-        self.cancelled = True
+        self.stop.set()
         self._stop()
 
     def leave(self) -> None:
@@ -87,6 +94,11 @@ class Ticket:
         if stoppable:
             self.task.cancel()
         return stoppable
+
+    @property
+    def cancelled(self) -> bool:
+        """Return whether somebody asked for it to be stopped; the app learns it from ``progress``."""
+        return self.stop.is_set()
 
     @property
     def stopping(self) -> bool:
@@ -134,6 +146,12 @@ def current_lifetime() -> Lifetime | None:
     """Return what the request that the running code serves wants for its files; None: nothing, or there is none."""
     ticket = CURRENT.get()
     return None if ticket is None else ticket.lifetime
+
+
+def current_stop() -> threading.Event | None:
+    """Return what is set when the request that the running code serves is cancelled; None: it serves none."""
+    ticket = CURRENT.get()
+    return None if ticket is None else ticket.stop
 
 
 class Slots:
