@@ -59,9 +59,14 @@ def packages(*names: str) -> dict[str, str]:
 
 
 def publish(
-    name: str, tables: Sequence[Table], *, json_path: Path | None, facts: Mapping[str, str] | None = None
+    name: str,
+    tables: Sequence[Table],
+    *,
+    json_path: Path | None,
+    facts: Mapping[str, str] | None = None,
+    more: Mapping[str, object] | None = None,
 ) -> None:
-    """Print *tables* as Markdown, below the facts; write all of it to *json_path* if given."""
+    """Print *tables* as Markdown, below the facts; write all of it, and *more*, to *json_path* if given."""
     known = machine() | dict(facts or {})
     print(f"# {name}\n")
     print(" · ".join(f"{key}: {value}" for key, value in known.items()))
@@ -71,7 +76,12 @@ def publish(
         for note in table.notes:
             print(f"\n{note}")
     if json_path is not None:
-        content = {"name": name, "facts": known, "tables": [asdict(table) for table in tables]}
+        content = {
+            "name": name,
+            "facts": known,
+            "tables": [asdict(table) for table in tables],
+            **(more or {}),
+        }
         json_path.write_text(json.dumps(content, indent=1) + "\n")
 
 

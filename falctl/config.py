@@ -8,10 +8,12 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from falctl.config_values import (
+    FOR_EVER,
     Bytes,
     Folder,
     GpuChoice,
     Gpus,
+    KeepAlive,
     KeyHash,
     Number,
     Origin,
@@ -46,6 +48,9 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
+
+UNCOUNTED_MODELS_MAX: Final = 3
+"""Models of a cache whose bytes nobody counts, where `cache.max_models` is 0."""
 
 CROSS_CHECK: Final = "cross_check"
 """Type of an error between keys; its context names the ``key`` to blame and the ``problem`` with the fix."""
@@ -252,13 +257,47 @@ class AppConfig(Section):
     cpu_count: Whole = Field(
         default=0, ge=0, le=64, description="its CPU runners where it has no GPU; 0 is runners.cpu_count"
     )
+    max_models: Whole | None = Field(
+        default=None, ge=0, le=256, description="as cache.max_models, which counts where this is not written"
+    )
+    keep_alive: KeepAlive | None = Field(
+        default=None, description="as cache.keep_alive, which counts where this is not written"
+    )
+    preload: tuple[Text, ...] | None = Field(
+        default=None, description="as cache.preload, which counts where this is not written"
+    )
+
+
+_APPS_CACHE_KEYS: Final = ("max_models", "keep_alive", "preload")
+"""Keys of [cache] that an app's own table may say."""
 
 
 class CacheConfig(Section):
     """The models a runner keeps."""
 
     max_models: Whole = Field(
-        default=3, ge=1, le=256, description="loaded models per runner; the least recently used leaves first"
+        default=0,
+        ge=0,
+        le=256,
+        description=f"most models loaded per runner; 0: what fits in bytes, or {UNCOUNTED_MODELS_MAX} where an app loads what nobody can count",
+    )
+    keep_alive: KeepAlive = Field(
+        default=FOR_EVER,
+        description="a model that is idle this long leaves the card for host memory, and that after as long again",
+    )
+    keep_alive_by: dict[Text, KeepAlive] = Field(
+        default={},
+        description='the same for single models: { "sdxl-turbo" = "1h", "flux" = -1 }; a request may say its own, X-Falctl-Keep-Alive',
+    )
+    preload: tuple[Text, ...] = Field(
+        default=(),
+        description='models to load as soon as runners are ready: "MODEL" where it costs least, "MODEL@2" on runner 2',
+    )
+    reserve_vram: Bytes = Field(
+        default=0,
+        ge=0,
+        le=1 << 50,
+        description="bytes of each card that are left to other programs",
     )
 
 
@@ -323,3 +362,9 @@ class Config(Section):
     def app_names(self) -> str:
         """Return what is run, in words: the app, or the aliases of several."""
         return ", ".join(self.apps) or self.runners.app
+
+    def cache_of(self, alias: str) -> CacheConfig:
+        """Return `cache` as it is for the app *alias*: with what its table says instead; of no app, as it is."""
+        app = self.apps.get(alias)
+        said = {} if app is None else {key: getattr(app, key) for key in _APPS_CACHE_KEYS}
+        return self.cache.model_copy(update={key: value for key, value in said.items() if value is not None})

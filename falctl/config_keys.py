@@ -10,7 +10,14 @@ from annotated_types import Ge, Gt, Le
 from pydantic.fields import FieldInfo
 
 from falctl.config import AppConfig, Config, Section
-from falctl.config_values import POLICY_CHOICE, Kind, format_duration, format_size
+from falctl.config_values import (
+    KEEP_ALIVE_CHOICE,
+    POLICY_CHOICE,
+    Kind,
+    format_duration,
+    format_keep_alive,
+    format_size,
+)
 
 Name = tuple[str, str]
 """A section and a key in it; an app's section is ``apps.NAME``."""
@@ -27,13 +34,18 @@ _EXPECTED: Final = {
     Kind.WHOLE: "a whole number {allowed}",
     Kind.NUMBER: "a number {allowed}",
     Kind.DURATION: 'seconds, or a duration such as "10m", {allowed}',
+    Kind.KEEP: 'seconds, or a duration such as "10m": {allowed}',
     Kind.SIZE: 'bytes, or a size such as "8GiB", {allowed}',
     Kind.GPUS: '"all", "none", or a list of cards such as [0, 2]',
     Kind.TEXT: "a text in quotes",
     Kind.CHOICE: "{allowed}",
     Kind.POLICY: "{allowed}",
     Kind.LIST: 'a list of texts such as ["a", "b"]',
+    Kind.TABLE: 'a table such as {{ "a" = "10m", "b" = -1 }}',
 }
+
+_CHOICES: Final = {Kind.POLICY: POLICY_CHOICE, Kind.KEEP: KEEP_ALIVE_CHOICE}
+"""Bounds that no comparison says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,31 +67,48 @@ class Key:
 
     @property
     def kind(self) -> Kind:
-        for mark in self.field.metadata:
+        for mark in self._marks:
             if isinstance(mark, Kind):
                 return mark
-        match get_origin(self.field.annotation):
+        match get_origin(self._annotation):
             case None:
                 return Kind.TEXT
             case origin if origin is Literal:
                 return Kind.CHOICE
+            case origin if origin is dict:
+                return Kind.TABLE
             case _:
                 return Kind.LIST
 
     @property
+    def _annotation(self) -> object:
+        """What its value is; None, of a key that may stay unwritten, left aside."""
+        annotation = self.field.annotation
+        return get_args(annotation)[0] if type(None) in get_args(annotation) else annotation
+
+    @property
+    def _marks(self) -> list[object]:
+        return [*self.field.metadata, *getattr(self._annotation, "__metadata__", ())]
+
+    @property
     def default(self) -> str:
         """Its default as TOML, with the unit that reads best."""
-        return f'"{self.unit(self.field.default)}"' if self._measured else to_toml(self.field.default)
+        default = self.field.default
+        if self.kind is Kind.KEEP and default < 0:
+            return self.unit(default)
+        return f'"{self.unit(default)}"' if self._measured else to_toml(default)
 
     @property
     def _measured(self) -> bool:
-        return self.kind in (Kind.DURATION, Kind.SIZE)
+        return self.kind in (Kind.DURATION, Kind.KEEP, Kind.SIZE)
 
     def unit(self, value: float) -> str:
         """Return a number of this key as a person writes it: seconds as ``10m``, bytes as ``8GiB``."""
         match self.kind:
             case Kind.DURATION:
                 return format_duration(value)
+            case Kind.KEEP:
+                return format_keep_alive(value)
             case Kind.SIZE:
                 return format_size(int(value))
             case _:
@@ -91,12 +120,12 @@ class Key:
 
     def allowed(self) -> str:
         """Return its bounds, such as ``from 0s to 1h``, or its choices; empty for a text or list, which has neither."""
-        if self.kind is Kind.POLICY:
-            return POLICY_CHOICE
+        if self.kind in _CHOICES:
+            return _CHOICES[self.kind]
         if self.kind is Kind.CHOICE:
             return _one_of([to_toml(choice) for choice in get_args(self.field.annotation)])
         words: list[str] = []
-        for bound in self.field.metadata:
+        for bound in self._marks:
             if isinstance(bound, Ge):
                 words.insert(0, f"from {self._shown(bound.ge)}")
             elif isinstance(bound, Gt):

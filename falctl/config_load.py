@@ -17,10 +17,15 @@ from pydantic_core import ErrorDetails
 from falctl.config import CROSS_CHECK, Config
 from falctl.config_keys import APPS, KEYS, Key, app_key, shown
 from falctl.config_sources import Setting, Settings, read_environ, read_file, read_flags
-from falctl.config_values import Kind
+from falctl.config_values import KEEP_ALIVE_CHOICE, Kind
 from falctl.errors import ConfigError
 
 FILE_NAME: Final = "falctl.toml"
+_PARTED: Final = {
+    Kind.LIST: "a text in quotes",
+    Kind.TABLE: f'a duration such as "10m": {KEEP_ALIVE_CHOICE}',
+}
+"""Kinds that are made of parts, and what to write as one."""
 _SECRET: Final = "server.api_keys"  # noqa: S105 - the name of a key, whose values must not reach a log
 
 
@@ -91,18 +96,22 @@ def _explain(error: ErrorDetails, settings: Settings) -> str:
     else:
         key = KEYS[section, context["key"] if error["type"] == CROSS_CHECK else rest.pop(0)]
     setting = settings.get((key.section, key.key), Setting(key.field.default, "default"))
-    index = int(rest[0]) if key.kind is Kind.LIST and rest else None
-    where = f"{key.name}{_subject(key, setting.value, index)} ({setting.origin})"
+    part: int | str | None = None
+    if rest and key.kind in _PARTED:
+        part = int(rest[0]) if key.kind is Kind.LIST else rest[0]
+    where = f"{key.name}{_subject(key, setting.value, part)} ({setting.origin})"
     if error["type"] == CROSS_CHECK:
         return f"{where} {context['problem']}"
     if error["type"] == "value_error":  # raised by a parser of falctl.config_values, which names the fix
         return f"{where}: {context['error']}"
     out = "out of bounds; " if error["type"].startswith(("greater_than", "less_than")) else ""
-    return f"{where}: {out}write {key.expected() if index is None else 'a text in quotes'}"
+    return f"{where}: {out}write {key.expected() if part is None else _PARTED[key.kind]}"
 
 
-def _subject(key: Key, value: object, index: int | None) -> str:
-    part = ""
-    if index is not None and isinstance(value, list | tuple):
-        part, value = f"[{index}]", value[index]
-    return part if key.name == _SECRET else f"{part} = {shown(value)}"
+def _subject(key: Key, value: object, part: int | str | None) -> str:
+    shown_part = ""
+    if isinstance(part, int) and isinstance(value, list | tuple):
+        shown_part, value = f"[{part}]", value[part]
+    elif isinstance(value, dict) and part in value:
+        shown_part, value = f"[{shown(part)}]", value[part]
+    return shown_part if key.name == _SECRET else f"{shown_part} = {shown(value)}"

@@ -170,10 +170,12 @@ def _anchored(value: object, file: Path) -> object:
 def _from_text(key: Key, text: str) -> object:
     """Turn the text of a variable or flag into what a file would have said; what cannot be stays text."""
     match key.kind:
-        case Kind.WHOLE | Kind.NUMBER | Kind.DURATION | Kind.SIZE:
+        case Kind.WHOLE | Kind.NUMBER | Kind.DURATION | Kind.KEEP | Kind.SIZE:
             return _number(text)
         case Kind.LIST:
             return _list(text)
+        case Kind.TABLE:
+            return _table(text)
         case Kind.TEXT | Kind.CHOICE | Kind.POLICY | Kind.GPUS:
             return text
 
@@ -198,3 +200,16 @@ def _list(text: str) -> object:
         except (ValueError, RecursionError):
             return text
     return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _table(text: str) -> object:
+    """Return the table that *text* says in TOML, or as ``name=value,name=value``, whose values may be numbers."""
+    if text.lstrip().startswith("{"):
+        try:
+            return tomllib.loads(f"table = {text.strip()}")["table"]
+        except (ValueError, RecursionError):
+            return text
+    parts = [part.rpartition("=") for part in text.split(",") if part.strip()]
+    if not all(equals and name.strip() for name, equals, _ in parts):
+        return text
+    return {name.strip(): _number(value.strip()) for name, _, value in parts}

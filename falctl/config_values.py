@@ -12,6 +12,7 @@ from enum import StrEnum, auto
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
+from annotated_types import Le
 from pydantic import AfterValidator, BeforeValidator, Strict
 
 _DURATIONS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -29,6 +30,12 @@ POLICY_CHOICE: Final = (
     ", ".join(f'"{name}"' for name in POLICY_NAMES) + ' or a class of yours, "module:Class"'
 )
 
+FOR_EVER: Final = -1.0
+"""A model is kept for ever: it leaves only to make room."""
+
+KEEP_ALIVE_MAX_S: Final = 365 * 86400.0
+KEEP_ALIVE_CHOICE: Final = f"0, up to {KEEP_ALIVE_MAX_S / 86400:.0f}d, or -1, for ever"
+
 GpuChoice = Literal["all", "none"] | tuple[int | str | tuple[int | str, ...], ...]
 """Which cards: all, none, or one entry per runner; a card is an NVML index or a UUID, an inner tuple one runner on several."""
 
@@ -39,12 +46,14 @@ class Kind(StrEnum):
     WHOLE = auto()
     NUMBER = auto()
     DURATION = auto()
+    KEEP = auto()
     SIZE = auto()
     GPUS = auto()
     TEXT = auto()
     CHOICE = auto()
     POLICY = auto()
     LIST = auto()
+    TABLE = auto()
 
 
 def parse_duration(value: object) -> object:
@@ -67,6 +76,21 @@ def format_duration(seconds: float) -> str:
     from decimal import Decimal  # only needed to write 1e-7 without an exponent
 
     return f"{Decimal(repr(float(seconds))):f}".removesuffix(".0") + "s"
+
+
+def parse_keep_alive(value: object) -> object:
+    """Return seconds as `parse_duration`, and `FOR_EVER` for anything negative: -1, ``"-1"``, ``"-1m"``. Raises ValueError."""
+    if isinstance(value, str):
+        if re.fullmatch(r"\s*-\s*[0-9]{1,20}\s*(ms|s|m|h|d)?\s*", value):
+            return FOR_EVER
+        return 0.0 if value.strip() == "0" else parse_duration(value)
+    negative = isinstance(value, int | float) and not isinstance(value, bool) and value < 0
+    return FOR_EVER if negative else value
+
+
+def format_keep_alive(seconds: float) -> str:
+    """Return the shortest text that `parse_keep_alive` reads as *seconds*."""
+    return "-1" if seconds < 0 else format_duration(seconds)
 
 
 def parse_size(value: object) -> object:
@@ -206,6 +230,8 @@ Whole = Annotated[int, Kind.WHOLE, Strict()]
 Number = Annotated[float, Kind.NUMBER, Strict()]
 Seconds = Annotated[float, Kind.DURATION, Strict(), BeforeValidator(parse_duration)]
 Bytes = Annotated[int, Kind.SIZE, Strict(), BeforeValidator(parse_size)]
+KeepAlive = Annotated[float, Kind.KEEP, Strict(), BeforeValidator(parse_keep_alive), Le(KEEP_ALIVE_MAX_S)]
+"""Seconds, or `FOR_EVER`."""
 Gpus = Annotated[GpuChoice, Kind.GPUS, BeforeValidator(parse_gpus)]
 Text = Annotated[str, AfterValidator(check_text)]
 Folder = Annotated[Path, BeforeValidator(parse_folder)]

@@ -23,6 +23,16 @@ def test_apps_stand_in_the_order_of_the_file_with_the_words_of_runners(tmp_path:
     assert Config.model_validate(config.model_dump(mode="json")) == config
 
 
+def test_an_app_has_the_cache_of_all_but_for_what_its_table_says(tmp_path: Path) -> None:
+    text = TWO.replace("count = 2", 'max_models = 2\nkeep_alive = 0\npreload = ["tiny"]')
+    everyone = '[cache]\nmax_models = 5\nkeep_alive = "1h"\npreload = ["big@0"]\n'
+    config = load(everyone + text, folder=tmp_path)
+    assert config.cache_of("draw") == config.cache == config.cache_of("")
+    speak = config.cache_of("speak")
+    assert (speak.max_models, speak.keep_alive, speak.preload) == (2, 0.0, ("tiny",))
+    assert Config.model_validate(config.model_dump(mode="json")) == config
+
+
 def test_without_apps_the_one_of_runners_is_meant(tmp_path: Path) -> None:
     assert load('[runners]\napp = "a:B"\n[apps]', folder=tmp_path).app_names == "a:B"
 
@@ -73,11 +83,24 @@ def test_an_app_on_the_command_line_or_in_a_variable_is_the_only_one(source: str
         ),
         (
             '[apps.draw]\napp = "a:B"\nzzz = 1',
-            "unknown key 'zzz' in [apps.draw] of falctl.toml; there are app, gpus, count, cpu_count",
+            "unknown key 'zzz' in [apps.draw] of falctl.toml; there are app, gpus, count, cpu_count, max_models, keep_alive, preload",
         ),
         (
             '[apps.v1.5]\napp = "a:B"',
             '[apps.v1.5] in falctl.toml: a name with a dot stands in quotes; write [apps."v1.5"]',
+        ),
+        (
+            '[apps.draw]\napp = "a:B"\nkeep_alive = "1 hour"',
+            'apps.draw.keep_alive = "1 hour" (falctl.toml): not a duration; '
+            'write a number and one of ms, s, m, h, d: "10m"',
+        ),
+        (
+            '[apps.draw]\napp = "a:B"\nmax_models = 257',
+            "apps.draw.max_models = 257 (falctl.toml): out of bounds; write a whole number from 0 to 256",
+        ),
+        (
+            '[apps.draw]\napp = "a:B"\npreload = [3]',
+            "apps.draw.preload[0] = 3 (falctl.toml): write a text in quotes",
         ),
         ("[apps.draw]\napp = 7", "apps.draw.app = 7 (falctl.toml): write a text in quotes"),
         (

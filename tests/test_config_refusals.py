@@ -11,6 +11,7 @@ from falctl.config import Config
 from falctl.config_keys import KEYS, Key
 from falctl.config_load import load_config
 from falctl.config_sources import FILE_BYTES_MAX
+from falctl.config_values import Kind
 from falctl.errors import ConfigError
 from tests.configs import load, refusal
 
@@ -38,6 +39,34 @@ from tests.configs import load, refusal
             'server.hosts = "a" (falctl.toml): write a list of texts such as ["a", "b"]',
         ),
         ('[server]\nhosts = ["a", 3]', "server.hosts[1] = 3 (falctl.toml): write a text in quotes"),
+        (
+            '[cache]\nkeep_alive = "for ever"',
+            'cache.keep_alive = "for ever" (falctl.toml): not a duration; '
+            'write a number and one of ms, s, m, h, d: "10m"',
+        ),
+        (
+            '[cache]\nkeep_alive = "366d"',
+            'cache.keep_alive = "366d" (falctl.toml): out of bounds; write seconds, or a duration such as "10m": '
+            "0, up to 365d, or -1, for ever",
+        ),
+        (
+            "[cache]\nkeep_alive_by = 3",
+            'cache.keep_alive_by = 3 (falctl.toml): write a table such as { "a" = "10m", "b" = -1 }',
+        ),
+        (
+            '[cache.keep_alive_by]\n"flux.1" = true',
+            'cache.keep_alive_by["flux.1"] = true (falctl.toml): write a duration such as "10m": '
+            "0, up to 365d, or -1, for ever",
+        ),
+        (
+            '[cache.keep_alive_by]\nflux.1 = "1h"',
+            'cache.keep_alive_by["flux"] = {"1" = "1h"} (falctl.toml): write a duration such as "10m": '
+            "0, up to 365d, or -1, for ever",
+        ),
+        (
+            '[cache]\npreload = "a"',
+            'cache.preload = "a" (falctl.toml): write a list of texts such as ["a", "b"]',
+        ),
         (
             '[files]\nkeep = "10 minutes"',
             'files.keep = "10 minutes" (falctl.toml): not a duration; '
@@ -198,6 +227,8 @@ def test_a_mistake_in_a_flag_names_the_command_line(flag: str, value: object, li
 @pytest.mark.parametrize("key", [key for key in KEYS.values() if key.allowed()], ids=lambda key: key.name)
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -1, 1 << 60, "?", True, [None]], ids=repr)
 def test_every_bounded_key_refuses_what_lies_outside(key: Key, value: object) -> None:
+    if key.kind is Kind.KEEP and value == -1:
+        return  # there it is a word for "for ever"
     assert refusal(flags={key.name: value}).startswith(f"{key.name} = ")
 
 

@@ -14,9 +14,11 @@ from falctl.config import Config, ModelsConfig, RunnersConfig, ServerConfig, is_
 from falctl.config_values import (
     check_key_hash,
     format_duration,
+    format_keep_alive,
     format_size,
     parse_duration,
     parse_gpus,
+    parse_keep_alive,
     parse_size,
 )
 
@@ -61,6 +63,19 @@ def test_what_is_no_duration_is_refused(text: str) -> None:
 def test_what_is_no_size_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r'not a size; write .*"8GiB"'):
         parse_size(text)
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [("10m", 600.0), ("0", 0.0), (0, 0), (1.5, 1.5), (-1, -1.0), ("-1", -1.0), ("-1m", -1.0), (-3.5, -1.0)],
+)
+def test_a_model_is_kept_for_seconds_or_for_ever(value: object, seconds: float) -> None:
+    assert parse_keep_alive(value) == seconds
+
+
+@pytest.mark.parametrize("seconds", [-1.0, 0.0, 600.0])
+def test_how_long_a_model_is_kept_is_read_back_as_it_is_written(seconds: float) -> None:
+    assert parse_keep_alive(format_keep_alive(seconds)) == seconds
 
 
 @pytest.mark.parametrize("value", [3, 2.5, None, True, ["10m"]])

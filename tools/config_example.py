@@ -14,7 +14,15 @@ from falctl.config import AppConfig
 from falctl.config_diff import LIVE
 from falctl.config_keys import KEYS, SECTIONS, Key, app_key
 
-_EXAMPLES: Final = {"app": '"draw.py::Draw"', "gpus": "[0, 1]", "count": "0", "cpu_count": "0"}
+_EXAMPLES: Final = {
+    "app": '"draw.py::Draw"',
+    "gpus": "[0, 1]",
+    "count": "0",
+    "cpu_count": "0",
+    "max_models": "2",
+    "keep_alive": '"10m"',
+    "preload": '["sdxl-turbo"]',
+}
 
 PATH: Final = Path(__file__).parents[1] / "config.example.toml"
 

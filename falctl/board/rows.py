@@ -38,13 +38,21 @@ class Executing:
 
 @dataclass(frozen=True, slots=True)
 class ModelRow:
-    """A model in the runner's cache, or on its way in."""
+    """A model that the runner's cache knows, wherever its bytes are, or that is on its way in."""
 
     name: str
     state: Literal["loading", "ready"]
     used_at: float
     load_s: float = 0.0
     """How long its load took; 0 while it loads."""
+    tier: Literal["vram", "ram", "disk"] = "vram"
+    """Where all of its bytes are: the slowest of its parts says. While it loads: where it is loaded from."""
+    size_bytes: int = 0
+    """What all of it takes on the device; 0: this cache counts no bytes."""
+    vram_bytes: int = 0
+    """What of it is on the device now; parts that models share are counted for each."""
+    ram_bytes: int = 0
+    """The same in host memory."""
 
 
 @dataclass(frozen=True, slots=True)

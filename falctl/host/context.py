@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from falctl.app import SimulatedCosts
 from falctl.clock import monotonic_s
-from falctl.config import Config
+from falctl.config import UNCOUNTED_MODELS_MAX, Config
 from falctl.core.residency import Verdict
 from falctl.host.app_threads import AppThreads
 from falctl.host.hint_source import HintSource
@@ -37,7 +37,7 @@ class Context:
         self.models_dtype: str = config.models.dtype
         costs = config.simulated
         self.simulated = SimulatedCosts(costs.load_s, costs.exec_s, costs.size)
-        self._models_max = config.cache.max_models
+        self._models_max = config.cache_of(spec.alias).max_models or UNCOUNTED_MODELS_MAX
         self._report = report
         self._hints = hints
         self._threads = threads

@@ -93,7 +93,16 @@ def executing(hint: str | None = "m") -> Executing:
 
 
 def model(name: str = "m") -> ModelRow:
-    return ModelRow(name=name, state="ready", used_at=2.0, load_s=0.5)
+    return ModelRow(
+        name=name,
+        state="ready",
+        used_at=2.0,
+        load_s=0.5,
+        tier="ram",
+        size_bytes=7 << 30,
+        vram_bytes=1 << 20,
+        ram_bytes=7 << 30,
+    )
 
 
 def numbered_life(n: int) -> LifeRow:
