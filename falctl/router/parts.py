@@ -54,10 +54,14 @@ from falctl.router.own.ledger import Ledger
 from falctl.router.own.log_routes import LogReader, log_routes
 from falctl.router.own.publish import Publisher
 from falctl.router.own.reasons import Reasons
+from falctl.router.own.request_events import Previews, RequestEvents
 from falctl.router.own.request_logs import RequestLogs
+from falctl.router.own.request_states import RequestStates
 from falctl.router.own.routes import make_routes
+from falctl.router.own.steps import Steps
 from falctl.router.passing.direct import Direct
 from falctl.router.passing.http_talk import HttpTalk
+from falctl.router.passing.names import Names
 from falctl.router.passing.proxy import Proxy, ProxyRules
 from falctl.router.passing.websockets import WebSockets
 from falctl.router.runners.fleet import FleetLinks
@@ -101,7 +105,6 @@ class Parts:
             activity=self.activity,
         )
         websockets = WebSockets(self.fleet, self._proxy, ledger=self.ledger, activity=self.activity)
-        direct = Direct(self.apps, self._proxy, websockets)
         # What cannot be opened is said before anything is served.
         store, signer = JobStore(home.jobs, _store_limits(config)), open_signer(home.webhook_key)
         self.keeper = Keeper(
@@ -109,15 +112,22 @@ class Parts:
             self.apps,
             Courier(self.fleet, self.apps, self.ledger, timeout_s=config.runners.request_timeout),
         )
+        direct = Direct(self.apps, self._proxy, websockets, Names(self.apps, self.keeper))
         self.webhooks = Deliverer(store, signer, self.ledger)
         self.watchers = Watchers(self.keeper.position)
         self.keeper.observers += [self.webhooks.hear, self.watchers.hear]
         self.logs = RequestLogs(self.keeper, self.fleet, news=self.watchers.printed)
+        states = RequestStates(self.apps, self.keeper, self.fleet, self.ledger)
+        self.request_watchers = Watchers(states.live, always=True)
+        steps = Steps(self.fleet, news=self.request_watchers.wake)
+        previews = Previews(self.apps, self.fleet)
+        events = RequestEvents(states, steps, self.request_watchers, previews)
         status = QueueStatus(self.keeper, self.watchers, self.logs)
         self._queue = QueueRoutes(self.apps, self.keeper, status, self._intake, rules=self._proxy.rules)
         self.memory = Memory(home.learnt, {app.alias: app.driver.scheduler.state for app in self.apps})
         models = Models(self.apps, config, since=int(wall_s()))
         rooms = self._rooms(direct, OpenAiApi(self._proxy, models, self._intake, self.files), spec.epoch)
+        rooms["falctl/requests"] = events.serve
         rooms[KEYS_ROOM] = keys_room(signer)
         self._edge = Edge(guard, rooms=rooms, bare=direct.serve_bare, ledger=self.ledger)
         self._edge.rooms["api/fal"] = JsProxy(self._edge.route).serve
@@ -149,6 +159,11 @@ class Parts:
                 *job_routes(JobList(self.keeper, self.apps, self.fleet)),
             ],
         )
+
+    def end_streams(self) -> None:
+        """End all streams of events about requests, now and in future."""
+        self.watchers.close()
+        self.request_watchers.close()
 
     def tls(self) -> Tls:
         """Return what the second port needs. Blocks. Raises StartError."""
@@ -186,7 +201,9 @@ class Parts:
         )
 
     def _report(self) -> dict[str, Any]:
-        return self.publisher.report(self.fleet) | {"watching": len(self.watchers)}
+        return self.publisher.report(self.fleet) | {
+            "watching": len(self.watchers) + len(self.request_watchers)
+        }
 
     def _health(self) -> dict[str, int]:
         return {app.alias: self.fleet.up_count(app) for app in self.apps}

@@ -11,13 +11,14 @@ from weakref import WeakSet
 from falctl import wire
 from falctl.board.board import Board
 from falctl.board.index import HintIndex
+from falctl.board.rows import RunnerRow
 from falctl.core.events import Load, LoadEnded, Released, RunnerDown, RunnerDrains, RunnerUp
 from falctl.core.types import Caps, Epoch, Hint, RequestId, RunnerId
 from falctl.home import Home
 from falctl.router.dispatch.apps import Apps, LocalApp, settings_of
 from falctl.router.dispatch.driver import Driver
 from falctl.router.own.ledger import Ledger
-from falctl.router.runners.link import Link, News
+from falctl.router.runners.link import Change, Link, News
 from falctl.router.runners.orphans import Orphans
 from falctl.tasks import spawn
 
@@ -47,8 +48,11 @@ class FleetLinks:
         self.orphans = Orphans(self._links)
 
         self.printed: Callable[[wire.Printed], None] = _nobody
-        """Who hears what apps print; set by `RequestLogs`, as the next."""
-        self.released: Callable[[RequestId], None] = _nobody
+        """Who hears what apps print; set by `RequestLogs`."""
+        self.stepped: Callable[[wire.Stepped], None] = _nobody
+        """Who hears of steps; set by `Steps`."""
+        self.released: list[Callable[[RequestId], None]] = []
+        """Who hears that a request has given its slot back."""
 
     def discover(self) -> None:
         """Learn of every runner from the board: a restarted router finds the fleet by itself."""
@@ -113,6 +117,11 @@ class FleetLinks:
         if not await link.load(load.hint, load.evict):
             self._end_load(link, wire.LoadEnded(load.epoch, load.hint, ok=False, load_s=0.0))
 
+    def row(self, runner: RunnerId, epoch: Epoch) -> RunnerRow | None:
+        """Return what that incarnation has on the board now; None: nothing that can be read."""
+        row = self._board.runner(runner)
+        return row if row is not None and row.epoch == epoch else None
+
     def find(self, runner: RunnerId, epoch: Epoch) -> Link | None:
         """Return the link to that incarnation; None if it is gone."""
         link = self._links.get(runner)
@@ -149,9 +158,18 @@ class FleetLinks:
             self._driver(runner).handle(RunnerDrains(runner, epoch))
 
     def hear(self, link: Link, message: News) -> None:
-        if not isinstance(message, wire.Printed):
-            self.refresh()
-            self.orphans.look()
+        match message:
+            case wire.Printed():
+                self.printed(message)
+            case wire.Stepped():
+                self.stepped(message)
+            case _:
+                self.refresh()
+                self.orphans.look()
+                self._follow(link, message)
+
+    def _follow(self, link: Link, message: Change) -> None:
+        """Tell the scheduler what has changed."""
         match message:
             case wire.Hello():
                 self._apps.of(link.runner).learn(settings_of(message))
@@ -162,9 +180,8 @@ class FleetLinks:
             case wire.Released(_, request, exec_s, load_s):
                 released = Released(RequestId(request), link.runner, link.epoch, exec_s, load_s)
                 self._driver(link.runner).handle(released)
-                self.released(released.request)
-            case wire.Printed():
-                self.printed(message)
+                for hear in self.released:
+                    hear(released.request)
             case wire.LoadEnded():
                 self._end_load(link, message)
             case wire.Draining():
