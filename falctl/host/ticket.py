@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Callable
+from contextlib import ExitStack
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Final, Literal
@@ -57,8 +59,8 @@ class Ticket:
     """A sync endpoint runs: it cannot be stopped, only told."""
     asked: Asked | None = None
     """The hints as they were after the last line of a sync endpoint, until they are taken."""
-    stop: threading.Event = field(default_factory=threading.Event, repr=False)
-    """Set when somebody asked for it to be stopped: for whoever waits on its behalf, on any thread."""
+    cancelled: bool = False
+    """Somebody asked for it to be stopped; the app learns it from ``progress``."""
     gone: bool = False
     """Nobody reads the answer any more."""
     ending: bool = False
@@ -70,13 +72,17 @@ class Ticket:
     """By fal's rules its answer is the last of this process: another is to take its place."""
     overdue: bool = False
     """It has run for longer than its app allows."""
+    stops: threading.Event = field(default_factory=threading.Event, repr=False)
+    """Set when nothing more should be computed for it, for threads that wait."""
+    kept: dict[object, tuple[object, Callable[[], None]]] = field(default_factory=dict, repr=False)
+    """What it holds until its end, and how to give it back, on an app thread."""
 
     def __post_init__(self) -> None:
         self.transcript = Transcript(self.request)
 
     def cancel(self) -> None:
         """Stop the request where that is possible; a sync endpoint only learns of it."""
-        self.stop.set()
+        self.cancelled = True
         self._stop()
 
     def leave(self) -> None:
@@ -89,16 +95,19 @@ class Ticket:
         self.overdue = True
         return self._stop()
 
+    def let_go(self) -> None:
+        """Give back all that it holds, whatever that raises. Called on an app thread."""
+        with ExitStack() as stack:
+            while self.kept:
+                _, (_, give_back) = self.kept.popitem()
+                stack.callback(give_back)
+
     def _stop(self) -> bool:
+        self.stops.set()
         stoppable = not (self.in_endpoint_thread or self.ending)
         if stoppable:
             self.task.cancel()
         return stoppable
-
-    @property
-    def cancelled(self) -> bool:
-        """Return whether somebody asked for it to be stopped; the app learns it from ``progress``."""
-        return self.stop.is_set()
 
     @property
     def stopping(self) -> bool:
@@ -146,12 +155,6 @@ def current_lifetime() -> Lifetime | None:
     """Return what the request that the running code serves wants for its files; None: nothing, or there is none."""
     ticket = CURRENT.get()
     return None if ticket is None else ticket.lifetime
-
-
-def current_stop() -> threading.Event | None:
-    """Return what is set when the request that the running code serves is cancelled; None: it serves none."""
-    ticket = CURRENT.get()
-    return None if ticket is None else ticket.stop
 
 
 class Slots:

@@ -186,7 +186,8 @@ def artist(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
 
 
 def asked(model: str, **more: Any) -> dict[str, Any]:
-    return {"model": model, "prompt": "a cat", "seed": 7, "num_inference_steps": 500, **more}
+    small = {"width": 64, "height": 64}
+    return {"model": model, "prompt": "a cat", "seed": 7, "num_inference_steps": 500, **small, **more}
 
 
 @pytest.mark.parametrize("model", ["demo", "ddpm", "flux"])

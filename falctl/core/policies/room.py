@@ -79,7 +79,7 @@ class Room:
         candidates = [
             (hint, _size(hint, runner, costs), self._own_turn(hint))
             for hint in self._in_order(runner)
-            if hint not in running
+            if hint not in running and hint not in runner.pinned
         ]
         last_turn = max((turn for _, _, turn in candidates), default=float("-inf"))
         used = sum(_size(h, runner, costs) for h in (*state.fleet.held(runner), *runner.loading))
@@ -100,6 +100,15 @@ class Room:
         return self.queues.execute_key(hint)
 
 
+def pinned_out(runner: Runner, hint: Hint, costs: Costs) -> bool:
+    """Return whether what is pinned on *runner* leaves no room there for *hint*, which it does not hold."""
+    if not runner.pinned or hint in (runner.hints or ()) or hint in runner.loading or runner.executes(hint):
+        return False
+    free = _limit(runner) - sum(_size(pinned, runner, costs) for pinned in runner.pinned)
+    known = runner.caps.vram_bytes is None or costs.size_bytes(hint) is not None
+    return _size(hint, runner, costs) > free if known else free <= 0
+
+
 def _limit(runner: Runner) -> float:
     """Return what fits: bytes where the runner counts bytes, else models; without a limit there is always room."""
     limit = runner.caps.vram_bytes if runner.caps.vram_bytes is not None else runner.caps.models_max
@@ -109,5 +118,8 @@ def _limit(runner: Runner) -> float:
 def _size(hint: Hint, runner: Runner, costs: Costs) -> float:
     if runner.caps.vram_bytes is None:
         return 1.0
+    if known := costs.size_bytes(hint):
+        return float(known)
     # One of unknown size is tried, also where the mean would not fit.
-    return float(costs.size_bytes(hint) or min(costs.mean_size.value, runner.caps.vram_bytes))
+    pinned = sum(costs.size_bytes(other) or 0 for other in runner.pinned)
+    return min(costs.mean_size.value, max(float(runner.caps.vram_bytes - pinned), 1.0))
