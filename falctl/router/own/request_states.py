@@ -38,6 +38,7 @@ class RequestStates:
 
     def live(self, request: RequestId) -> Table | None:
         """Return its state if it waits or runs: ``queued``, ``loading`` or ``running``; None: it does not."""
+        self._fleet.refresh()
         for app in self._apps:
             scheduler = app.driver.scheduler
             if (waiting := scheduler.queue.get(request)) is not None:
@@ -76,12 +77,12 @@ class RequestStates:
             position = next(n for n, other in enumerate(queue) if other.request == waiting.request)
         for view in app.driver.scheduler.fleet.runners.values():
             if waiting.hint is not None and waiting.hint in view.loading:
-                model = _model(self._fleet.row(view.runner, view.epoch), waiting.hint)
+                model = _model(self._fleet.row(view.runner), waiting.hint)
                 return _loading(waiting.hint, view, model) | {"position": position}
         return {"state": "queued", "position": position}
 
     def _running(self, view: Runner, request: RequestId, slot: Running) -> Table:
-        row = self._fleet.row(view.runner, view.epoch)
+        row = self._fleet.row(view.runner)
         executing = () if row is None else row.executing
         step, steps = next(((e.step, e.steps) for e in executing if e.request == request), (0, 0))
         if not steps and slot.hint is not None:

@@ -53,6 +53,8 @@ class FleetLinks:
         """Who hears of steps; set by `Steps`."""
         self.released: list[Callable[[RequestId], None]] = []
         """Who hears that a request has given its slot back."""
+        self.came_up: Callable[[Link], None] = _nobody
+        """Who hears that a runner takes work, of a new incarnation or again; set by `StandingModels`."""
 
     def discover(self) -> None:
         """Learn of every runner from the board: a restarted router finds the fleet by itself."""
@@ -104,7 +106,18 @@ class FleetLinks:
         for runner in self._index.refresh():
             row = self._index.row(runner)
             if row is not None:
+                self._driver(runner).tell_pins(runner, row.epoch, _pinned(row))
                 self._driver(runner).tell_hints(runner, row.epoch, _as_set(row.hints))
+
+    def row(self, runner: RunnerId) -> RunnerRow | None:
+        """Return what the board said of *runner* at the last `refresh`; None: nothing of the incarnation that serves."""
+        row, link = self._index.row(runner), self._links.get(runner)
+        return row if row is not None and link is not None and row.epoch == link.epoch else None
+
+    def link(self, runner: RunnerId) -> Link | None:
+        """Return the link to the incarnation that serves now and is heard of; None: there is none."""
+        link = self._links.get(runner)
+        return link if link is not None and link.up else None
 
     def load(self, load: Load) -> None:
         """Have a runner load a model; the end is told by its stream, or here if it cannot even be asked."""
@@ -116,11 +129,6 @@ class FleetLinks:
         log.info("runner.loads runner=%d model=%s evicts=%s", load.runner, load.hint, ",".join(load.evict))
         if not await link.load(load.hint, load.evict):
             self._end_load(link, wire.LoadEnded(load.epoch, load.hint, ok=False, load_s=0.0))
-
-    def row(self, runner: RunnerId, epoch: Epoch) -> RunnerRow | None:
-        """Return what that incarnation has on the board now; None: nothing that can be read."""
-        row = self._board.runner(runner)
-        return row if row is not None and row.epoch == epoch else None
 
     def find(self, runner: RunnerId, epoch: Epoch) -> Link | None:
         """Return the link to that incarnation; None if it is gone."""
@@ -174,9 +182,11 @@ class FleetLinks:
             case wire.Hello():
                 self._apps.of(link.runner).learn(settings_of(message))
                 log.debug("runner.up runner=%d epoch=%d slots=%d", link.runner, link.epoch, message.slots)
-                self._driver(link.runner).handle(_up(link, message, self._hints(link.runner, link.epoch)))
+                self._driver(link.runner).handle(_up(link, message, self.row(link.runner)))
                 if self._states[link.runner][1] == "draining":
                     self._driver(link.runner).handle(RunnerDrains(link.runner, link.epoch))
+                else:
+                    self.came_up(link)
             case wire.Released(_, request, exec_s, load_s):
                 released = Released(RequestId(request), link.runner, link.epoch, exec_s, load_s)
                 self._driver(link.runner).handle(released)
@@ -190,9 +200,11 @@ class FleetLinks:
                 pass  # the refresh has told
 
     def _end_load(self, link: Link, load: wire.LoadEnded) -> None:
-        hints = self._hints(link.runner, link.epoch)
+        hints = _hints(self.row(link.runner))
         self._driver(link.runner).handle(
-            LoadEnded(link.runner, link.epoch, Hint(load.hint), load.ok, load.load_s, load.tier, hints)
+            LoadEnded(
+                link.runner, link.epoch, Hint(load.hint), load.ok, load.load_s, load.tier, hints, load.error
+            )
         )
 
     def lost(self, link: Link) -> None:
@@ -207,13 +219,8 @@ class FleetLinks:
     def _driver(self, runner: RunnerId) -> Driver:
         return self._apps.of(runner).driver
 
-    def _hints(self, runner: RunnerId, epoch: Epoch) -> frozenset[Hint] | None:
-        """Return what the board says of this incarnation; a row of an older one says nothing: warm for nothing."""
-        row = self._index.row(runner)
-        return _as_set(row.hints) if row is not None and row.epoch == epoch else frozenset()
 
-
-def _up(link: Link, hello: wire.Hello, hints: frozenset[Hint] | None) -> RunnerUp:
+def _up(link: Link, hello: wire.Hello, row: RunnerRow | None) -> RunnerUp:
     caps = Caps(
         gpu=hello.gpu,
         loads=hello.loads,
@@ -222,7 +229,8 @@ def _up(link: Link, hello: wire.Hello, hints: frozenset[Hint] | None) -> RunnerU
     )
     executing = tuple(RequestId(request) for request in hello.executing)
     loading = tuple(Hint(hint) for hint in hello.loading)
-    return RunnerUp(link.runner, link.epoch, hello.slots, executing, hints, caps, loading)
+    pinned = frozenset[Hint]() if row is None else _pinned(row)
+    return RunnerUp(link.runner, link.epoch, hello.slots, executing, _hints(row), caps, loading, pinned)
 
 
 def _nobody(_: object) -> None:
@@ -232,6 +240,15 @@ def _nobody(_: object) -> None:
 def _order(state: str) -> int:
     """Return a number that grows in the life of one incarnation."""
     return _ORDER.get(state, len(_ORDER))
+
+
+def _hints(row: RunnerRow | None) -> frozenset[Hint] | None:
+    """Return what the board says of an incarnation; where it says nothing: warm for nothing."""
+    return frozenset() if row is None else _as_set(row.hints)
+
+
+def _pinned(row: RunnerRow) -> frozenset[Hint]:
+    return frozenset(Hint(model.name) for model in row.models if model.pinned)
 
 
 def _as_set(hints: tuple[Hint, ...] | None) -> frozenset[Hint] | None:
