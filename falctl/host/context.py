@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -15,6 +16,7 @@ from falctl.core.residency import Verdict
 from falctl.host.app_threads import AppThreads
 from falctl.host.hint_source import HintSource
 from falctl.host.report import Report
+from falctl.host.tending import Tending
 from falctl.host.ticket import CURRENT
 from falctl.toolkit import ModelCache, ModelSource, RequestCancelled
 from falctl.toolkit.cache_hooks import CacheHooks, CachePolicy, Kept
@@ -42,9 +44,19 @@ class Context:
         self._cpu_bytes = spec.cpu_bytes
         costs = config.simulated
         self.simulated = SimulatedCosts(costs.load_s, costs.exec_s, costs.size)
-        self._models_max = config.cache_of(spec.alias).max_models
+        cache = config.cache_of(spec.alias)
+        self.tending = Tending(report.caches, threads)
+        self._policy = CachePolicy(
+            models_max=cache.max_models,
+            keep_alive_s=lambda name: cache.keep_alive_by.get(name, cache.keep_alive),
+        )
         self._hooks = CacheHooks(
-            changed=self._cache_changed, leased=_leased, kept=_kept, cancelled=_cancelled, run=threads.run
+            changed=self._cache_changed,
+            leased=_leased,
+            idle=self.tending.wake,
+            kept=_kept,
+            cancelled=_cancelled,
+            run=threads.run,
         )
         self._report = report
         self._hints = hints
@@ -70,7 +82,7 @@ class Context:
             ModelCache(
                 OpaqueStore(load, unload=unload, check=check),
                 overlaps=overlaps,
-                policy=CachePolicy(models_max=self._models_max or UNCOUNTED_MODELS_MAX),
+                policy=replace(self._policy, models_max=self._policy.models_max or UNCOUNTED_MODELS_MAX),
                 hooks=self._hooks,
             )
         )
@@ -87,9 +99,7 @@ class Context:
             cuda=self.device == "cuda",
             cpu_bytes=self._cpu_bytes,
         )
-        return self._serve(
-            ModelCache(store, policy=CachePolicy(models_max=self._models_max), hooks=self._hooks)
-        )
+        return self._serve(ModelCache(store, policy=self._policy, hooks=self._hooks))
 
     def progress(self, step: int, steps: int) -> None:
         """

@@ -247,10 +247,15 @@ class Holdings(Generic[M]):
         with self.lock:
             held = self._held()
         now = monotonic_s()
-        plan = make_room(lacking_bytes, held, now=now, tier="ram")
-        if plan is None:
-            plan = Plan(tuple(p.key for p in loose(held, tier="ram")), 0.0)
-        return self._drop(plan.keys)
+        if (plan := make_room(lacking_bytes, held, now=now, tier="ram")) is not None:
+            return self._drop(plan.keys)
+        off = loose(held, tier="ram")
+        # What is on the device needs its copy only when it leaves, and can be read again then.
+        copied = tuple(replace(m, parts=tuple(p for p in m.parts if p.host)) for m in held)
+        on = loose(copied, tier="vram")
+        lacking_bytes -= sum(p.nbytes for p in off)
+        plan = make_room(lacking_bytes, copied, now=now) or Plan(tuple(p.key for p in on), 0.0)
+        return self._drop([*(p.key for p in off), *plan.keys])
 
     def drop(self, name: str) -> bool:
         """Have *name* leave host memory, but for what other models have; return whether anything did."""
@@ -275,7 +280,7 @@ class Holdings(Generic[M]):
         for key in keys:
             self._store.drop(key)
             part = self._store.parts().get(key)
-            dropped = dropped or part is None or part.tier == "disk"
+            dropped = dropped or part is None or not part.host
         return dropped
 
     def _surplus(self, incoming: int) -> tuple[str, ...]:

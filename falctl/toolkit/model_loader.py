@@ -130,9 +130,14 @@ class ModelLoader(Generic[M]):
         self._hooks.changed()
         began_at = monotonic_s()
         if not constructed:
-            self._with_host_room(name, lambda: self._twice(name, lambda: self._store.construct(name)))
+            self._in_host_room(name, lambda: self._twice(name, lambda: self._store.construct(name)))
             self._holdings.made(entry, self._store.needs(name))
-        self._with_host_room(name, lambda: self._fill(name))
+        try:
+            self._in_host_room(name, lambda: self._fill(name))
+        except ModelTooLargeError:
+            if load.to == "ram":
+                raise
+            # Its bytes only pass through on their way to the device.
         if load.to == "vram":
             self._place(entry, drawing, first)
         self._holdings.loaded(entry, load, seconds=monotonic_s() - began_at)
@@ -155,8 +160,8 @@ class ModelLoader(Generic[M]):
                 raise RequestCancelled from error
             raise
 
-    def _with_host_room(self, name: str, act: Callable[[], None]) -> None:
-        """Do *act*; while host memory is full, have idle parts leave it and do *act* again."""
+    def _in_host_room(self, name: str, act: Callable[[], None]) -> None:
+        """Do *act*; while host memory is full, have what is idle leave it and do *act* again."""
         while True:
             try:
                 act()

@@ -72,6 +72,8 @@ class ModelStore(Protocol[M_co]):
         """
         Return the model *name*, ready to run on the device; blocks for the copies.
 
+        Of parts that are on the disk only, because host memory is full, the bytes are read and pass through.
+
         Raises torch.OutOfMemoryError; parts that were copied before the one that did not fit are on the device then.
         """
         ...
@@ -81,7 +83,7 @@ class ModelStore(Protocol[M_co]):
         ...
 
     def drop(self, key: str) -> None:
-        """Let go of the host memory of the part *key*, which is off the device, if its files can bring it back."""
+        """Let go of the host memory of the part *key*, on the device or not, if its files can bring it back."""
         ...
 
     def forget(self, name: str) -> None:
