@@ -258,11 +258,12 @@ class Holdings(Generic[M]):
         return self._drop([*(p.key for p in off), *plan.keys])
 
     def drop(self, name: str) -> bool:
-        """Have *name* leave host memory, but for what other models have; return whether anything did."""
+        """Have *name* leave host memory, but for what models have that are there; return whether anything did."""
         with self.lock:
             held = self._held()
         mine = [m for m in held if m.name == name and not m.kept]
-        others = {p.key for m in held if m.name != name for p in m.parts}
+        there = (m for m in held if m.name != name and (m.kept or tier_of(m.parts) != "disk"))
+        others = {p.key for m in there for p in m.parts}
         return self._drop(_keys(mine, tier="ram", stays=others))
 
     def forget(self, name: str) -> bool:
@@ -311,7 +312,7 @@ class Holdings(Generic[M]):
         there = self._store.parts()
         for name, entry in tuple(self._entries.items()):
             entry.constructed = entry.constructed and all(p.key in there for p in entry.parts)
-            if not (entry.constructed or entry.load or entry.leases):
+            if not (entry.constructed or entry.leases):
                 del self._entries[name]
 
     def _tier(self, entry: Entry) -> Tier:

@@ -62,6 +62,8 @@ class CountedStore:
     """By others on the device."""
     lies: bool = False
     """Whether `free_bytes` leaves out what others have taken."""
+    busy: str = ""
+    """The move that is under way."""
     hows: dict[str, How] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -174,12 +176,14 @@ class CountedStore:
     @contextmanager
     def _one(self, move: str, what: str) -> Iterator[None]:
         assert self._moving.acquire(blocking=False), f"{move} {what} beside another move"
+        self.busy = f"{move} {what}"
         try:
             self._perhaps_fail(move, what)
             yield
             self.moves[f"{move} {what}"] += 1
             self.log.append(f"{move} {what}")
         finally:
+            self.busy = ""
             self._moving.release()
 
     def _perhaps_fail(self, move: str, what: str) -> None:

@@ -192,6 +192,17 @@ def test_a_dict_of_models_is_a_cache_by_one_line() -> None:
         models["b"]
 
 
+def test_what_is_put_in_beyond_the_bound_makes_another_leave_at_once() -> None:
+    unloaded: list[str] = []
+    heard: list[int] = []
+    policy, hooks = CachePolicy(models_max=1), CacheHooks(changed=lambda: heard.append(len(models)))
+    models = ModelCache(OpaqueStore(unload=unloaded.append), policy=policy, hooks=hooks)
+    models["a"] = "A"
+    models["b"] = "B"
+    assert (models.keys(), unloaded) == (("b",), ["A"])
+    assert heard == [1, 1], "there were never two"
+
+
 def test_a_model_may_be_put_in_before_any_request_and_be_replaced_during_one() -> None:
     request = Request()
     models: ModelCache[str] = ModelCache(OpaqueStore(), hooks=request.hooks)

@@ -16,6 +16,7 @@ from falctl.errors import ModelTooLargeError, NotFoundError
 from falctl.toolkit import ModelCache, RequestCancelled
 from falctl.toolkit.cache_hooks import Admitted, CacheHooks, CachePolicy, OutOfMemory
 from falctl.toolkit.holdings import LOADING
+from falctl.toolkit.opaque_store import OpaqueStore
 from tests.toolkit.counted_store import CountedStore, Model, OutOfMemoryError
 from tests.wait import until
 
@@ -129,6 +130,21 @@ def test_a_shared_part_is_there_once_and_stays_as_long_as_one_of_its_models_does
     assert cache.evict("c")
     assert store.used_bytes == 0
     assert store.moves["place shared"] == 1
+
+
+def test_a_model_that_shares_all_it_has_can_leave_without_taking_anything_along() -> None:
+    store = CountedStore({"d": {"unet": 3, "vae": 1}, "e": {"unet": 3}})
+    cache = cache_of(store, models_max=2)
+    use(cache, "e", "d")
+    assert cache.evict("e")
+    assert (cache.resident, store.used_bytes) == (("d",), 4)
+    assert not cache.evict("e")
+    use(cache, "d")
+    assert cache.evict("d")
+    assert cache.evict("d", "ram"), "the rest of it"
+    assert store.used_host_bytes == 3, "what the other has stays in host memory"
+    assert cache.evict("e", "ram")
+    assert store.used_host_bytes == 0
 
 
 def test_a_drawing_has_room_made_for_it_beside_a_model_that_is_there() -> None:
@@ -460,6 +476,58 @@ def test_bytes_are_read_beside_a_construction_and_whoever_wants_them_waits_for_t
             assert reading.result(WAIT_S) > 0
         leasing.result(WAIT_S)
     assert store.moves["fill a.unet"] == 2
+
+
+def test_what_leaves_and_what_comes_take_turns() -> None:
+    store = store_of()
+    cache = cache_of(store)
+    use(cache, "b")
+    gate = store.gates["evict b.text"] = threading.Event()
+    with ThreadPoolExecutor(2) as pool:
+        leaving = pool.submit(cache.evict, "b")
+        until(lambda: cache.resident == (), within_s=WAIT_S, what="b is on its way")
+        coming = pool.submit(use, cache, "c")
+        until(lambda: len(cache.residents()) == 2, within_s=WAIT_S, what="c waits for its turn")
+        gate.set()
+        assert leaving.result(WAIT_S)
+        coming.result(WAIT_S)
+
+
+def test_a_model_that_loads_is_not_forgotten_when_another_is() -> None:
+    store = store_of()
+    cache = cache_of(store)
+    use(cache, "c")
+    gate = store.gates["construct b"] = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        loading = pool.submit(use, cache, "b")
+        until(lambda: store.busy == "construct b", within_s=WAIT_S, what="b is constructed")
+        use(cache, "c")
+        assert [r.name for r in cache.residents()] == ["c", "b"]
+        gate.set()
+        loading.result(WAIT_S)
+    assert set(cache.resident) == {"b", "c"}
+
+
+def test_a_load_that_leases_what_another_thread_reads_waits_for_that() -> None:
+    store = store_of()
+    inner = cache_of(store)
+    inner.load("a", "ram")
+    inner.evict("a", "ram")
+
+    def load(name: str) -> str:
+        with inner.lease(name) as model:
+            return model.draw(1)
+
+    outer = ModelCache(OpaqueStore(load))
+    gate = store.gates["fill a"] = threading.Event()
+    with ThreadPoolExecutor(2) as pool:
+        reading = pool.submit(inner.load, "a", "ram")
+        until(lambda: inner.residents()[0].leases == 1, within_s=WAIT_S, what="a is read")
+        leasing = pool.submit(outer.load, "a")
+        until(lambda: inner.residents()[0].leases == 2, within_s=WAIT_S, what="the load waits for it")
+        gate.set()
+        assert reading.result(WAIT_S) > 0
+        assert leasing.result(WAIT_S) > 0
 
 
 def test_a_reading_that_is_cancelled_is_taken_up_by_the_lease_that_joined_it() -> None:
