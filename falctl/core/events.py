@@ -94,6 +94,8 @@ class RunnerUp:
     caps: Caps = NO_CAPS
     loading: tuple[Hint, ...] = ()
     """Load jobs under way, also ones that a dead router asked for."""
+    pinned: frozenset[Hint] = frozenset()
+    """As in `PinsChanged`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -247,7 +247,7 @@ class Scheduler:
         self.state.fleet.returning.discard(event.runner)
         known.caps, known.accepting, known.blocked = event.caps, True, False
         known.loading = {hint: known.loading.get(hint, now) for hint in event.loading}
-        known.leaving = frozenset()
+        known.leaving, known.pinned = frozenset(), event.pinned
         known.hints = known.counted(event.hints)
         self.state.fleet.found(known.hints or ())
         self.decisions.loads_known(event.runner, event.loading, now=now)

@@ -73,6 +73,7 @@ async def start(app_class: type[App], control: Control, config: Config, *, captu
     report = Report(Board.attach(control.board_fd), spec, slots=slots, hints=hints)
     capture.attach(report.logbook, slots, control.native)
     app.runner = context = Context(spec, config, report=report, hints=hints, threads=threads)
+    context.memory_channel = control.memory
     context.tending.start()
     web = build_web(app, threads=threads, hints=hints)
     limits = report.limits = limits_of(app, spec, config)

@@ -16,7 +16,7 @@ from falctl.clock import monotonic_s
 from falctl.config import Config
 from falctl.config_values import FOR_EVER
 from falctl.core.host_memory import Holder
-from falctl.core.lifecycle import Begin, Condemned, LifeLimits, Tick, Vitals, Watched
+from falctl.core.lifecycle import Begin, Condemned, LifeLimits, Struck, Tick, Vitals, Watched
 from falctl.core.types import Epoch, RunnerId
 from falctl.home import Home
 from falctl.supervisor.child import Launch
@@ -58,6 +58,8 @@ class Ground:
     tls_url: str = ""
     memory_bytes: int = 0
     """What the runners may hold of weights together; 0: each has memory of its own."""
+    cpu_bytes: int = 0
+    """What each CPU runner may fill with models and drawings."""
 
 
 class Fleet:
@@ -107,14 +109,21 @@ class Fleet:
 
     def gpu_lost(self, gpu_row: int, what: str) -> None:
         """End the runners pinned to a card that is gone; the others go on."""
-        for planned in self.ground.plan.runners:
-            if gpu_row in planned.gpu_rows:
-                self.runners[planned.runner].feed(Condemned(what))
+        self._all_on(gpu_row, Condemned(what))
+
+    def gpu_struck(self, gpu_row: int, what: str) -> None:
+        """Replace the runners pinned to a card that spoilt what they hold."""
+        self._all_on(gpu_row, Struck(what))
 
     def pids(self) -> set[int]:
         """Return the processes that run now."""
         members = [self.router, *self.runners.values()]
         return {member.child.pid for member in members if member.child is not None}
+
+    def _all_on(self, gpu_row: int, event: Condemned | Struck) -> None:
+        for planned in self.ground.plan.runners:
+            if gpu_row in planned.gpu_rows:
+                self.runners[planned.runner].feed(event)
 
     # --- runners ---------------------------------------------------------------------------------
 
@@ -148,6 +157,7 @@ class Fleet:
             files_url=self._files_url(),
             config=self.config.model_dump(mode="json"),
             data_dir=str(ground.home.data),
+            cpu_bytes=None if planned.cards else ground.cpu_bytes,
         )
         return Launch(
             module="falctl.host",

@@ -102,6 +102,9 @@ def model(name: str = "m") -> ModelRow:
         size_bytes=7 << 30,
         vram_bytes=1 << 20,
         ram_bytes=7 << 30,
+        fraction=0.25,
+        pinned=True,
+        keep_until=9.5,
     )
 
 

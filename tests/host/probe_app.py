@@ -302,8 +302,22 @@ class Cached(App):
 
     @endpoint("/async-lease")
     async def async_lease(self, body: dict[str, str]) -> dict[str, Any]:
-        with self.models.lease(body["model"]) as model:
+        async with self.models.lease(body["model"]) as model:
             return {"model": model, "asked_on": sorted(self.asked_on)}
+
+    @endpoint("/index")
+    def index(self, body: dict[str, str]) -> dict[str, Any]:
+        model = self.models[body["model"]]
+        return {"model": model, "leases": {r.name: r.leases for r in self.models.residents()}}
+
+    @endpoint("/index-stream")
+    def index_stream(self, body: dict[str, str]) -> StreamingResponse:
+        model = self.models[body["model"]]
+        return StreamingResponse(f"{model} {self.models.residents()[0].leases}\n" for _ in range(2))
+
+    @endpoint("/leases")
+    def leases(self) -> dict[str, int]:
+        return {r.name: r.leases for r in self.models.residents()}
 
     @endpoint("/lease")
     def lease(self, body: dict[str, str]) -> str:

@@ -11,13 +11,14 @@ from weakref import WeakSet
 from falctl import wire
 from falctl.board.board import Board
 from falctl.board.index import HintIndex
+from falctl.board.rows import RunnerRow
 from falctl.core.events import Load, LoadEnded, Released, RunnerDown, RunnerDrains, RunnerUp
 from falctl.core.types import Caps, Epoch, Hint, RequestId, RunnerId
 from falctl.home import Home
 from falctl.router.dispatch.apps import Apps, LocalApp, settings_of
 from falctl.router.dispatch.driver import Driver
 from falctl.router.own.ledger import Ledger
-from falctl.router.runners.link import Link, News
+from falctl.router.runners.link import Change, Link, News
 from falctl.router.runners.orphans import Orphans
 from falctl.tasks import spawn
 
@@ -47,8 +48,13 @@ class FleetLinks:
         self.orphans = Orphans(self._links)
 
         self.printed: Callable[[wire.Printed], None] = _nobody
-        """Who hears what apps print; set by `RequestLogs`, as the next."""
-        self.released: Callable[[RequestId], None] = _nobody
+        """Who hears what apps print; set by `RequestLogs`."""
+        self.stepped: Callable[[wire.Stepped], None] = _nobody
+        """Who hears of steps; set by `Steps`."""
+        self.released: list[Callable[[RequestId], None]] = []
+        """Who hears that a request has given its slot back."""
+        self.came_up: Callable[[Link], None] = _nobody
+        """Who hears that a runner takes work, of a new incarnation or again; set by `StandingModels`."""
 
     def discover(self) -> None:
         """Learn of every runner from the board: a restarted router finds the fleet by itself."""
@@ -100,7 +106,18 @@ class FleetLinks:
         for runner in self._index.refresh():
             row = self._index.row(runner)
             if row is not None:
+                self._driver(runner).tell_pins(runner, row.epoch, _pinned(row))
                 self._driver(runner).tell_hints(runner, row.epoch, _as_set(row.hints))
+
+    def row(self, runner: RunnerId) -> RunnerRow | None:
+        """Return what the board said of *runner* at the last `refresh`; None: nothing of the incarnation that serves."""
+        row, link = self._index.row(runner), self._links.get(runner)
+        return row if row is not None and link is not None and row.epoch == link.epoch else None
+
+    def link(self, runner: RunnerId) -> Link | None:
+        """Return the link to the incarnation that serves now and is heard of; None: there is none."""
+        link = self._links.get(runner)
+        return link if link is not None and link.up else None
 
     def load(self, load: Load) -> None:
         """Have a runner load a model; the end is told by its stream, or here if it cannot even be asked."""
@@ -149,22 +166,32 @@ class FleetLinks:
             self._driver(runner).handle(RunnerDrains(runner, epoch))
 
     def hear(self, link: Link, message: News) -> None:
-        if not isinstance(message, wire.Printed):
-            self.refresh()
-            self.orphans.look()
+        match message:
+            case wire.Printed():
+                self.printed(message)
+            case wire.Stepped():
+                self.stepped(message)
+            case _:
+                self.refresh()
+                self.orphans.look()
+                self._follow(link, message)
+
+    def _follow(self, link: Link, message: Change) -> None:
+        """Tell the scheduler what has changed."""
         match message:
             case wire.Hello():
                 self._apps.of(link.runner).learn(settings_of(message))
                 log.debug("runner.up runner=%d epoch=%d slots=%d", link.runner, link.epoch, message.slots)
-                self._driver(link.runner).handle(_up(link, message, self._hints(link.runner, link.epoch)))
+                self._driver(link.runner).handle(_up(link, message, self.row(link.runner)))
                 if self._states[link.runner][1] == "draining":
                     self._driver(link.runner).handle(RunnerDrains(link.runner, link.epoch))
+                else:
+                    self.came_up(link)
             case wire.Released(_, request, exec_s, load_s):
                 released = Released(RequestId(request), link.runner, link.epoch, exec_s, load_s)
                 self._driver(link.runner).handle(released)
-                self.released(released.request)
-            case wire.Printed():
-                self.printed(message)
+                for hear in self.released:
+                    hear(released.request)
             case wire.LoadEnded():
                 self._end_load(link, message)
             case wire.Draining():
@@ -173,9 +200,11 @@ class FleetLinks:
                 pass  # the refresh has told
 
     def _end_load(self, link: Link, load: wire.LoadEnded) -> None:
-        hints = self._hints(link.runner, link.epoch)
+        hints = _hints(self.row(link.runner))
         self._driver(link.runner).handle(
-            LoadEnded(link.runner, link.epoch, Hint(load.hint), load.ok, load.load_s, load.tier, hints)
+            LoadEnded(
+                link.runner, link.epoch, Hint(load.hint), load.ok, load.load_s, load.tier, hints, load.error
+            )
         )
 
     def lost(self, link: Link) -> None:
@@ -190,13 +219,8 @@ class FleetLinks:
     def _driver(self, runner: RunnerId) -> Driver:
         return self._apps.of(runner).driver
 
-    def _hints(self, runner: RunnerId, epoch: Epoch) -> frozenset[Hint] | None:
-        """Return what the board says of this incarnation; a row of an older one says nothing: warm for nothing."""
-        row = self._index.row(runner)
-        return _as_set(row.hints) if row is not None and row.epoch == epoch else frozenset()
 
-
-def _up(link: Link, hello: wire.Hello, hints: frozenset[Hint] | None) -> RunnerUp:
+def _up(link: Link, hello: wire.Hello, row: RunnerRow | None) -> RunnerUp:
     caps = Caps(
         gpu=hello.gpu,
         loads=hello.loads,
@@ -205,7 +229,8 @@ def _up(link: Link, hello: wire.Hello, hints: frozenset[Hint] | None) -> RunnerU
     )
     executing = tuple(RequestId(request) for request in hello.executing)
     loading = tuple(Hint(hint) for hint in hello.loading)
-    return RunnerUp(link.runner, link.epoch, hello.slots, executing, hints, caps, loading)
+    pinned = frozenset[Hint]() if row is None else _pinned(row)
+    return RunnerUp(link.runner, link.epoch, hello.slots, executing, _hints(row), caps, loading, pinned)
 
 
 def _nobody(_: object) -> None:
@@ -215,6 +240,15 @@ def _nobody(_: object) -> None:
 def _order(state: str) -> int:
     """Return a number that grows in the life of one incarnation."""
     return _ORDER.get(state, len(_ORDER))
+
+
+def _hints(row: RunnerRow | None) -> frozenset[Hint] | None:
+    """Return what the board says of an incarnation; where it says nothing: warm for nothing."""
+    return frozenset() if row is None else _as_set(row.hints)
+
+
+def _pinned(row: RunnerRow) -> frozenset[Hint]:
+    return frozenset(Hint(model.name) for model in row.models if model.pinned)
 
 
 def _as_set(hints: tuple[Hint, ...] | None) -> frozenset[Hint] | None:

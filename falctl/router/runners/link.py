@@ -16,7 +16,7 @@ import json
 import logging
 from collections.abc import Awaitable, Sequence
 from pathlib import Path
-from typing import Final, Protocol, TypeAlias, TypeVar
+from typing import Any, Final, Protocol, TypeAlias, TypeVar
 
 from falctl import wire
 from falctl.clock import monotonic_s
@@ -39,9 +39,9 @@ _BOUNCED: Final = wire.H_BOUNCED.encode()
 
 A = TypeVar("A")
 
-News: TypeAlias = (
-    wire.Hello | wire.Released | wire.LoadEnded | wire.HintsChanged | wire.Printed | wire.Draining
-)
+Change: TypeAlias = wire.Hello | wire.Released | wire.LoadEnded | wire.HintsChanged | wire.Draining
+"""What the scheduler is to know."""
+News: TypeAlias = Change | wire.Printed | wire.Stepped
 
 
 class Ears(Protocol):
@@ -160,12 +160,27 @@ class Link:
         async with asyncio.timeout(CANCEL_TIMEOUT_S):
             return await self.transport.post(wire.CANCEL_PATH + request)
 
+    async def preview(self, request: RequestId) -> None:
+        """Ask the host to make previews of a request that runs there, from now on."""
+        with contextlib.suppress(UnreachableError, LostError):
+            await self.transport.post(wire.PREVIEW_PATH + request)
+
     async def load(self, hint: str, evict: tuple[str, ...]) -> bool:
         """Ask the host for a load job; False when it does not take it. An unreachable one will be heard of anyway."""
         body = json.dumps({"hint": hint, "evict": evict}).encode()
         with contextlib.suppress(UnreachableError, LostError):
             return await self.transport.post(wire.LOAD_PATH, body) == wire.ACCEPTED
         return False
+
+    async def order(self, order: dict[str, str]) -> tuple[int, dict[str, Any]]:
+        """
+        Have the host do what *order* says of a model (`wire.MODELS_PATH`); return status and answer when it has.
+
+        Raises UnreachableError, LostError.
+        """
+        status, answer = await self.transport.ask(wire.MODELS_PATH, json.dumps(order).encode())
+        table: dict[str, Any] = json.loads(answer)
+        return status, table
 
     def retire(self) -> None:
         """The runner's process is gone: stop listening, and close what is left of its connections after a while."""
