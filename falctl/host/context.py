@@ -7,13 +7,13 @@ import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from falctl.app import SimulatedCosts
 from falctl.clock import monotonic_s
-from falctl.config import UNCOUNTED_MODELS_MAX, Config
+from falctl.config import UNCOUNTED_MODELS_MAX, CacheConfig, Config
 from falctl.core.residency import Verdict
 from falctl.host.app_threads import AppThreads
 from falctl.host.hint_source import HintSource
@@ -52,7 +52,7 @@ class Context:
         self.tending = Tending(report.caches, threads)
         self._policy = CachePolicy(
             models_max=cache.max_models,
-            keep_alive_s=lambda name: cache.keep_alive_by.get(name, cache.keep_alive),
+            keep_alive_s=partial(_keep_alive_s, cache),
         )
         self._hooks = CacheHooks(
             changed=self._cache_changed,
@@ -154,6 +154,14 @@ class Context:
 
     def _tell(self) -> None:
         self._report.soon(self._report.changed, self._hints.ask() if self._hints.given else None)
+
+
+def _keep_alive_s(cache: CacheConfig, name: str) -> float:
+    """Return how long *name* may idle: as the request that is served wants it, else as configured."""
+    ticket = CURRENT.get()
+    if ticket is not None and ticket.keep_alive_s is not None:
+        return ticket.keep_alive_s
+    return cache.keep_alive_by.get(name, cache.keep_alive)
 
 
 def _kept() -> Kept | None:

@@ -49,6 +49,9 @@ def test_a_dict_of_models_ports_by_one_line() -> None:
 def test_an_idle_model_leaves_by_itself_and_the_hints_with_it() -> None:
     keep = {"cache": {"keep_alive": 0.2, "keep_alive_by": {"stays": -1, "goes": 0}}}
     with Host(f"{APP}::Cached", config=keep) as host:
+        held = host.post("/lease", {"model": "asked"}, {"x-falctl-keep-alive": "0"})
+        assert held.json == "ASKED"
+        assert "asked" not in (host.row.hints or ()), "its request said so"
         for model in ("stays", "usual", "goes"):
             assert host.post("/lease", {"model": model}).json == model.upper()
         assert "goes" not in (host.row.hints or ())
