@@ -70,9 +70,6 @@ H_WANTED: Final = "x-falctl-hint"
 H_PREVIEW: Final = "x-falctl-preview"
 """Client to router, and router to host: ``1``, make previews of this request."""
 
-H_KEEP_ALIVE: Final = "x-falctl-keep-alive"
-"""Client to router, and router to host: how long the models that this request uses may idle, as `cache.keep_alive`."""
-
 H_BOUNCED: Final = "x-falctl-bounced"
 """Host to router, on a 503: no slot was free or the host drains; the app was not entered, so send it elsewhere."""
 

@@ -7,14 +7,15 @@ from collections.abc import Mapping
 from typing import Final
 
 from falctl.config_values import KEEP_ALIVE_CHOICE, read_keep_alive
+from falctl.core import keep_alive
 from falctl.core.types import RequestId
 from falctl.errors import BadRequestError
-from falctl.wire import H_KEEP_ALIVE, H_PREVIEW
+from falctl.wire import H_PREVIEW
 
 ON_DISCONNECT: Final = b"x-falctl-on-disconnect"
 REQUEST_ID: Final = b"x-falctl-request-id"
 PREVIEW: Final = H_PREVIEW.encode()
-KEEP_ALIVE: Final = H_KEEP_ALIVE.encode()
+KEEP_ALIVE: Final = keep_alive.HEADER.encode()
 FOR_HOSTS: Final = frozenset({PREVIEW, KEEP_ALIVE})
 """What the runner is told, too."""
 
