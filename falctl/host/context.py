@@ -41,6 +41,7 @@ class Context:
         self.models_dtype: str = config.models.dtype
         self._dtype = config.models.dtype
         self._cpu_bytes = spec.cpu_bytes
+        self._state = Path(spec.state_dir) if spec.state_dir else None
         costs = config.simulated
         self.simulated = SimulatedCosts(costs.load_s, costs.exec_s, costs.size)
         self._models_max = config.cache_of(spec.alias).max_models
@@ -90,6 +91,7 @@ class Context:
             dtype=self._dtype,
             cuda=self.device == "cuda",
             cpu_bytes=self._cpu_bytes,
+            state=self._state,
         )
         return self._serve(
             ModelCache(store, policy=CachePolicy(models_max=self._models_max), hooks=self._hooks)
