@@ -14,13 +14,15 @@ import pytest
 from PIL import Image
 
 from falctl.board.board import Board
+from falctl.core.types import RequestId
+from falctl.host import previews
 from falctl.host.previews import PREVIEW_BYTES_MAX
 from falctl.host.report import STEPS_LAG_BYTES_MAX
-from falctl.host.ticket import Slots
+from falctl.host.ticket import Slots, Ticket
 from falctl.toolkit.latents import PREVIEW_SIDE_MAX
 from falctl.wire import Released, Stepped
 from runners.demo import demo_model_path
-from tests.host.harness import STEP_S, Events, Host, idle
+from tests.host.harness import STEP_S, Events, Host, executing, idle
 from tests.host.test_events import Peer, settle
 from tests.host.test_keeper import HEAD, keeper_on
 from tests.wait import until
@@ -171,6 +173,32 @@ def test_a_reader_that_takes_nothing_is_sent_no_steps_beyond_a_bound(tmp_path: P
     lag_bytes = asyncio.run(scene())
     assert STEPS_LAG_BYTES_MAX < lag_bytes < STEPS_LAG_BYTES_MAX + 50_000
     board.close()
+
+
+def test_who_waits_for_the_load_of_another_is_cancelled_at_once(tmp_path: Path) -> None:
+    with Host("tests.host.stepping_app:Loading") as host:
+        loads = host.later("/", {"model": str(tmp_path)}, named("loads"))
+        executing(host, "loads")
+        joins = host.later("/", {"model": str(tmp_path)}, named("joins"))
+        executing(host, "joins")
+        assert host.post("/falctl/cancel/joins").status == 202
+        assert joins.reply().status == 499
+        assert not loads.done
+        (tmp_path / "open").touch()
+        assert loads.reply().json == str(tmp_path)
+
+
+def test_a_picture_that_is_too_large_all_the_same_is_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(previews, "PREVIEW_BYTES_MAX", 100)
+
+    async def scene() -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        ticket = Ticket(RequestId("r"), None, warm=True, task=task, previews=True)
+        assert previews.make_preview(ticket, lambda: Image.new("L", (64, 64))) is None
+        assert ticket.previews, "the next may be smaller"
+
+    asyncio.run(scene())
 
 
 @pytest.fixture(scope="module")
