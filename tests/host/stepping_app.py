@@ -38,7 +38,7 @@ class Stepping(App):
     @endpoint("/asks")
     def asks(self, work: Work) -> str:
         """Look at whether it is cancelled, and end by itself."""
-        self.runner.progress(0, 0)
+        self.runner.progress(0, 5)
         while not self.runner.cancelled:
             threading.Event().wait(0.002)
         return "ended"

@@ -85,6 +85,7 @@ def test_a_step_is_on_the_board_when_it_is_told(host: Host, work: dict[str, Any]
         told = events.until(Stepped)
         (executing,) = host.row.executing
         assert executing.step >= told.step
+        assert host.row.progress_known, "so that silence is a stall"
 
 
 def test_pictures_are_made_for_who_asks_with_the_request(host: Host, work: dict[str, Any]) -> None:
@@ -136,7 +137,8 @@ def test_an_app_that_reports_no_steps_can_ask_whether_it_is_cancelled(
     host: Host, work: dict[str, Any]
 ) -> None:
     later = host.later("/asks", work, named("asks"))
-    until(lambda: host.row.executing, within_s=STEP_S, what="it runs")
+    until(lambda: host.row.executing[0].steps if host.row.executing else 0, within_s=STEP_S, what="it runs")
+    assert not host.row.progress_known, "the first step may take as long as it likes"
     assert not later.done
     assert host.post("/falctl/cancel/asks").status == 202
     assert later.reply().json == "ended"
