@@ -11,6 +11,7 @@ import pytest
 from falctl import wire
 from falctl.board.rows import Executing, ModelRow, RunnerRow
 from falctl.core.types import Epoch, Hint, RequestId
+from falctl.router.own.ledger import Ledger
 from falctl.router.own.steps import PREVIEWS_MAX
 from tests.router.client import Later, Raw, ask, request_bytes
 from tests.router.fake_host import PATIENCE_S, FakeHost, Gate
@@ -284,6 +285,14 @@ def test_pictures_of_requests_that_never_end_are_bounded(one: Setup) -> None:
     until(lambda: "preview" not in shown_now(one, name), within_s=PATIENCE_S, what="the oldest left")
     gate.opened.set()
     later.all()
+
+
+def test_what_direct_requests_were_answered_with_is_remembered_of_the_last_ones_alone() -> None:
+    ledger = Ledger()
+    for n in range(5000):
+        ledger.answer(RequestId(f"r{n}"), 200)
+    assert (ledger.status(RequestId("r0")), ledger.status(RequestId("r4999"))) == (None, 200)
+    assert sum(ledger.status(RequestId(f"r{n}")) is not None for n in range(5000)) == 4096
 
 
 def shown_now(setup: Setup, name: str) -> dict[str, Any]:
