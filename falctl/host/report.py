@@ -77,7 +77,7 @@ class Report:
             loads=self._loads,
             beat_at=now,
             progress_at=max((self._progress_at, *(t.progress_at for t in held))),
-            progress_known=bool(working) and all(t.steps for t in working),
+            progress_known=bool(working) and all(t.step for t in working),
             hints_dropped=self._hints.overflow,
         )
         self._board.put_runner(self._runner, row)
