@@ -16,7 +16,8 @@ from falctl.host.app_threads import AppThreads
 from falctl.host.load_order import LoadOrder
 from falctl.host.prints.aside import aside
 from falctl.host.report import Report
-from falctl.toolkit import ModelCache
+from falctl.host.telling import said
+from falctl.toolkit import ModelCache, RequestError
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +50,7 @@ class Loads:
                 load_s = cache.load(order.hint, evict=order.evict)
         except Exception as error:  # noqa: BLE001 - the app's code; whoever asks for this model hears of it
             log.warning("load.failed model=%s %s: %s", order.hint, type(error).__name__, error)
-            self._report.soon(self._report.load_ended, order, None)
+            why = error.detail if isinstance(error, RequestError) else said(error)
+            self._report.soon(self._report.load_failed, order, why)
         else:
             self._report.soon(self._report.load_ended, order, load_s)
