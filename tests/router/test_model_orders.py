@@ -118,6 +118,7 @@ def test_a_model_is_unloaded_wherever_it_is_or_where_it_is_named() -> None:
         reply = tell(setup, "unload", "a", tier="ram")
         assert [row["runner"] for row in reply.json()["runners"]] == [0, 2]
         assert [host.tiers.get("a") for host in hosts] == ["ram", None, "ram"]
+        assert refused(tell(setup, "unload", "a", tier="ram"), 404) == "no runner has a on its card"
         assert tell(setup, "unload", "a").status == 200
         assert refused(tell(setup, "unload", "a"), 404) == "no runner has a"
 
