@@ -152,7 +152,9 @@ class _Progress:
         self._cells = 0
 
     def show(self, text: str) -> None:
-        if self._live:
+        if not text:
+            self.clear()
+        elif self._live:
             line = _PEN.cut(text, cells=_columns() - 1)
             sys.stderr.write(f"\r{line}{' ' * max(0, self._cells - cell_len(line))}")
             sys.stderr.flush()
