@@ -46,6 +46,7 @@ class Context:
         self.models_dtype: str = config.models.dtype
         self._dtype = config.models.dtype
         self._cpu_bytes = spec.cpu_bytes
+        self._state = Path(spec.state_dir) if spec.state_dir else None
         costs = config.simulated
         self.simulated = SimulatedCosts(costs.load_s, costs.exec_s, costs.size)
         cache = config.cache_of(spec.alias)
@@ -108,6 +109,7 @@ class Context:
             dtype=self._dtype,
             cuda=self.device == "cuda",
             cpu_bytes=self._cpu_bytes,
+            state=self._state,
         )
         return self._serve(ModelCache(store, policy=self._policy, hooks=self._hooks))
 
