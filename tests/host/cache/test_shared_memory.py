@@ -91,6 +91,14 @@ def test_another_runner_sees_the_bytes_and_torch_does_not_warn(
     other.close()
 
 
+def test_weights_are_left_out_of_core_files(memory: SharedMemory) -> None:
+    block = filled(memory, "unet")
+    start = f"{block.mapping.address:x}-"
+    described = Path("/proc/self/smaps").read_text().partition(f"\n{start}")[2]
+    flags = next(line for line in described.splitlines() if line.startswith("VmFlags:"))
+    assert "dd" in flags.split()
+
+
 def test_a_block_without_bytes_is_nobodys(server: MemoryServer, memory: SharedMemory) -> None:
     block = memory.obtain("activation", 0)
     assert (block.filled, block.flat.numel()) == (True, 0)
