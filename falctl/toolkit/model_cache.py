@@ -93,7 +93,8 @@ class ModelCache(Generic[M]):
         while True:
             with self.lease(name, drawing) as model:
                 try:
-                    return call(model)
+                    with self._policy.around(name, drawing):
+                        return call(model)
                 except Exception as error:
                     if not runs_out_of_memory(error):
                         raise
