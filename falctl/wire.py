@@ -115,6 +115,8 @@ class HostSpec:
     place: int = 0
     """Its number among the *peers* runners of its app, from 0."""
     peers: int = 1
+    state_dir: str = ""
+    """Where a host keeps what it has learnt; empty: nowhere."""
     cpu_bytes: int | None = None
     """What a CPU runner may fill with models and drawings; None: nobody has said."""
     given: list[str] = field(default_factory=list)

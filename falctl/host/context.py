@@ -44,6 +44,7 @@ class Context:
         self.models_dtype: str = config.models.dtype
         self._dtype = config.models.dtype
         self._cpu_bytes = spec.cpu_bytes
+        self._state_dir = Path(spec.state_dir) if spec.state_dir else None
         costs = config.simulated
         self.simulated = SimulatedCosts(costs.load_s, costs.exec_s, costs.size)
         self._models_max = config.cache_of(spec.alias).max_models
@@ -88,6 +89,7 @@ class Context:
     def pipeline_cache(self, find: Callable[[str], ModelSource]) -> ModelCache[Any]:
         """Return a cache of diffusers pipelines that publishes the hints whenever it changes; see `RunnerContext`."""
         # Only what an app asks for is imported: torch and diffusers take seconds.
+        from falctl.host.cache.admission import Admission
         from falctl.host.cache.opening import open_store
 
         store = open_store(
@@ -97,9 +99,9 @@ class Context:
             cuda=self.device == "cuda",
             cpu_bytes=self._cpu_bytes,
         )
-        return self._serve(
-            ModelCache(store, policy=CachePolicy(models_max=self._models_max), hooks=self._hooks)
-        )
+        admission = Admission(store, folder=self._state_dir)
+        policy = admission.policy(CachePolicy(models_max=self._models_max))
+        return self._serve(ModelCache(store, policy=policy, hooks=self._hooks))
 
     @property
     def cancelled(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from falctl.host.cache.pipeline_store import PipelineStore
 from falctl.host.cache.private_memory import PrivateMemory
 from falctl.toolkit import ModelCache
 from falctl.toolkit.cache_hooks import CachePolicy
+from falctl.toolkit.steps import watched
+from runners.diffusion import AnyModelRunner, Prompt
 from tests.host.cache.pipes import loaded, picture
 from tests.host.cache.stores import FolderOf, store_of
 
@@ -335,3 +337,42 @@ def test_the_log_is_quiet_for_a_model_that_fits(
     with caplog.at_level(logging.INFO, "falctl.host.cache.admission"):
         cache_of(store_of(folder_of)).run("sd15", picture)
     assert "model.arranged" not in caplog.text
+
+
+class Context:
+    """What AnyModelRunner needs of a host, with a device of its own."""
+
+    device = "cpu"
+    models_dtype = "float32"
+    models_allow: tuple[str, ...] = ()
+    cancelled = False
+
+    def __init__(self, folder: Path, device: CpuDevice) -> None:
+        self.models_paths = (folder,)
+        self._device = device
+
+    def pipeline_cache(self, find: Any) -> ModelCache[Any]:
+        store = PipelineStore(find, device=self._device, memory=PrivateMemory(), dtype="float32")
+        return cache_of(store)
+
+    def progress(self, step: int, steps: int, preview: object = None) -> None: ...
+
+    def steps(self, pipeline: object, **settings: Any) -> AbstractContextManager[dict[str, Any]]:
+        return watched(pipeline, self.progress, **settings)
+
+
+@pytest.mark.parametrize("name", ["sd3-deep", "flux-deep"])
+def test_any_model_runner_draws_the_same_on_a_device_that_is_too_small(
+    folder_of: FolderOf, name: str
+) -> None:
+    total = weights_of(store_of(folder_of), name)
+    pictures = []
+    for budget in (total, total * 2 // 3):
+        app: Any = AnyModelRunner()
+        app.runner = Context(folder_of(name).parent, CpuDevice(budget))
+        app.setup()
+        asked = {"model": name, "prompt": "a photo of the cat", "width": 64, "height": 64, "seed": 3}
+        prompt = Prompt.model_validate({**asked, "num_inference_steps": 2, "sync_mode": True})
+        pictures.append(app.draw(prompt).images[0].url)
+        assert app.runner._device.peak_bytes <= budget
+    assert pictures[0] == pictures[1]
