@@ -149,7 +149,7 @@ def fit(
                 return plan
             tried.append(f"{plan.name} takes {size_text(plan.nbytes)}")
     if not quantised:
-        tried.append("the folder has no quantised weights")
+        tried.append("no quantised weights are there that could be used")
     return _offloaded(sets, peaks, available_bytes, tried)
 
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from falctl.core.activations import Drawing
+from falctl.core.fit import How
 from falctl.core.residency import Room, Verdict
-from falctl.toolkit.model_store import How
 
 Kept: TypeAlias = MutableMapping[object, tuple[Any, Callable[[], None]]]
 """What a request holds until its end, and how to give it back, by whose it is."""

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from falctl.core.activations import Drawing, activation_peak_bytes
-from falctl.core.fit import PartSize, role_of
+from falctl.core.fit import How, PartSize, role_of
 from falctl.core.peaks import Draws
 from falctl.core.residency import Part
 from falctl.errors import ModelFilesError
@@ -36,7 +36,6 @@ from falctl.host.cache.loading import (
 )
 from falctl.host.cache.recipes import Recipe, Recipes
 from falctl.toolkit.model_source import ModelSource
-from falctl.toolkit.model_store import How
 
 
 @dataclass(frozen=True, slots=True)
