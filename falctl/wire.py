@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, get_args
 
 EVENTS_PATH: Final = "/falctl/events"
 CANCEL_PATH: Final = "/falctl/cancel/"
@@ -339,30 +339,7 @@ Message: TypeAlias = (
     | Draining
 )
 
-_KINDS: Final[dict[str, type[Any]]] = {
-    kind.__name__: kind
-    for kind in (
-        HostSpec,
-        RouterSpec,
-        RunnerChanged,
-        Drain,
-        Ending,
-        Stop,
-        Reload,
-        Stage,
-        Declared,
-        Ready,
-        Failed,
-        Drained,
-        Hello,
-        Released,
-        LoadEnded,
-        Stepped,
-        HintsChanged,
-        Printed,
-        Draining,
-    )
-}
+_KINDS: Final[dict[str, type[Any]]] = {kind.__name__: kind for kind in get_args(Message)}
 
 
 def encode(message: Message) -> bytes:
