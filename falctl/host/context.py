@@ -46,7 +46,7 @@ class Context:
         self.models_dtype: str = config.models.dtype
         self._dtype = config.models.dtype
         self._cpu_bytes = spec.cpu_bytes
-        self._state = Path(spec.state_dir) if spec.state_dir else None
+        self._state_dir = Path(spec.state_dir) if spec.state_dir else None
         costs = config.simulated
         self.simulated = SimulatedCosts(costs.load_s, costs.exec_s, costs.size)
         cache = config.cache_of(spec.alias)
@@ -101,6 +101,7 @@ class Context:
     def pipeline_cache(self, find: Callable[[str], ModelSource]) -> ModelCache[Any]:
         """Return a cache of diffusers pipelines that publishes the hints whenever it changes; see `RunnerContext`."""
         # Only what an app asks for is imported: torch and diffusers take seconds.
+        from falctl.host.cache.admission import Admission
         from falctl.host.cache.opening import open_store
 
         store = open_store(
@@ -109,9 +110,10 @@ class Context:
             dtype=self._dtype,
             cuda=self.device == "cuda",
             cpu_bytes=self._cpu_bytes,
-            state=self._state,
+            state=self._state_dir,
         )
-        return self._serve(ModelCache(store, policy=self._policy, hooks=self._hooks))
+        admission = Admission(store, folder=self._state_dir)
+        return self._serve(ModelCache(store, policy=admission.policy(self._policy), hooks=self._hooks))
 
     @property
     def cancelled(self) -> bool:
