@@ -115,10 +115,8 @@ class HostSpec:
     place: int = 0
     """Its number among the *peers* runners of its app, from 0."""
     peers: int = 1
-    state_dir: str = ""
-    """Where what was learnt is kept for the next start; empty: nowhere."""
-    cpu_bytes: int | None = None
-    """What a CPU runner may fill with models and drawings; None: nobody has said."""
+    state_dir: str = ""  # where what was learnt is kept for the next start; empty: nowhere
+    cpu_bytes: int | None = None  # what a CPU runner may fill with models and drawings; None: nobody has said
     given: list[str] = field(default_factory=list)
     """The keys of [runners] that somebody has written: they go before what the app declares."""
 
