@@ -299,10 +299,10 @@ class CacheConfig(Section):
         description='bytes of weights that the runners hold in memory they share; "auto" is half of what is available at the start, 0: they share none, and each holds its own',
     )
     reserve_vram: Bytes = Field(
-        default=0,
+        default=512 << 20,
         ge=0,
         le=1 << 50,
-        description="bytes of each card that are left to other programs",
+        description="bytes of each card that are left to other programs; idle models leave when those grow into it",
     )
 
 

@@ -47,6 +47,7 @@ class Context:
         self._hooks = CacheHooks(
             changed=self._cache_changed, leased=_leased, kept=_kept, cancelled=_cancelled, run=threads.run
         )
+        self._reserve_bytes = config.cache.reserve_vram if spec.cards else 0
         self._report = report
         self._hints = hints
         self._threads = threads
@@ -92,7 +93,11 @@ class Context:
             cpu_bytes=self._cpu_bytes,
         )
         return self._serve(
-            ModelCache(store, policy=CachePolicy(models_max=self._models_max), hooks=self._hooks)
+            ModelCache(
+                store,
+                policy=CachePolicy(models_max=self._models_max, reserve_bytes=lambda: self._reserve_bytes),
+                hooks=self._hooks,
+            )
         )
 
     def progress(self, step: int, steps: int) -> None:

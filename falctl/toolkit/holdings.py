@@ -205,6 +205,23 @@ class Holdings(Generic[M]):
 
         return lacking_bytes <= 0 or self._evict(decide) is not None
 
+    def give_way(self, nbytes: int) -> bool:
+        """
+        Have *nbytes* leave the device, or all that may; return whether anything did.
+
+        Where no bytes are counted, that is the least recently used model.
+        """
+        if self._store.free_bytes is None:
+            with self.lock:
+                seen = [r for r in self._seen() if r.tier == "vram" and not (r.leases or r.pinned)]
+            return bool(seen) and self.evict(min(seen, key=lambda r: r.used_at).name)
+
+        def decide(held: tuple[Held, ...]) -> Plan:
+            plan = make_room(nbytes, held, now=monotonic_s())
+            return plan or Plan(_keys(held, stays=_kept_keys(held, keep="")), 0.0)
+
+        return bool((plan := self._evict(decide)) and plan.keys)
+
     def evict_idle(self, *, keep: str) -> bool:
         """Have everything leave the device that may, but nothing of *keep*; return whether anything did."""
 

@@ -229,6 +229,18 @@ class ModelCache(Generic[M]):
             self._hooks.changed()
         return self._holdings.due_at()
 
+    def give_way(self, nbytes: int) -> bool:
+        """
+        Have idle models leave the device until *nbytes* are free that were not, or nothing idle is left; blocks.
+
+        Where no bytes are counted, the least recently used of them. Returns whether anything left.
+        """
+        with LOADING:
+            left = self._holdings.give_way(nbytes)
+        if left:
+            self._hooks.changed()
+        return left
+
     def _take(self, name: str, drawing: Drawing | None) -> tuple[M, Callable[[], None]]:
         asked_at = monotonic_s()
         entry, verdict = self._loader.get(name, drawing=drawing)

@@ -15,6 +15,7 @@ from typing import Protocol
 import torch
 
 from falctl.host.cache.buffers import host_buffer
+from falctl.host.cache.recovery import wait_recovered
 
 
 class Device(Protocol):
@@ -149,7 +150,7 @@ class CudaDevice:
     @property
     def free_bytes(self) -> int:
         """Free on the card, other processes counted, and what our allocator holds in whole unused segments."""
-        free, _total = torch.cuda.mem_get_info(self._device)
+        free = self._card_free_bytes()
         stats = torch.cuda.memory_stats(self._device)
         # The unused rest of a segment that is partly in use cannot be released, nor can it hold a whole arena.
         unused = (
@@ -157,7 +158,7 @@ class CudaDevice:
             - stats.get("active_bytes.all.current", 0)
             - stats.get("inactive_split_bytes.all.current", 0)
         )
-        return int(free + max(0, unused))
+        return free + int(max(0, unused))
 
     def reset_peak(self) -> None:
         torch.cuda.reset_peak_memory_stats(self._device)
@@ -171,10 +172,17 @@ class CudaDevice:
         torch.cuda.synchronize(self._device)
 
     def give_back(self) -> None:
+        """As `Device.give_back`; returns when the card has it, or after `RECOVERY_S` seconds."""
         # At once, or small activations settle in the segment that was dropped, and it cannot return.
         torch.cuda.synchronize(self._device)
+        free_bytes, held_bytes = self._card_free_bytes(), torch.cuda.memory_reserved(self._device)
         with torch.cuda.device(self._device):
             torch.cuda.empty_cache()
+        given_back = held_bytes - torch.cuda.memory_reserved(self._device)
+        wait_recovered(self._card_free_bytes, before_bytes=free_bytes, given_back_bytes=given_back)
+
+    def _card_free_bytes(self) -> int:
+        return int(torch.cuda.mem_get_info(self._device)[0])
 
 
 def _check_lengths(flat: torch.Tensor, host: torch.Tensor) -> None:
