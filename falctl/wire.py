@@ -21,6 +21,9 @@ EVENTS_PATH: Final = "/falctl/events"
 CANCEL_PATH: Final = "/falctl/cancel/"
 """POST ``/falctl/cancel/<request id>`` on a host's socket: stop that request if it can be stopped."""
 
+PREVIEW_PATH: Final = "/falctl/preview/"
+"""POST ``/falctl/preview/<request id>`` on a host's socket: make previews of that request from now on."""
+
 ACCEPTED: Final = 202
 LOAD_PATH: Final = "/falctl/load"
 """POST ``{"hint": name, "evict": [names]}`` on a host's socket: load a model without a request for it."""
@@ -63,6 +66,9 @@ ASCII, because the HTTP client between them re-encodes such bytes. The host puts
 
 H_WANTED: Final = "x-falctl-hint"
 """Router to host: the hint that the router took from the body, as a JSON string in ASCII."""
+
+H_PREVIEW: Final = "x-falctl-preview"
+"""Client to router, and router to host: ``1``, make previews of this request."""
 
 H_BOUNCED: Final = "x-falctl-bounced"
 """Host to router, on a 503: no slot was free or the host drains; the app was not entered, so send it elsewhere."""
@@ -109,8 +115,8 @@ class HostSpec:
     place: int = 0
     """Its number among the *peers* runners of its app, from 0."""
     peers: int = 1
-    cpu_bytes: int = 0
-    """What a CPU runner may take for models and drawings; 0: nobody has said."""
+    cpu_bytes: int | None = None
+    """What a CPU runner may fill with models and drawings; None: nobody has said."""
     given: list[str] = field(default_factory=list)
     """The keys of [runners] that somebody has written: they go before what the app declares."""
 
@@ -266,6 +272,22 @@ class LoadEnded:
 
 
 @dataclass(frozen=True, slots=True)
+class Stepped:
+    """
+    A request has done ``step`` of ``steps`` (0: nobody knows), which its row says, too.
+
+    Not every step is told: those that follow at once are left out, and all of them where the reader is slow.
+    """
+
+    epoch: int
+    request: str
+    step: int
+    steps: int
+    preview: str = ""
+    """A small JPEG in base64, of bounded size; empty: none that is new."""
+
+
+@dataclass(frozen=True, slots=True)
 class HintsChanged:
     """The hints on the board have changed."""
 
@@ -311,6 +333,7 @@ Message: TypeAlias = (
     | Hello
     | Released
     | LoadEnded
+    | Stepped
     | HintsChanged
     | Printed
     | Draining
@@ -334,6 +357,7 @@ _KINDS: Final[dict[str, type[Any]]] = {
         Hello,
         Released,
         LoadEnded,
+        Stepped,
         HintsChanged,
         Printed,
         Draining,

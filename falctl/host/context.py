@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -15,11 +16,13 @@ from falctl.config import UNCOUNTED_MODELS_MAX, Config
 from falctl.core.residency import Verdict
 from falctl.host.app_threads import AppThreads
 from falctl.host.hint_source import HintSource
+from falctl.host.previews import make_preview
 from falctl.host.report import Report
 from falctl.host.ticket import CURRENT
 from falctl.toolkit import ModelCache, ModelSource, RequestCancelled
 from falctl.toolkit.cache_hooks import CacheHooks, CachePolicy, Kept
 from falctl.toolkit.opaque_store import OpaqueStore
+from falctl.toolkit.steps import Preview, StepEnd, watched
 from falctl.wire import HostSpec
 
 if TYPE_CHECKING:
@@ -56,11 +59,14 @@ class Context:
 
     @cached_property
     def host_memory(self) -> HostMemory:
-        """Return where this runner gets host memory for weights; imports torch."""
+        """Return where this runner gets host memory for weights; imports torch, and measures the card's copies."""
+        from falctl.host.cache.pinning import card_pinning
         from falctl.host.cache.private_memory import PrivateMemory
         from falctl.host.cache.shared_memory import SharedMemory
 
-        return PrivateMemory() if self.memory_channel is None else SharedMemory(self.memory_channel)
+        if self.memory_channel is None:
+            return PrivateMemory()
+        return SharedMemory(self.memory_channel, pinning=card_pinning() if self.device == "cuda" else None)
 
     def model_cache(
         self,
@@ -100,7 +106,13 @@ class Context:
             )
         )
 
-    def progress(self, step: int, steps: int) -> None:
+    @property
+    def cancelled(self) -> bool:
+        """Return whether the request served by this thread has been cancelled."""
+        ticket = CURRENT.get()
+        return ticket is not None and ticket.cancelled
+
+    def progress(self, step: int, steps: int, preview: Preview | None = None) -> None:
         """
         Report *step* of *steps*; see `RunnerContext`.
 
@@ -112,7 +124,18 @@ class Context:
         if ticket.cancelled:
             raise RequestCancelled
         ticket.step, ticket.steps, ticket.progress_at = step, steps, monotonic_s()
-        self._report.step_done()
+        self._report.step_done(ticket, make_preview(ticket, preview))
+
+    def steps(
+        self,
+        pipeline: object,
+        *,
+        total: int | None = None,
+        size: tuple[int, int] | None = None,
+        callback: StepEnd | None = None,
+    ) -> AbstractContextManager[dict[str, Any]]:
+        """Report each step of a diffusers pipeline; see `RunnerContext`."""
+        return watched(pipeline, self.progress, total=total, size=size, callback=callback)
 
     def _serve(self, cache: ModelCache[M]) -> ModelCache[M]:
         self._report.caches.append(cache)

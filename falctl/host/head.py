@@ -10,11 +10,11 @@ from typing import Final
 from falctl.core import lifetimes
 from falctl.core.lifetimes import Lifetime
 from falctl.core.types import Hint, RequestId
-from falctl.wire import H_HINT, H_RAW, H_REQUEST_ID, H_WANTED
+from falctl.wire import H_HINT, H_PREVIEW, H_RAW, H_REQUEST_ID, H_WANTED
 
 RawHeaders = list[tuple[bytes, bytes]]
 
-_INTERNAL: Final = frozenset({H_RAW.encode(), H_WANTED.encode()})
+_INTERNAL: Final = frozenset({H_RAW.encode(), H_WANTED.encode(), H_PREVIEW.encode()})
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +27,8 @@ class RequestHead:
     """As the client sent them: nothing of ours, and bytes above ASCII restored."""
     lifetime: Lifetime | None = None
     """Of the files that are stored while it is served; None: it does not say."""
+    previews: bool = False
+    """Somebody wants pictures of how far it is."""
 
 
 def read_head(raw: RawHeaders) -> RequestHead:
@@ -42,6 +44,7 @@ def read_head(raw: RawHeaders) -> RequestHead:
         hint=_hint(known.get(H_HINT.encode()), internal.get(H_WANTED.encode())),
         headers=headers,
         lifetime=_lifetime(known.get(lifetimes.HEADER.encode())),
+        previews=internal.get(H_PREVIEW.encode()) == b"1",
     )
 
 

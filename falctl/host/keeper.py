@@ -33,7 +33,7 @@ class Keeper:
         warm = self._hints.holds(head.hint)
         ticket = Ticket(head.request, head.hint, warm=warm, task=task, path=path, websocket=websocket)
         self.report.logbook.drain()
-        ticket.lifetime = head.lifetime
+        ticket.lifetime, ticket.previews = head.lifetime, head.previews
         self.slots.take(ticket)
         self.report.started(ticket)
         return ticket

@@ -1,4 +1,4 @@
-"""What a host answers the router under /falctl/: the event stream, cancellations, load jobs."""
+"""What a host answers the router under /falctl/: the event stream, cancellations, previews, load jobs."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from falctl.host.failures import render
 from falctl.host.keeper import Keeper
 from falctl.host.load_order import read_order
 from falctl.host.loads import Loads
+from falctl.host.ticket import Ticket
 from falctl.tasks import spawn
 from falctl.toolkit import BadRequestError, NotFoundError, RequestError
-from falctl.wire import CANCEL_PATH, EVENTS_PATH, LOAD_PATH
+from falctl.wire import CANCEL_PATH, EVENTS_PATH, LOAD_PATH, PREVIEW_PATH
 
 log = logging.getLogger(__name__)
 
@@ -44,16 +45,23 @@ class OwnPaths:
     async def _answer(self, path: str, method: str, request: Request) -> Response:
         if path.startswith(CANCEL_PATH) and method == "POST":
             return self._cancel(path.removeprefix(CANCEL_PATH))
+        if path.startswith(PREVIEW_PATH) and method == "POST":
+            self._find(path.removeprefix(PREVIEW_PATH)).previews = True
+            return JSONResponse({"status": "PREVIEWING"}, 202)
         if path == LOAD_PATH and method == "POST":
             return self._load(await request.body())
         msg = f"Path {path} not found"
         raise NotFoundError(msg)
 
-    def _cancel(self, request: str) -> Response:
+    def _find(self, request: str) -> Ticket:
         ticket = self._keeper.slots.find(request)
         if ticket is None:
             msg = f"Request {request} is not running here"
             raise NotFoundError(msg)
+        return ticket
+
+    def _cancel(self, request: str) -> Response:
+        ticket = self._find(request)
         if not ticket.websocket:  # for those it is how most of them end
             log.info("request.cancelled request=%s", request)
         spawn(self._canceller.cancel(ticket), name=f"cancel-{request}")

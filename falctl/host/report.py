@@ -20,13 +20,16 @@ from falctl.host.events import EventHub
 from falctl.host.hint_source import Asked, HintSource
 from falctl.host.limits import Limits
 from falctl.host.load_order import LoadOrder
+from falctl.host.previews import as_text
 from falctl.host.prints.logbook import Logbook
 from falctl.host.ticket import Slots, Ticket
 from falctl.toolkit import ModelCache
-from falctl.wire import Draining, Hello, HintsChanged, HostSpec, LoadEnded, Released
+from falctl.wire import Draining, Hello, HintsChanged, HostSpec, LoadEnded, Released, Stepped
 
 PROGRESS_PAUSE_S: Final = 0.05
-"""Shortest pause between two rows that differ in nothing but steps."""
+"""Shortest pause between two steps of a request that are told; the last one always is."""
+STEPS_LAG_BYTES_MAX: Final = 256 << 10
+"""A reader of the event stream that is so far behind is told of no steps: they are on the board."""
 
 
 class Report:
@@ -48,7 +51,6 @@ class Report:
         self._loads = 0
         self._progress_at = monotonic_s()
         self._loop = asyncio.get_running_loop()
-        self._published_at = 0.0
 
     @property
     def cache(self) -> ModelCache[Any] | None:
@@ -65,7 +67,7 @@ class Report:
         """Write the row as things are now."""
         held = self._slots.held
         working = [t for t in held if not t.waits]
-        now = self._published_at = monotonic_s()
+        now = monotonic_s()
         row = RunnerRow(
             epoch=Epoch(self._epoch),
             slots=self._slots.count,
@@ -140,11 +142,20 @@ class Report:
             retry_skips=list(self.limits.retry_skips),
         )
 
-    def step_done(self) -> None:
-        """Note that an app thread has reported a step; from any thread, as often as it likes."""
-        if monotonic_s() - self._published_at >= PROGRESS_PAUSE_S:
-            self._published_at = monotonic_s()
-            self.soon(self.publish)
+    def step_done(self, ticket: Ticket, picture: bytes | None) -> None:
+        """Note that the app's thread has reported a step of *ticket*, with a *picture* of it or None; as often as it likes."""
+        last = ticket.step == ticket.steps > 0
+        if last or picture is not None or ticket.progress_at - ticket.told_at >= PROGRESS_PAUSE_S:
+            ticket.told_at = ticket.progress_at
+            stepped = Stepped(self._epoch, ticket.request, ticket.step, ticket.steps, as_text(picture))
+            self.soon(self._stepped, ticket, stepped)
+
+    def _stepped(self, ticket: Ticket, stepped: Stepped) -> None:
+        if ticket.over.is_set():
+            return  # its end has been told
+        self.publish()
+        if self.events.lag_bytes <= STEPS_LAG_BYTES_MAX:
+            self.events.emit(stepped)
 
     def soon(self, call: Callable[..., None], *args: Any) -> None:
         """Call *call* on the event loop; from any thread."""

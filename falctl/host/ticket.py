@@ -47,6 +47,12 @@ class Ticket:
     progress_at: float = 0.0
     step: int = 0
     steps: int = 0
+    told_at: float = 0.0
+    """When its steps were last told on the event stream."""
+    previews: bool = False
+    """Somebody wants pictures of how far it is."""
+    preview_at: float = 0.0
+    """When the last one was made."""
     leases: dict[str, Verdict] = field(default_factory=dict)
     load_s: float = 0.0
     in_endpoint_thread: bool = False

@@ -302,7 +302,7 @@ class Cached(App):
 
     @endpoint("/async-lease")
     async def async_lease(self, body: dict[str, str]) -> dict[str, Any]:
-        with self.models.lease(body["model"]) as model:
+        async with self.models.lease(body["model"]) as model:
             return {"model": model, "asked_on": sorted(self.asked_on)}
 
     @endpoint("/lease")

@@ -25,15 +25,15 @@ def open_store(
     memory: HostMemory,
     dtype: Wanted | Literal["auto"],
     cuda: bool,
-    cpu_bytes: int = 0,
+    cpu_bytes: int | None = None,
 ) -> PipelineStore:
     """
-    Return a store on this process's card, or on the CPU with *cpu_bytes* for models and drawings (0: nobody has said).
+    Return a store on this process's card, or on the CPU with *cpu_bytes* for models and drawings (None: nobody has said).
 
     Blocking: imports diffusers, seconds that no request should pay for.
     """
     import_libraries()
-    device = CudaDevice() if cuda else CpuDevice(cpu_bytes or _UNTOLD_BYTES)
+    device = CudaDevice() if cuda else CpuDevice(_UNTOLD_BYTES if cpu_bytes is None else cpu_bytes)
     return PipelineStore(find, device=device, memory=memory, dtype=wanted_dtype(dtype, cuda=cuda))
 
 

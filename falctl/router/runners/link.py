@@ -39,9 +39,9 @@ _BOUNCED: Final = wire.H_BOUNCED.encode()
 
 A = TypeVar("A")
 
-News: TypeAlias = (
-    wire.Hello | wire.Released | wire.LoadEnded | wire.HintsChanged | wire.Printed | wire.Draining
-)
+Change: TypeAlias = wire.Hello | wire.Released | wire.LoadEnded | wire.HintsChanged | wire.Draining
+"""What the scheduler is to know."""
+News: TypeAlias = Change | wire.Printed | wire.Stepped
 
 
 class Ears(Protocol):
@@ -159,6 +159,11 @@ class Link:
     async def _ask_to_cancel(self, request: RequestId) -> int:
         async with asyncio.timeout(CANCEL_TIMEOUT_S):
             return await self.transport.post(wire.CANCEL_PATH + request)
+
+    async def preview(self, request: RequestId) -> None:
+        """Ask the host to make previews of a request that runs there, from now on."""
+        with contextlib.suppress(UnreachableError, LostError):
+            await self.transport.post(wire.PREVIEW_PATH + request)
 
     async def load(self, hint: str, evict: tuple[str, ...]) -> bool:
         """Ask the host for a load job; False when it does not take it. An unreachable one will be heard of anyway."""
