@@ -157,6 +157,7 @@ class Fleet:
             files_url=self._files_url(),
             config=self.config.model_dump(mode="json"),
             data_dir=str(ground.home.data),
+            state_dir=str(ground.home.root),
             cpu_bytes=None if planned.cards else ground.cpu_bytes,
         )
         return Launch(
