@@ -102,6 +102,7 @@ class Folder:
 
     place: str
     local: bool = True
+    loras: tuple[str, ...] = ()
 
 
 class Swap:

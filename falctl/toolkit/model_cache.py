@@ -228,17 +228,25 @@ class ModelCache(Generic[M]):
             self._hooks.changed()
         return self._holdings.due_at()
 
-    def give_way(self, nbytes: int) -> bool:
+    def give_way(self, lacking_bytes: int) -> bool:
         """
-        Have idle models leave the device until *nbytes* are free that were not, or nothing idle is left; blocks.
+        Have *lacking_bytes* of idle parts leave the device, all of them if there are not so many; blocks.
 
-        Where no bytes are counted, the least recently used of them. Returns whether anything left.
+        For others who need it; return whether anything left. Where no bytes are counted, one model leaves.
         """
         with LOADING:
-            left = self._holdings.give_way(nbytes)
+            left = self._leave(lacking_bytes)
         if left:
             self._hooks.changed()
         return left
+
+    def _leave(self, lacking_bytes: int) -> bool:
+        if self._store.free_bytes is None:
+            return self._holdings.evict_oldest()
+        before = self._holdings.idle_bytes()
+        if not self._holdings.make_room(lacking_bytes):
+            self._holdings.evict_idle()
+        return self._holdings.idle_bytes() < before
 
     def _take(self, name: str, drawing: Drawing | None) -> tuple[M, Callable[[], None]]:
         asked_at = monotonic_s()
