@@ -55,6 +55,7 @@ class Context:
         self._policy = CachePolicy(
             models_max=cache.max_models,
             keep_alive_s=partial(_keep_alive_s, cache),
+            reserve_bytes=lambda: cache.reserve_vram if spec.cards else 0,
         )
         self._hooks = CacheHooks(
             changed=self._cache_changed,
