@@ -216,6 +216,12 @@ class Hello:
     """Such a load may run beside an execution."""
     models_max: int = 0
     """How many models it keeps; 0: it does not say."""
+    vram_bytes: int = 0
+    """What its device can hold of models; 0: its cache counts no bytes. What it knows of each stands on the board."""
+    run_bytes: int = 0
+    """The largest model that it could run at all, at whatever speed; 0: it does not say."""
+    joint: str = ""
+    """What its app writes between a base and what is laid upon it: ``+`` in ``base+lora``; empty: nothing is."""
     loading: list[str] = field(default_factory=list)
     """Load jobs under way."""
     app_name: str = ""
@@ -240,6 +246,8 @@ class Released:
     """How long it executed, without its load; None: it failed or was cancelled, which teaches nothing."""
     load_s: float | None = None
     """How long it waited for its model's load; None: the app tells nothing of loads, ``exec_s`` may include one."""
+    tier: str = "disk"
+    """Where that load took its bytes from: ``ram`` or ``disk``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,6 +259,7 @@ class LoadEnded:
     ok: bool
     load_s: float
     tier: str = "disk"
+    """As in `Released`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from falctl.core.costs import Costs
 from falctl.core.fleet import Runner
 from falctl.core.policies.queues import Queues
 from falctl.core.policies.worth import Worth
@@ -38,12 +37,17 @@ class Room:
     _shelves: dict[RunnerId, _Shelf] = field(default_factory=dict)
 
     def victims(self, runner: Runner, hint: Hint, key: float, *, keep: Hint | None = None) -> Victims | None:
-        """Return the cheapest set without *keep* that makes room for *hint*, due at *key*; None: no room now."""
+        """
+        Return the cheapest set that makes room for *hint*, due at *key*; None: there is no room now.
+
+        Neither *keep* nor the base of *hint* is in it.
+        """
         shelf = self._shelf(runner)
-        missing = _size(hint, runner, self.queues.state.costs) - shelf.free
+        missing = self._size(hint, runner) - shelf.free
         if missing <= 0:
             return NOBODY
-        return self._choose(shelf, missing, key, keep) if shelf.last_turn > key else None
+        keeps = (keep, runner.base(hint))
+        return self._choose(shelf, runner, missing, key, keeps) if shelf.last_turn > key else None
 
     def last_turn(self, runners: Iterable[Runner]) -> float:
         """Return the latest key for which there may be room on one of *runners*."""
@@ -54,14 +58,16 @@ class Room:
         for runner in runners:
             self._shelves.pop(runner, None)
 
-    def _choose(self, shelf: _Shelf, missing: float, key: float, keep: Hint | None) -> Victims | None:
+    def _choose(
+        self, shelf: _Shelf, runner: Runner, missing: float, key: float, keeps: Collection[Hint | None]
+    ) -> Victims | None:
         victims: list[Hint] = []
         loss = 0.0
         for victim, size, turn in shelf.candidates:
-            if turn <= key or victim == keep:
+            if turn <= key or victim in keeps:
                 continue
             victims.append(victim)
-            loss += self.worth.value(victim)
+            loss += self.worth.value(victim, runner)
             missing -= size
             if missing <= 0:
                 return tuple(victims), loss
@@ -74,24 +80,40 @@ class Room:
         return known
 
     def _look_at(self, runner: Runner) -> _Shelf:
-        costs, state = self.queues.state.costs, self.queues.state
+        state = self.queues.state
         running = {r.hint for r in runner.in_use.values()}
         candidates = [
-            (hint, _size(hint, runner, costs), self._own_turn(hint))
+            (hint, self._size(hint, runner), self._own_turn(hint))
             for hint in self._in_order(runner)
             if hint not in running
         ]
         last_turn = max((turn for _, _, turn in candidates), default=float("-inf"))
-        used = sum(_size(h, runner, costs) for h in (*state.fleet.held(runner), *runner.loading))
+        used = sum(self._size(h, runner) for h in (*state.fleet.held(runner), *runner.loading))
         return _Shelf(_limit(runner) - used, candidates, last_turn)
 
     def _in_order(self, runner: Runner) -> list[Hint]:
         """Return what *runner* gives up, first to last: the least worth per byte, or what it used longest ago."""
         held = self.queues.state.fleet.held(runner)
         if runner.takes_jobs:
-            costs, value = self.queues.state.costs, self.worth.value
-            return sorted(held, key=lambda h: (value(h) / _size(h, runner, costs), h))
+            size, value = self._size, self.worth.value
+            return sorted(held, key=lambda h: (value(h, runner) / size(h, runner), h))
         return sorted(held, key=lambda h: (runner.used.get(h, -1), h))
+
+    def _size(self, hint: Hint, runner: Runner) -> float:
+        """Return how much of *runner* a model takes, or would take, beside its base if that is there."""
+        limit, costs = runner.caps.vram_bytes, self.queues.state.costs
+        if limit is None:
+            return 1.0
+        # One of unknown size is tried, also where the mean would not fit.
+        size = float(costs.size_bytes(hint) or min(costs.mean_size.value, limit))
+        if (base := runner.base(hint)) is not None:
+            return max(size - (costs.size_bytes(base) or size), 1.0)
+        return float(limit) if size > limit and self._is_squeezed(size, runner) else size
+
+    def _is_squeezed(self, size: float, runner: Runner) -> bool:
+        """Return whether *runner* would empty its card for what it cannot hold whole: it can, and no other card does."""
+        limits = (other.caps.vram_bytes for other in self.queues.runners)
+        return size <= (runner.caps.run_bytes or 0) and not any(n is None or size <= n for n in limits)
 
     def _own_turn(self, hint: Hint) -> float:
         """Return when *hint* is due if its only copy is here: it goes only to make room for what is due before."""
@@ -104,10 +126,3 @@ def _limit(runner: Runner) -> float:
     """Return what fits: bytes where the runner counts bytes, else models; without a limit there is always room."""
     limit = runner.caps.vram_bytes if runner.caps.vram_bytes is not None else runner.caps.models_max
     return float("inf") if limit is None else float(limit)
-
-
-def _size(hint: Hint, runner: Runner, costs: Costs) -> float:
-    if runner.caps.vram_bytes is None:
-        return 1.0
-    # One of unknown size is tried, also where the mean would not fit.
-    return float(costs.size_bytes(hint) or min(costs.mean_size.value, runner.caps.vram_bytes))

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from weakref import WeakSet
 
 from falctl import wire
 from falctl.board.board import Board
 from falctl.board.index import HintIndex
+from falctl.board.rows import ModelRow, RunnerRow
 from falctl.core.events import Load, LoadEnded, Released, RunnerDown, RunnerDrains, RunnerUp
+from falctl.core.sources import Stock, Tier
 from falctl.core.types import Caps, Epoch, Hint, RequestId, RunnerId
 from falctl.home import Home
 from falctl.router.dispatch.apps import Apps, LocalApp, settings_of
@@ -100,7 +102,7 @@ class FleetLinks:
         for runner in self._index.refresh():
             row = self._index.row(runner)
             if row is not None:
-                self._driver(runner).tell_hints(runner, row.epoch, _as_set(row.hints))
+                self._driver(runner).tell_hints(runner, row.epoch, _as_set(row.hints), stock_of(row.models))
 
     def load(self, load: Load) -> None:
         """Have a runner load a model; the end is told by its stream, or here if it cannot even be asked."""
@@ -156,11 +158,11 @@ class FleetLinks:
             case wire.Hello():
                 self._apps.of(link.runner).learn(settings_of(message))
                 log.debug("runner.up runner=%d epoch=%d slots=%d", link.runner, link.epoch, message.slots)
-                self._driver(link.runner).handle(_up(link, message, self._hints(link.runner, link.epoch)))
+                self._driver(link.runner).handle(_up(link, message, self._row(link)))
                 if self._states[link.runner][1] == "draining":
                     self._driver(link.runner).handle(RunnerDrains(link.runner, link.epoch))
-            case wire.Released(_, request, exec_s, load_s):
-                released = Released(RequestId(request), link.runner, link.epoch, exec_s, load_s)
+            case wire.Released(_, request, exec_s, load_s, tier):
+                released = Released(RequestId(request), link.runner, link.epoch, exec_s, load_s, _tier(tier))
                 self._driver(link.runner).handle(released)
                 self.released(released.request)
             case wire.Printed():
@@ -173,9 +175,9 @@ class FleetLinks:
                 pass  # the refresh has told
 
     def _end_load(self, link: Link, load: wire.LoadEnded) -> None:
-        hints = self._hints(link.runner, link.epoch)
+        hints = _hints(self._row(link))
         self._driver(link.runner).handle(
-            LoadEnded(link.runner, link.epoch, Hint(load.hint), load.ok, load.load_s, load.tier, hints)
+            LoadEnded(link.runner, link.epoch, Hint(load.hint), load.ok, load.load_s, _tier(load.tier), hints)
         )
 
     def lost(self, link: Link) -> None:
@@ -190,22 +192,45 @@ class FleetLinks:
     def _driver(self, runner: RunnerId) -> Driver:
         return self._apps.of(runner).driver
 
-    def _hints(self, runner: RunnerId, epoch: Epoch) -> frozenset[Hint] | None:
-        """Return what the board says of this incarnation; a row of an older one says nothing: warm for nothing."""
-        row = self._index.row(runner)
-        return _as_set(row.hints) if row is not None and row.epoch == epoch else frozenset()
+    def _row(self, link: Link) -> RunnerRow | None:
+        """Return what the board says of that incarnation; None: nothing, or only of an older one."""
+        row = self._index.row(link.runner)
+        return row if row is not None and row.epoch == link.epoch else None
 
 
-def _up(link: Link, hello: wire.Hello, hints: frozenset[Hint] | None) -> RunnerUp:
+def stock_of(models: Iterable[ModelRow]) -> Stock:
+    """Return what the rows of a runner's models say of where a load of each would come from."""
+    models = tuple(models)
+    # What is on the card comes back from host memory if all of it is there, too.
+    in_ram = (m for m in models if m.tier == "ram" or (m.tier == "vram" and 0 < m.vram_bytes <= m.ram_bytes))
+    sizes = {Hint(m.name): m.size_bytes for m in models if m.size_bytes}
+    return Stock(frozenset(Hint(m.name) for m in in_ram), sizes)
+
+
+def _up(link: Link, hello: wire.Hello, row: RunnerRow | None) -> RunnerUp:
     caps = Caps(
         gpu=hello.gpu,
         loads=hello.loads,
         overlaps=hello.overlaps,
         models_max=hello.models_max or None,
+        vram_bytes=hello.vram_bytes or None,
+        run_bytes=hello.run_bytes or None,
+        joint=hello.joint,
     )
     executing = tuple(RequestId(request) for request in hello.executing)
     loading = tuple(Hint(hint) for hint in hello.loading)
-    return RunnerUp(link.runner, link.epoch, hello.slots, executing, hints, caps, loading)
+    stock = stock_of(() if row is None else row.models)
+    return RunnerUp(link.runner, link.epoch, hello.slots, executing, _hints(row), caps, loading, stock)
+
+
+def _hints(row: RunnerRow | None) -> frozenset[Hint] | None:
+    """Return the hints of a row; without one the runner is warm for nothing."""
+    return frozenset() if row is None else _as_set(row.hints)
+
+
+def _tier(told: str) -> Tier:
+    """Return the tier that a host has *told*; a name that we do not know counts as the dearest."""
+    return "ram" if told == "ram" else "disk"
 
 
 def _nobody(_: object) -> None:
