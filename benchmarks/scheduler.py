@@ -38,6 +38,7 @@ from falctl.core.events import (
     Refuse,
     Released,
     RunnerUp,
+    TellWish,
 )
 from falctl.core.policies.base import Policy
 from falctl.core.scheduler import Scheduler
@@ -136,7 +137,7 @@ class Fleet:
                 self._resident[runner][hint] = None
                 load_s = self.rng.expovariate(1 / LOAD_S)
                 self._later(load_s, LoadEnded(runner, FIRST, hint, ok=True, load_s=load_s))
-            case Refuse():
+            case Refuse() | TellWish():
                 msg = f"nothing is to be refused here: {action}"
                 raise AssertionError(msg)
 

@@ -260,6 +260,8 @@ def _bytes_of(module: torch.nn.Module) -> torch.Tensor:
 def _read_whole(files: Sequence[tuple[Path, int]], buffer: memoryview) -> None:
     """Read *files*, of so many bytes each, one behind the other into *buffer*, as `read_weights` reads its stretches."""
     descriptors = [os.open(path, os.O_RDONLY) for path, _ in files]
+    for descriptor in descriptors:
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_SEQUENTIAL)
     jobs: list[tuple[int, int, memoryview]] = []
     base = 0
     for descriptor, (_, size) in zip(descriptors, files, strict=True):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from falctl.toolkit.model_cache import ModelCache
+    from falctl.toolkit.model_source import ModelSource
 
 F = TypeVar("F", bound=Callable[..., Any])
 M = TypeVar("M")
@@ -68,7 +69,7 @@ class RunnerContext(Protocol):
 
     def model_cache(
         self,
-        load: Callable[[str], M],
+        load: Callable[[str], M] | None = None,
         *,
         unload: Callable[[M], None] | None = None,
         check: Callable[[str], object] | None = None,
@@ -77,10 +78,24 @@ class RunnerContext(Protocol):
         """
         Return a cache of at most `cache.max_models` models that publishes the hints whenever it changes.
 
-        *load* makes the model of a name (it may raise; then nothing is cached); *unload* frees what a dropped
+        *load* makes the model of a name (it may raise; then nothing is cached); without one the app loads itself,
+        and puts its models in: ``cache[name] = model``. *unload* frees what a dropped
         model holds beyond its Python references. *check* is called before any model is dropped for a load, and
         raises if there can be no such model: a wrong name then costs no warm one. *overlaps*: *load* may run on
         another thread while a request executes, which it may only if it moves bytes and constructs nothing.
+        """
+        ...
+
+    def pipeline_cache(self, find: Callable[[str], ModelSource]) -> ModelCache[Any]:
+        """
+        Return a cache of diffusers pipelines, which counts their bytes and publishes the hints whenever it changes.
+
+        *find* says where the model of a name is, and raises a `RequestError` for one that may not be loaded; it is
+        asked again and again, and must be quick. What is loaded is a folder of safetensors files, in `models.dtype`;
+        a part that two pipelines have in common is held once. Pipelines leave the device for host memory, and that
+        for their files, by what they cost; the modules stay the same objects. A lease or a run that is told what is
+        to be drawn makes room for it, too. Blocking: imports torch and diffusers, which takes seconds; call it in
+        `setup`. What a pipeline's weights are must not be changed, by fusing a LoRA for instance.
         """
         ...
 

@@ -9,6 +9,7 @@ from pydantic_core import PydanticCustomError
 
 from falctl.config_values import (
     FOR_EVER,
+    Budget,
     Bytes,
     Folder,
     GpuChoice,
@@ -292,6 +293,10 @@ class CacheConfig(Section):
     preload: tuple[Text, ...] = Field(
         default=(),
         description='models to load as soon as runners are ready: "MODEL" where it costs least, "MODEL@2" on runner 2',
+    )
+    host_memory: Budget = Field(
+        default=None,
+        description='bytes of weights that the runners hold in memory they share; "auto" is half of what is available at the start, 0: they share none, and each holds its own',
     )
     reserve_vram: Bytes = Field(
         default=0,

@@ -36,6 +36,7 @@ _EXPECTED: Final = {
     Kind.DURATION: 'seconds, or a duration such as "10m", {allowed}',
     Kind.KEEP: 'seconds, or a duration such as "10m": {allowed}',
     Kind.SIZE: 'bytes, or a size such as "8GiB", {allowed}',
+    Kind.BUDGET: '"auto", bytes, or a size such as "8GiB", {allowed}',
     Kind.GPUS: '"all", "none", or a list of cards such as [0, 2]',
     Kind.TEXT: "a text in quotes",
     Kind.CHOICE: "{allowed}",
@@ -94,13 +95,15 @@ class Key:
     def default(self) -> str:
         """Its default as TOML, with the unit that reads best."""
         default = self.field.default
+        if self.kind is Kind.BUDGET and default is None:
+            return to_toml("auto")
         if self.kind is Kind.KEEP and default < 0:
             return self.unit(default)
         return f'"{self.unit(default)}"' if self._measured else to_toml(default)
 
     @property
     def _measured(self) -> bool:
-        return self.kind in (Kind.DURATION, Kind.KEEP, Kind.SIZE)
+        return self.kind in (Kind.DURATION, Kind.KEEP, Kind.SIZE, Kind.BUDGET)
 
     def unit(self, value: float) -> str:
         """Return a number of this key as a person writes it: seconds as ``10m``, bytes as ``8GiB``."""
@@ -109,7 +112,7 @@ class Key:
                 return format_duration(value)
             case Kind.KEEP:
                 return format_keep_alive(value)
-            case Kind.SIZE:
+            case Kind.SIZE | Kind.BUDGET:
                 return format_size(int(value))
             case _:
                 return str(value)

@@ -170,7 +170,7 @@ def _anchored(value: object, file: Path) -> object:
 def _from_text(key: Key, text: str) -> object:
     """Turn the text of a variable or flag into what a file would have said; what cannot be stays text."""
     match key.kind:
-        case Kind.WHOLE | Kind.NUMBER | Kind.DURATION | Kind.KEEP | Kind.SIZE:
+        case Kind.WHOLE | Kind.NUMBER | Kind.DURATION | Kind.KEEP | Kind.SIZE | Kind.BUDGET:
             return _number(text)
         case Kind.LIST:
             return _list(text)

@@ -12,7 +12,7 @@ from enum import StrEnum, auto
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
-from annotated_types import Le
+from annotated_types import Ge, Le
 from pydantic import AfterValidator, BeforeValidator, Strict
 
 _DURATIONS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -48,6 +48,7 @@ class Kind(StrEnum):
     DURATION = auto()
     KEEP = auto()
     SIZE = auto()
+    BUDGET = auto()
     GPUS = auto()
     TEXT = auto()
     CHOICE = auto()
@@ -111,6 +112,19 @@ def format_size(size: int) -> str:
     names = {1: "B", 1 << 10: "KiB", 1 << 20: "MiB", 1 << 30: "GiB", 1 << 40: "TiB"}
     each = max(unit for unit in names if unit == 1 or (size and size % unit == 0))
     return f"{size // each}{names[each]}"
+
+
+def parse_budget(value: object) -> object:
+    """Return bytes as `parse_size`, and None, as much as the machine suggests, for ``"auto"``. Raises ValueError."""
+    if not isinstance(value, str):
+        return value
+    if (word := value.strip()) == "auto":
+        return None
+    try:
+        return 0 if word == "0" else parse_size(word)
+    except ValueError:
+        msg = 'not a size; write "auto", 0, or a number and one of B, KiB, MiB, GiB, TiB: "8GiB"'
+        raise ValueError(msg) from None
 
 
 def parse_gpus(value: object) -> object:
@@ -232,6 +246,10 @@ Seconds = Annotated[float, Kind.DURATION, Strict(), BeforeValidator(parse_durati
 Bytes = Annotated[int, Kind.SIZE, Strict(), BeforeValidator(parse_size)]
 KeepAlive = Annotated[float, Kind.KEEP, Strict(), BeforeValidator(parse_keep_alive), Le(KEEP_ALIVE_MAX_S)]
 """Seconds, or `FOR_EVER`."""
+Budget = Annotated[
+    Annotated[int, Strict(), Ge(0), Le(1 << 50)] | None, Kind.BUDGET, BeforeValidator(parse_budget)
+]
+"""Bytes; None: as much as the machine suggests."""
 Gpus = Annotated[GpuChoice, Kind.GPUS, BeforeValidator(parse_gpus)]
 Text = Annotated[str, AfterValidator(check_text)]
 Folder = Annotated[Path, BeforeValidator(parse_folder)]

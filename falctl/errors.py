@@ -34,6 +34,15 @@ class StartError(FalctlError):
     """Something that was configured correctly failed at run time: a `setup()` that raised, a lost GPU."""
 
 
+class HostMemoryFullError(FalctlError):
+    """The budget for host memory (`cache.host_memory`) has no room for these bytes; nothing is held."""
+
+    def __init__(self, detail: str, *, lacking_bytes: int | None = None) -> None:
+        super().__init__(detail)
+        self.lacking_bytes = lacking_bytes
+        """How many more would do; None: nobody says."""
+
+
 class NotRunningError(FalctlError):
     """No falctl runs for this user."""
 

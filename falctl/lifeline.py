@@ -46,6 +46,7 @@ ENV_PARENT: Final = "FALCTL_PARENT_PID"
 ENV_FAMILY: Final = "FALCTL_FAMILY"
 """A mark that is unique per child; grandchildren inherit it with the environment."""
 ENV_NATIVE: Final = "FALCTL_NATIVE_FDS"
+ENV_MEMORY: Final = "FALCTL_MEMORY_FD"
 
 _SCANS_MAX: Final = 10
 """A killed process may be seen once more before it is gone, so the last scan need not find nothing."""
@@ -90,6 +91,9 @@ class Control:
         self.tls_fd = None if tls is None else int(tls)
         self.native = _native_fds(os.environ.pop(ENV_NATIVE, ""))
         """None: there are none, and nobody is to redirect what is printed."""
+        memory = os.environ.pop(ENV_MEMORY, None)
+        self.memory = None if memory is None else _socket(int(memory))
+        """The channel on which a runner asks for host memory (`falctl.memory_wire`); None: it shares none."""
         self.spec = self._first()
         threading.Thread(target=self._read, name="control", daemon=True).start()
 
@@ -152,8 +156,7 @@ def begin(*, guarded: bool) -> Control:
     _die_with_parent(int(os.environ.pop(ENV_PARENT)))
     life_fd = int(os.environ.pop(ENV_LIFE))
     family = os.environ[ENV_FAMILY]
-    channel = socket.socket(fileno=int(os.environ.pop(ENV_CONTROL)))
-    channel.set_inheritable(False)
+    channel = _socket(int(os.environ.pop(ENV_CONTROL)))
     guard = os.fork() if guarded else None
     if guard == 0:
         _guard(life_fd, family)
@@ -211,6 +214,12 @@ def _guard(life_fd: int, family: str) -> None:
             pass
     kill_family(os.getpgid(0), family)
     os._exit(0)
+
+
+def _socket(number: int) -> socket.socket:
+    inherited = socket.socket(fileno=number)
+    inherited.set_inheritable(False)
+    return inherited
 
 
 def _native_fds(named: str) -> NativeFds | None:

@@ -101,6 +101,8 @@ class HostSpec:
     place: int = 0
     """Its number among the *peers* runners of its app, from 0."""
     peers: int = 1
+    cpu_bytes: int = 0
+    """What a CPU runner may take for models and drawings; 0: nobody has said."""
     given: list[str] = field(default_factory=list)
     """The keys of [runners] that somebody has written: they go before what the app declares."""
 

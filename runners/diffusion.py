@@ -1,11 +1,9 @@
-"""AnyModelRunner: draws with any diffusers text-to-image pipeline, and keeps the last few in memory."""
+"""AnyModelRunner: draws with any diffusers text-to-image pipeline, and keeps in memory what has room."""
 
 from __future__ import annotations
 
 import base64
-import gc
 import inspect
-import os
 import secrets
 import time
 from collections.abc import Iterable
@@ -14,8 +12,9 @@ from typing import Any, Final, Literal
 from pydantic import BaseModel, Field
 
 from falctl import App, endpoint
+from falctl.toolkit import Drawing as DrawingSize
 from falctl.toolkit import Image, RequestError, encode_image
-from runners.model_names import Source, UnusableModelError, find_model
+from runners.model_names import Source, find_model
 
 _SEEDS: Final = 1 << 32
 
@@ -71,27 +70,10 @@ class RefusedByPipelineError(RequestError):
 
 
 class AnyModelRunner(App):
-    """Holds `cache.max_models` pipelines and frees the least recently used."""
+    """Holds the pipelines that have room, and lets those leave that are cheapest to bring back."""
 
     def setup(self) -> None:
-        # Read when diffusers is imported: no pipeline of a folder or the Hub may bring code of its own.
-        os.environ["DIFFUSERS_DISABLE_REMOTE_CODE"] = "1"
-        import diffusers
-        import torch
-        import transformers
-
-        self.pipelines = (
-            diffusers.DiffusionPipeline
-        )  # imports most of diffusers, seconds that no request should pay
-        diffusers.utils.logging.disable_progress_bar()
-        transformers.utils.logging.disable_progress_bar()
-        transformers.utils.logging.set_verbosity_error()  # it asks for torchvision, which nothing here needs
-        self.dtype = getattr(torch, _dtype_name(self.runner.models_dtype, device=self.runner.device))
-        self.models = self.runner.model_cache(load=self._load, unload=unload, check=self._find)
-        # Nothing imported so far is ever dropped. Left out of it, a collection takes 1 ms instead of 340
-        # (measured: a demo model loaded, 2-core Xeon), and each eviction needs one.
-        gc.collect()
-        gc.freeze()
+        self.models = self.runner.pipeline_cache(self._find)
 
     def provide_hints(self) -> Iterable[str]:
         return self.models.resident
@@ -100,9 +82,14 @@ class AnyModelRunner(App):
     def draw(self, request: Prompt) -> Drawing:
         seed = secrets.randbelow(_SEEDS) if request.seed is None else request.seed
         asked_at = time.perf_counter()
-        with self.models.lease(request.model) as pipeline:
+        loaded_at = asked_at
+
+        def run(pipeline: Any) -> list[Any]:
+            nonlocal loaded_at
             loaded_at = time.perf_counter()
-            images = self._run(pipeline, request, seed=seed)
+            return self._run(pipeline, request, seed=seed)
+
+        images = self.models.run(request.model, run, _size(request))
         timings = {"load": loaded_at - asked_at, "inference": time.perf_counter() - loaded_at}
         pictures = [_picture(image, request) for image in images]
         return Drawing(images=pictures, seed=seed, model=request.model, timings=timings)
@@ -141,49 +128,12 @@ class AnyModelRunner(App):
     def _find(self, name: str) -> Source:
         return find_model(name, paths=self.runner.models_paths, allow=self.runner.models_allow)
 
-    def _load(self, name: str) -> Any:
-        source = self._find(name)
-        try:
-            pipeline = self.pipelines.from_pretrained(
-                source.place,
-                dtype=self.dtype,
-                use_safetensors=True,
-                local_files_only=source.local,
-                trust_remote_code=False,
-            )
-            pipeline.to(self.runner.device)
-        except MemoryError:
-            raise
-        except Exception as error:
-            # Half a folder makes diffusers, safetensors, json and torch each raise their own kinds.
-            if type(error).__name__ == "OutOfMemoryError":
-                raise
-            first_line = (str(error).splitlines() or [""])[0]
-            msg = f"Model {name!r} cannot be loaded: {type(error).__name__}: {first_line}"
-            raise UnusableModelError(msg) from error
-        pipeline.set_progress_bar_config(disable=True)
-        return pipeline
 
-
-def unload(pipeline: Any) -> None:
-    """Free the weights of *pipeline*, and the card's memory that they took."""
-    for name in pipeline.components:
-        setattr(pipeline, name, None)  # whoever still holds the pipeline no longer holds its weights
-    gc.collect()
-    import torch
-
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
-def _dtype_name(configured: str, *, device: str) -> str:
-    if configured != "auto":
-        return configured
-    if device == "cpu":
-        return "float32"
-    import torch
-
-    return "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
+def _size(request: Prompt) -> DrawingSize | None:
+    """Return what memory is needed for; None: what the model usually draws."""
+    if request.width is None or request.height is None:
+        return None
+    return DrawingSize(request.width, request.height, request.num_images)
 
 
 def _accepted(pipeline: Any, inputs: dict[str, Any]) -> dict[str, Any]:

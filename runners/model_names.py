@@ -24,12 +24,6 @@ class UnknownModelError(RequestError):
     status, error_type = 404, "model_not_allowed"
 
 
-class UnusableModelError(RequestError):
-    """The model is there and allowed, but it cannot be loaded."""
-
-    status, error_type = 422, "model_unusable"
-
-
 @dataclass(frozen=True, slots=True)
 class Source:
     """Where diffusers loads a model from."""

@@ -19,7 +19,7 @@ from typing import Final
 
 from falctl.board import codec
 from falctl.board import layout as at
-from falctl.board.rows import FleetRow, GpuRow, LifeRow, RouterRow, RunnerRow
+from falctl.board.rows import FleetRow, GpuRow, LifeRow, MemoryRow, RouterRow, RunnerRow
 from falctl.errors import ConfigError, FalctlError, NotRunningError
 
 READ_TRIES: Final = 64
@@ -122,6 +122,12 @@ class Board:
 
     def router(self) -> RouterRow | None:
         return self._get(at.ROUTER, RouterRow)[1]
+
+    def put_memory(self, row: MemoryRow) -> None:
+        self._put(at.MEMORY, row)
+
+    def memory(self) -> MemoryRow | None:
+        return self._get(at.MEMORY, MemoryRow)[1]
 
     def put_runner(self, runner: int, row: RunnerRow) -> None:
         self._put(self.layout.runner(runner), row)

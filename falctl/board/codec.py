@@ -22,16 +22,17 @@ from falctl.board.rows import (
     FleetRow,
     GpuRow,
     LifeRow,
+    MemoryRow,
     ModelRow,
     QueuedRow,
     RouterRow,
     RunnerRow,
 )
 
-Row: TypeAlias = FleetRow | RouterRow | RunnerRow | LifeRow | GpuRow
-R = TypeVar("R", FleetRow, RouterRow, RunnerRow, LifeRow, GpuRow)
+Row: TypeAlias = FleetRow | RouterRow | MemoryRow | RunnerRow | LifeRow | GpuRow
+R = TypeVar("R", FleetRow, RouterRow, MemoryRow, RunnerRow, LifeRow, GpuRow)
 
-_ROWS: Final[tuple[type[Any], ...]] = (FleetRow, RouterRow, RunnerRow, LifeRow, GpuRow)
+_ROWS: Final[tuple[type[Any], ...]] = (FleetRow, RouterRow, MemoryRow, RunnerRow, LifeRow, GpuRow)
 _PARTS: Final[tuple[type[Any], ...]] = (Executing, ModelRow, QueuedRow, EventRow)
 
 SCHEMA: Final = zlib.crc32(

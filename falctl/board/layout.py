@@ -2,7 +2,7 @@
 The bytes of the board, and the only place that knows them.
 
     header     64 B    magic | version | rows' schema | runners | gpus | bytes of a runner, router, other region
-    sequence   8 B     per region: fleet, router, runner[0..], life[0..], gpu[0..]; one array, padded to 64 B
+    sequence   8 B     per region: fleet, router, memory, runner[0..], life[0..], gpu[0..]; one array, padded to 64 B
     regions            in the same order, each on a 64-byte boundary: length | checksum | payload
 
 All words are native u64 on 8-byte boundaries. Such a store does not tear; one that straddles a cache line
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Final
 
 MAGIC: Final = int.from_bytes(b"FALBOARD", "little")
-VERSION: Final = 1
+VERSION: Final = 2
 
 WORD_BYTES: Final = 8
 LINE_BYTES: Final = 64
@@ -28,11 +28,12 @@ RUNNER_BYTES: Final = 128 << 10
 """Room for 1,000 hints of 60 characters, and as much again for what runs and what is cached."""
 ROUTER_BYTES: Final = 128 << 10
 SMALL_BYTES: Final = 4 << 10
-"""Fleet, life and gpu."""
+"""Fleet, memory, life and gpu."""
 
 FLEET: Final = 0
 ROUTER: Final = 1
-FIRST_RUNNER: Final = 2
+MEMORY: Final = 2
+FIRST_RUNNER: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +112,7 @@ class Layout:
 
     def _sizes(self) -> list[int]:
         small = [SMALL_BYTES] * (self.runners + self.gpus)
-        return [SMALL_BYTES, ROUTER_BYTES, *[RUNNER_BYTES] * self.runners, *small]
+        return [SMALL_BYTES, ROUTER_BYTES, SMALL_BYTES, *[RUNNER_BYTES] * self.runners, *small]
 
     def _first_region(self) -> int:
         head = (self.first_word + len(self._sizes())) * WORD_BYTES

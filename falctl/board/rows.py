@@ -119,6 +119,22 @@ class GpuRow:
 
 
 @dataclass(frozen=True, slots=True)
+class MemoryRow:
+    """Written by the supervisor: the host memory that the runners share (`cache.host_memory`)."""
+
+    budget_bytes: int
+    """0: they share none."""
+    held_bytes: int = 0
+    """What all blocks take."""
+    used_bytes: int = 0
+    """Of these what some runner refers to; the rest leaves when its room is needed."""
+    blocks: int = 0
+    """One for each component whose weights are held."""
+    waiting: int = 0
+    """Runners' threads that wait for another runner to fill a block."""
+
+
+@dataclass(frozen=True, slots=True)
 class QueuedRow:
     """A waiting request."""
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from falctl.core.events import Arrived, Event, Refuse, RefuseCode, RunnerDown, RunnerUp
+from falctl.core.events import Arrived, Event, PinsChanged, Refuse, RefuseCode, RunnerDown, RunnerUp
 from falctl.core.fair import FairShare
 from falctl.core.pace import Pace
 from falctl.core.policies.base import State
+from falctl.core.policies.room import pinned_out
 from falctl.core.queue import Waiting
 from falctl.core.types import Hint, RequestId, Wanted
 
@@ -97,11 +98,11 @@ class Entrance:
         return [Refuse(request, "start_timeout") for request in late]
 
     def refuse_unfit(self, event: Event) -> list[Refuse]:
-        """Refuse what fits no card, if *event* can have brought that about."""
+        """Refuse what fits no card, or not beside what is pinned there, if *event* can have brought that about."""
         match event:
             case Arrived(wanted=Wanted(hint)):
                 hints: list[Hint | None] = [hint]
-            case RunnerUp() | RunnerDown():
+            case RunnerUp() | RunnerDown() | PinsChanged():
                 hints = list(self.state.queue.hints())
             case _:
                 return []
@@ -113,10 +114,17 @@ class Entrance:
 
     def _refuse_unfit(self, hint: Hint) -> list[Refuse]:
         fleet, size_bytes = self.state.fleet, self.state.costs.size_bytes(hint)
-        if size_bytes is None or not fleet.runners or fleet.fits(hint, size_bytes):
+        if not fleet.runners:
             return []
+        if size_bytes is not None and not fleet.fits(hint, size_bytes):
+            requests = self._take(list(self.state.queue.group(hint)))
+            return [Refuse(request, "model_too_large", size_bytes=size_bytes) for request in requests]
+        runners = fleet.runners.values()
+        if fleet.returning or not all(pinned_out(runner, hint, self.state.costs) for runner in runners):
+            return []
+        pinned = tuple(sorted(frozenset().union(*(runner.pinned for runner in runners))))
         requests = self._take(list(self.state.queue.group(hint)))
-        return [Refuse(request, "model_too_large", size_bytes=size_bytes) for request in requests]
+        return [Refuse(request, "pins_leave_no_room", pinned=pinned) for request in requests]
 
     def _take(self, waiting: list[Waiting]) -> list[RequestId]:
         self.state.changes.all = True

@@ -72,6 +72,8 @@ class LoadEnded:
     tier: Tier = "disk"
     hints: frozenset[Hint] | None = None
     """What the runner is warm for now: after a load that failed, its victims may still be there. None: nobody has told."""
+    error: str = ""
+    """Why it failed, in words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +121,35 @@ class HintsChanged:
 
 
 @dataclass(frozen=True, slots=True)
+class PinsChanged:
+    """These models are pinned on a runner now: they leave it for nothing."""
+
+    runner: RunnerId
+    epoch: Epoch
+    pinned: frozenset[Hint]
+
+
+@dataclass(frozen=True, slots=True)
+class Wished:
+    """Somebody wants a model loaded, no request does. `TellWish` follows."""
+
+    number: int
+    """By which it is told of; the caller's, and no other's."""
+    hint: Hint
+    runner: RunnerId | None = None
+    """Where; None: where it costs least."""
+    first: bool = True
+    """Before requests that wait, and with room made for it; False: when nobody waits, into free room."""
+
+
+@dataclass(frozen=True, slots=True)
+class WishDropped:
+    """Nobody wants to hear of a wish any more."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
 class RunnerDrains:
     """A runner finishes what it has and takes nothing more."""
 
@@ -146,6 +177,9 @@ Event: TypeAlias = (
     | RunnerUp
     | RunnerDown
     | HintsChanged
+    | PinsChanged
+    | Wished
+    | WishDropped
     | RunnerDrains
     | Drains
     | Tick
@@ -157,6 +191,7 @@ RefuseCode = Literal[
     "queue_full",
     "client_queue_full",
     "model_too_large",
+    "pins_leave_no_room",
     "no_runner",
     "draining",
     "bounced_too_often",
@@ -211,6 +246,40 @@ class Refuse:
     """How many wait, of those that the bound counts which refused it; 0: no bound did."""
     size_bytes: int = 0
     """How large the model is that fits no card; 0: that was not the reason."""
+    pinned: tuple[Hint, ...] = ()
+    """The models whose pins leave no room for it anywhere, if that was the reason."""
 
 
-Action: TypeAlias = Dispatch | Load | Refuse
+WishNews = Literal[
+    "begun",
+    "joined",
+    "there",
+    "loaded",
+    "failed",
+    "lost",
+    "no_runner",
+    "takes_no_loads",
+    "pins_leave_no_room",
+    "full",
+]
+"""
+Of a wish: its load begins, or was under way; all others are its end. there: the model was; full: there is no free
+room for it, and it may not make any.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class TellWish:
+    """Tell whoever wished for a model what became of that."""
+
+    number: int
+    news: WishNews
+    runner: RunnerId | None = None
+    evict: tuple[Hint, ...] = ()
+    load_s: float = 0.0
+    tier: str = ""
+    """Where it was loaded from; empty: nobody has told."""
+    error: str = ""
+
+
+Action: TypeAlias = Dispatch | Load | Refuse | TellWish

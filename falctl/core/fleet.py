@@ -65,6 +65,8 @@ class Runner:
     """The last load job of each resident model, for the receipts of those who waited for it."""
     used: dict[Hint, int] = field(default_factory=dict)
     """Order number of the last dispatch for each hint: what a runner that evicts by itself gives up first."""
+    pinned: frozenset[Hint] = frozenset()
+    """Models that leave it for nothing, until somebody unpins them."""
     accepting: bool = True
     blocked: bool = False
     dispatched_order: int = -1

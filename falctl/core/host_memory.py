@@ -5,7 +5,7 @@ Who holds which bytes of host memory: one block per component, shared by the run
     (none)     Asked, there is room           filling    Fill (Drop first what nobody refers to, if room is short)
     (none)     Asked, there is none           (none)     Refuse
     filling    Asked                          filling    (waits)
-    filling    Sealed, by who fills it        sealed     Give, to all who wait
+    filling    Sealed, by who fills it        sealed     Protect, then Give to all who wait
     filling    Abandoned, or its filler died  abandoned  Fill of a new block, or Refuse, to the first who waits
     sealed     Asked                          sealed     Give
     any        LetGo, Died                    any        Drop, if it is not sealed and nobody refers to it
@@ -118,6 +118,13 @@ class Fill:
 
 
 @dataclass(frozen=True, slots=True)
+class Protect:
+    """Let nobody who is given ``block`` from now on write to it."""
+
+    block: int
+
+
+@dataclass(frozen=True, slots=True)
 class Give:
     """Give ``holder`` the block, which is filled."""
 
@@ -147,7 +154,7 @@ class Drop:
     block: int
 
 
-Action: TypeAlias = Fill | Give | Refuse | Drop
+Action: TypeAlias = Fill | Protect | Give | Refuse | Drop
 
 
 @dataclass(slots=True, eq=False)
@@ -269,7 +276,7 @@ class Ledger:
             return []
         block.state = "sealed"
         waiting, block.waiting = block.waiting, []
-        return [self._give(block, asked, now) for asked in waiting]
+        return [Protect(block.number), *(self._give(block, asked, now) for asked in waiting)]
 
     def _abandon(self, block: _Block, now: float) -> list[Action]:
         """Let *block*, if it is being filled, be found no more; who waited for it is answered as if it asked now."""

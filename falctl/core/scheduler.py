@@ -27,12 +27,16 @@ from falctl.core.events import (
     HintsChanged,
     Load,
     LoadEnded,
+    PinsChanged,
     Refuse,
     Released,
     RunnerDown,
     RunnerDrains,
     RunnerUp,
+    TellWish,
     Tick,
+    WishDropped,
+    Wished,
 )
 from falctl.core.fleet import Fleet, Loaded, Runner, Running
 from falctl.core.learning import learn_release, source_of
@@ -40,6 +44,7 @@ from falctl.core.policies.base import Execute, LoadModel, Move, Policy, State
 from falctl.core.policies.explain import plain
 from falctl.core.queue import Waiting, WaitingQueue
 from falctl.core.types import Epoch, RequestId, RunnerId
+from falctl.core.wishes import Wishes
 
 BOUNCES_MAX: Final = 10
 """A request bounced this often is refused: fal's own bound on attempts (fal-client 1.0.3, MAX_ATTEMPTS)."""
@@ -61,18 +66,21 @@ class Scheduler:
     entrance: Entrance = field(init=False)
     decisions: Decisions = field(default_factory=Decisions)
     ended: EndedRing = field(default_factory=EndedRing)
+    wishes: Wishes = field(init=False)
     _in_flight: dict[RequestId, tuple[RunnerId, Epoch, Waiting]] = field(default_factory=dict)
     _dispatches: int = 0
     _draining: bool = False
 
     def __post_init__(self, queue_max: int, client_max: int) -> None:
         self.entrance = Entrance(self.state, queue_max, client_max)
+        self.wishes = Wishes(self.state)
 
     def handle(self, event: Event, *, now: float) -> list[Action]:
         """Apply *event* at monotonic instant *now*; return what to do, in order."""
         refused = self._apply(event, now)
         refused += [*self.entrance.refuse_late(now=now), *self.entrance.refuse_unfit(event)]
-        actions = [*refused, *self._decide(now), *self._give_up()]
+        actions = [*refused, *self.wishes.settle(), *self._grant(now, first=True), *self._decide(now)]
+        actions += [*self._grant(now, first=False), *self._give_up()]
         self.entrance.pace.watch(waiting=bool(self.state.queue), now=now)
         for action in actions:
             if isinstance(action, Refuse):
@@ -122,15 +130,15 @@ class Scheduler:
             case Cancelled(request):
                 if self.entrance.drop(request, now=now):
                     self.decisions.happened(request, "cancelled", now=now)
-            case Released() | LoadEnded() | Bounced() | HintsChanged() | RunnerDrains():
+            case Released() | LoadEnded() | Bounced() | HintsChanged() | PinsChanged() | RunnerDrains():
                 return self._hear(event, now)
-            case RunnerUp():
-                self._up(event, now)
-            case RunnerDown(runner, returns):
-                self._down(runner, now, returns=returns)
+            case RunnerUp() | RunnerDown():
+                self._come_or_go(event, now)
             case Drains():
                 self._draining = True
                 return [*self.entrance.refuse_all("draining")]
+            case Wished() | WishDropped():
+                self.wishes.hear(event)
             case Tick():
                 pass
             case _:
@@ -153,7 +161,7 @@ class Scheduler:
         return []
 
     def _hear(
-        self, event: Released | LoadEnded | Bounced | HintsChanged | RunnerDrains, now: float
+        self, event: Released | LoadEnded | Bounced | HintsChanged | PinsChanged | RunnerDrains, now: float
     ) -> list[Action]:
         view = self.state.fleet.runners.get(event.runner)
         if view is None or view.epoch != event.epoch:
@@ -163,6 +171,7 @@ class Scheduler:
                 self._release(event, view, now)
             case LoadEnded():
                 self._loaded(event, view, now)
+                return [*self.wishes.ended(event)]
             case Bounced(request):
                 view.blocked = True
                 view.in_use.pop(request, None)
@@ -174,6 +183,8 @@ class Scheduler:
                 self.state.changes.note(None, view.runner)
                 if event.stock is not None:
                     self.state.take_stock(view, event.stock)
+            case PinsChanged(_, _, pinned):
+                view.pinned = pinned
             case RunnerDrains():
                 view.accepting = False
             case _:
@@ -224,6 +235,12 @@ class Scheduler:
         self.state.queue.add(waiting)
         return []
 
+    def _come_or_go(self, event: RunnerUp | RunnerDown, now: float) -> None:
+        if isinstance(event, RunnerUp):
+            self._up(event, now)
+        else:
+            self._down(event.runner, now, returns=event.returns)
+
     def _up(self, event: RunnerUp, now: float) -> None:
         known = self.state.fleet.runners.get(event.runner)
         if known is None or known.epoch != event.epoch:
@@ -260,6 +277,16 @@ class Scheduler:
         actions: list[Action] = []
         while self.state.queue and (move := self.policy.choose(self.state, now=now)) is not None:
             actions.append(self._perform(move, now))
+        return actions
+
+    def _grant(self, now: float, *, first: bool) -> list[Action]:
+        """Begin the loads that are wished for, of those that go *first* or of the others."""
+        actions: list[Action] = []
+        while (choice := self.wishes.choose(first=first, now=now)) is not None:
+            if isinstance(choice, TellWish):
+                actions.append(choice)
+            else:
+                actions += [self._load(choice, now), *self.wishes.began(choice)]
         return actions
 
     def _perform(self, move: Move, now: float) -> Action:
@@ -306,6 +333,7 @@ class Scheduler:
         assert view.hints is not None
         assert move.hint not in view.hints
         assert not any(view.executes(victim) for victim in move.evict), "a victim executes"
+        assert not view.pinned.intersection(move.evict), "a victim is pinned"
         self.state.changes.note(move.hint, move.runner)
         view.leaving = frozenset(move.evict)
         view.hints -= view.leaving

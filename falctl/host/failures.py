@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from typing import Final
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
@@ -12,17 +11,10 @@ from falctl.errors import RequestError
 from falctl.host.telling import from_the_app
 from falctl.host.ticket import CURRENT
 from falctl.toolkit import RequestCancelled
+from falctl.toolkit.out_of_memory import runs_out_of_memory
 from falctl.wire import H_BOUNCED, H_ERROR_TYPE
 
 log = logging.getLogger(__name__)
-
-_OUT_OF_MEMORY: Final = frozenset({"OutOfMemoryError", "MemoryError"})
-_OUT_OF_MEMORY_TEXTS: Final = (
-    "CUDA out of memory",
-    "CUDA error: out of memory",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-)
-"""The CUDA libraries raise plain RuntimeErrors for it."""
 
 
 class _AppBugError(RequestError):
@@ -75,14 +67,6 @@ def bounced() -> Response:
     response = render(_BusyError("This runner has no free slot"))
     response.headers[H_BOUNCED] = "1"
     return response
-
-
-def runs_out_of_memory(error: BaseException) -> bool:
-    """Return whether *error* is an out-of-memory error, torch's without importing torch."""
-    names = {kind.__name__ for kind in type(error).__mro__}
-    return bool(names & _OUT_OF_MEMORY) or (
-        isinstance(error, RuntimeError) and any(text in str(error) for text in _OUT_OF_MEMORY_TEXTS)
-    )
 
 
 def breaks_the_card(error: BaseException) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 
 from falctl.core.types import Hint
 from falctl.host.app_threads import AppThreads
@@ -10,6 +11,8 @@ from falctl.host.head import RequestHead
 from falctl.host.hint_source import Asked, HintSource
 from falctl.host.report import Report
 from falctl.host.ticket import Cache, Slots, Ticket
+
+log = logging.getLogger(__name__)
 
 
 class Keeper:
@@ -51,6 +54,8 @@ class Keeper:
             self.report.draining()
         asked = None
         try:
+            if ticket.kept:
+                await self._let_go(ticket)
             asked = await self._ask(ticket)
         finally:
             # A cancellation that was under way ends the wait, and must not keep the slot.
@@ -63,11 +68,11 @@ class Keeper:
         """
         Return where the model of *ticket* came from, as far as is known now.
 
-        An app without a model cache tells it by its hints alone: what was not warm before and is now was loaded.
+        An app that loads without a model cache tells it by its hints alone: what was not warm before and is now was loaded.
         """
         if (leased := ticket.cache) is not None:
             return leased
-        if ticket.hint is None or self.report.caches:
+        if ticket.hint is None or self.report.knows_loads:
             return "none"
         if ticket.warm:
             return "hit"
@@ -77,6 +82,13 @@ class Keeper:
         """Return the value of the hints header; None when the app gives no hints."""
         return self._hints.header()
 
+    async def _let_go(self, ticket: Ticket) -> None:
+        try:
+            await self._threads.run(ticket.let_go)
+        except Exception:
+            # The app's `unload`; the answer has been given, and the model is out of the cache.
+            log.exception("request.give_back_failed request=%s", ticket.request)
+
     async def _ask(self, ticket: Ticket) -> Asked | None:
         asked, ticket.asked = ticket.asked, None
         if asked is None and self._hints.given:
@@ -84,7 +96,7 @@ class Keeper:
         return asked
 
     def _loads(self, ticket: Ticket, asked: Asked | None) -> int:
-        if ticket.leases or self.report.caches:
+        if ticket.leases or self.report.knows_loads:
             return sum(verdict == "disk" for verdict in ticket.leases.values())
         kept: tuple[Hint, ...] = (asked.cleaned.kept if asked is not None else None) or ()
         return int(ticket.hint in kept and not ticket.warm)

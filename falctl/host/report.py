@@ -52,7 +52,13 @@ class Report:
     @property
     def cache(self) -> ModelCache[Any] | None:
         """Return the cache that load jobs are for; None when the app has none, or several."""
-        return self.caches[0] if len(self.caches) == 1 and self._hints.given else None
+        able = len(self.caches) == 1 and self.caches[0].loads and self._hints.given
+        return self.caches[0] if able else None
+
+    @property
+    def knows_loads(self) -> bool:
+        """Return whether what the app loads, it loads through a model cache."""
+        return any(cache.loads for cache in self.caches)
 
     def publish(self) -> None:
         """Write the row as things are now."""
@@ -84,7 +90,7 @@ class Report:
         self.logbook.end(ticket.transcript)
         self._loads += loads
         self.changed(asked)
-        exec_s, load_s = ticket.spent_s(knows_loads=bool(self.caches))
+        exec_s, load_s = ticket.spent_s(knows_loads=self.knows_loads)
         self.events.emit(Released(self._epoch, ticket.request, exec_s, load_s))
 
     def load_begins(self, hint: str) -> None:

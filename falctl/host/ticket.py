@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+from collections.abc import Callable
+from contextlib import ExitStack
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Final, Literal
@@ -63,6 +66,10 @@ class Ticket:
     """By fal's rules its answer is the last of this process: another is to take its place."""
     overdue: bool = False
     """It has run for longer than its app allows."""
+    stops: threading.Event = field(default_factory=threading.Event, repr=False)
+    """Set when nothing more should be computed for it, for threads that wait."""
+    kept: dict[object, tuple[object, Callable[[], None]]] = field(default_factory=dict, repr=False)
+    """What it holds until its end, and how to give it back, on an app thread."""
 
     def __post_init__(self) -> None:
         self.transcript = Transcript(self.request)
@@ -82,7 +89,15 @@ class Ticket:
         self.overdue = True
         return self._stop()
 
+    def let_go(self) -> None:
+        """Give back all that it holds, whatever that raises. Called on an app thread."""
+        with ExitStack() as stack:
+            while self.kept:
+                _, (_, give_back) = self.kept.popitem()
+                stack.callback(give_back)
+
     def _stop(self) -> bool:
+        self.stops.set()
         stoppable = not (self.in_endpoint_thread or self.ending)
         if stoppable:
             self.task.cancel()

@@ -29,6 +29,7 @@ from falctl.core.events import (
     Refuse,
     Released,
     RunnerUp,
+    TellWish,
     Tick,
 )
 from falctl.core.policies.base import Policy
@@ -172,6 +173,8 @@ class World:
                     self._load(runner, hint, evict)
                 case Refuse():
                     self.outcome.refused += 1
+                case TellWish():
+                    pass  # a trace wishes for nothing
         if self._check:
             self.scheduler.check()
         self._idle_ticks = self._idle_ticks + 1 if isinstance(event, Tick) else 0

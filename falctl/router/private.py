@@ -1,45 +1,15 @@
-"""Files and folders of this installation that nobody but their owner reads, and that are whole or not there."""
+"""Folders of this installation that nobody but their owner reads."""
 
 from __future__ import annotations
 
-import contextlib
-import os
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
+
+from falctl.private_file import sync_folder, write_private
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-_MODE: Final = 0o600
-
-
-def write_private(path: Path, content: bytes, *, replace: bool = True) -> None:
-    """
-    Let *path* have *content*, durable; a reader sees the old file or the new one, never a part. Blocks.
-
-    Without *replace* a file that somebody else has put there meanwhile stays.
-
-    Raises:
-        OSError: the disk is full or broken; what was there is as it was, and nothing is left beside it.
-    """
-    draft = path.with_name(
-        f".{path.name}.new"
-    )  # one name, so that crashes leave one file, which the next removes
-    draft.unlink(missing_ok=True)
-    try:
-        fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _MODE)
-        with os.fdopen(fd, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(fd)
-        if replace:
-            draft.replace(path)
-        else:
-            with contextlib.suppress(FileExistsError):
-                os.link(draft, path)
-    finally:
-        with contextlib.suppress(OSError):
-            draft.unlink()
-    sync_folder(path.parent)
+__all__ = ["make_private", "sync_folder", "write_private"]
 
 
 def make_private(*folders: Path) -> None:
@@ -48,12 +18,3 @@ def make_private(*folders: Path) -> None:
         folder.mkdir(mode=0o700, exist_ok=True)
         if folder.stat().st_mode & 0o077:
             folder.chmod(0o700)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in *folder* durable. Blocks. Raises OSError."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -37,6 +37,8 @@ class Launch:
     environ: Mapping[str, str]
     listen_fd: int | None = None
     tls_fd: int | None = None
+    memory: socket.socket | None = None
+    """A runner's end of its channel for host memory; closed when it has it."""
 
 
 @dataclass(slots=True)
@@ -80,6 +82,7 @@ async def spawn(launch: Launch, on_message: Callable[[Message], None]) -> Child:
     native = NativePipes(launch.name) if isinstance(launch.spec, HostSpec) else None
     fds = [theirs.fileno(), launch.board_fd, launch.life_fd, *(native.fds.all if native else ())]
     fds += [fd for fd in (launch.listen_fd, launch.tls_fd) if fd is not None]
+    fds += [launch.memory.fileno()] if launch.memory is not None else []
     try:
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-P", "-m", launch.module),
@@ -101,6 +104,8 @@ async def spawn(launch: Launch, on_message: Callable[[Message], None]) -> Child:
             native.spawned()
         theirs.close()
         os.close(theirs_output)
+        if launch.memory is not None:
+            launch.memory.close()
     ours.setblocking(False)  # noqa: FBT003 - the signature of the socket module
     reader, writer = await asyncio.open_connection(sock=ours, limit=1 << 20)
     child = Child(launch, process, family, writer)
@@ -115,10 +120,12 @@ def _environ(launch: Launch, control_fd: int, family: str, native: NativePipes |
     sockets = {lifeline.ENV_LISTEN: launch.listen_fd, lifeline.ENV_TLS: launch.tls_fd}
     listen = {name: str(fd) for name, fd in sockets.items() if fd is not None}
     pipes = {} if native is None else {lifeline.ENV_NATIVE: ",".join(map(str, native.fds.all))}
+    memory = {} if launch.memory is None else {lifeline.ENV_MEMORY: str(launch.memory.fileno())}
     return {
         **launch.environ,
         **listen,
         **pipes,
+        **memory,
         "PYTHONUNBUFFERED": "1",
         lifeline.ENV_CONTROL: str(control_fd),
         lifeline.ENV_BOARD: str(launch.board_fd),

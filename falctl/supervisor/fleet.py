@@ -14,10 +14,13 @@ from falctl.board.board import Board
 from falctl.board.rows import LifeRow, RouterRow
 from falctl.clock import monotonic_s
 from falctl.config import Config
+from falctl.config_values import FOR_EVER
+from falctl.core.host_memory import Holder
 from falctl.core.lifecycle import Begin, Condemned, LifeLimits, Tick, Vitals, Watched
 from falctl.core.types import Epoch, RunnerId
 from falctl.home import Home
 from falctl.supervisor.child import Launch
+from falctl.supervisor.host_memory import HostMemory
 from falctl.supervisor.listen import public_url
 from falctl.supervisor.member import Member
 from falctl.supervisor.plan import Plan, PlannedRunner, runner_environ
@@ -53,6 +56,8 @@ class Ground:
     admin_token: str
     tls: socket.socket | None = None
     tls_url: str = ""
+    memory_bytes: int = 0
+    """What the runners may hold of weights together; 0: each has memory of its own."""
 
 
 class Fleet:
@@ -62,6 +67,12 @@ class Fleet:
         self.ground = ground
         self.config = config
         self.news = asyncio.Event()
+        keep_s = config.cache.keep_alive
+        self.memory = HostMemory(
+            ground.memory_bytes,
+            keep_alive_s=None if keep_s == FOR_EVER else keep_s,
+            changed=ground.board.put_memory,
+        )
         self.runners = {planned.runner: self._runner(planned) for planned in ground.plan.runners}
         self.router = Member(
             "router", _ROUTER_LIMITS, launch=self._launch_router, changed=self.news.set, buried=lambda: None
@@ -113,7 +124,7 @@ class Fleet:
             life_limits(self.config),
             launch=lambda epoch: self._launch_runner(planned, epoch),
             changed=lambda: self._publish(planned),
-            buried=lambda: self.ground.board.reset_runner(planned.runner),
+            buried=lambda: self._bury(planned.runner),
         )
 
     def _launch_runner(self, planned: PlannedRunner, epoch: Epoch) -> Launch:
@@ -145,7 +156,12 @@ class Fleet:
             board_fd=ground.board.fd,
             life_fd=ground.life_fd,
             environ=runner_environ(planned, ground.plan, self.config, os.environ),
+            memory=self.memory.connect(Holder(planned.runner, epoch)) if ground.memory_bytes else None,
         )
+
+    def _bury(self, runner: RunnerId) -> None:
+        self.ground.board.reset_runner(runner)
+        self.memory.bury(Holder(runner, self.runners[runner].life.epoch))
 
     def _files_url(self) -> str:
         return f"{public_url(self.ground.url, self.config.server)}/files"

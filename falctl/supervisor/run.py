@@ -21,6 +21,7 @@ from falctl.supervisor.announce import Announcer
 from falctl.supervisor.fleet import Fleet, Ground
 from falctl.supervisor.gpus import Gpus
 from falctl.supervisor.keeper import Keeper
+from falctl.supervisor.machine_memory import shortage_bytes
 from falctl.supervisor.member import Member
 from falctl.supervisor.output import say
 from falctl.wire import Drain, Ending
@@ -87,6 +88,7 @@ class Supervisor:
             ticking.cancel()
             self._gpus.stop()
             await self._end()
+            self._fleet.memory.close()
         # Said last, where it is found, and when nothing is left of the attempt.
         self._announcer.note(outcome.line)
         self._announcer.done(exit_code=outcome.exit_code)
@@ -158,6 +160,7 @@ class Supervisor:
             ticks += 1
             if ticks % round(_PIDS_OF_CPU_S / TICK_S) == 0:
                 self._gpus.tick(self._pids())
+                self._fleet.memory.tick(shortage_bytes)
                 self._keeper.heal()
                 self._orphans.reap(self._fleet.pids())
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from falctl.board.board import Board
-from falctl.board.rows import FleetRow
+from falctl.board.rows import FleetRow, MemoryRow
 from falctl.clock import monotonic_s
 from falctl.config import Config, ServerConfig
 from falctl.home import Instance, find_home
@@ -19,6 +19,7 @@ from falctl.supervisor import listen, nvml
 from falctl.supervisor.announce import Announcer
 from falctl.supervisor.fleet import Ground
 from falctl.supervisor.keeper import Keeper
+from falctl.supervisor.machine_memory import suggested_bytes
 from falctl.supervisor.plan import Plan, make_plan, wants_cards
 from falctl.supervisor.run import Supervisor
 from falctl.version import __version__
@@ -70,8 +71,12 @@ def _ground(config: Config, keeper: Keeper, announcer: Announcer, *, detached: b
         board.put_fleet(
             FleetRow(__version__, os.getpid(), url, config.app_names, config.routing.policy, monotonic_s())
         )
+        memory_bytes = suggested_bytes() if config.cache.host_memory is None else config.cache.host_memory
+        board.put_memory(MemoryRow(memory_bytes))
         keeper.describe(Instance(os.getpid(), url, detached, tls_url))
-        yield Ground(keeper.home, plan, board, listener, life_read, url, keeper.token, tls, tls_url)
+        yield Ground(
+            keeper.home, plan, board, listener, life_read, url, keeper.token, tls, tls_url, memory_bytes
+        )
 
 
 def _listen_for_tls(server: ServerConfig, stack: contextlib.ExitStack) -> socket.socket | None:

@@ -1,217 +1,257 @@
 """
-A bounded cache of loaded models that a runner's requests share.
+The models that a runner's requests share: leased for the block that uses them, loaded once however many wait.
 
-A model is *leased* for the block that uses it, and pinned meanwhile. However many leases want a model that is not
-there, one loads it and the others wait. All loads of a process hold one lock, because diffusers and accelerate
-change global state of the process while they construct a model, and fail silently when two do so at once; the lock
-is per process rather than per cache for that reason. Which model leaves is decided by `falctl.core.residency`.
+A cache decides and a store acts (`falctl.toolkit.model_store`). What leaves to make room, and when, is decided by
+`falctl.core.residency` and `falctl.core.keep_alive`; who holds what is in `falctl.toolkit.holdings`, and how a model
+gets to where it is wanted in `falctl.toolkit.model_loader`.
 """
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, Final, Generic, Literal, TypeVar, cast
+from functools import partial
+from typing import Generic, Literal, TypeVar, cast
 
 from falctl.clock import monotonic_s
-from falctl.core.residency import Resident, Verdict, victims
-from falctl.toolkit.cancel import RequestCancelled
+from falctl.core.activations import Drawing
+from falctl.core.residency import Resident, Tier
+from falctl.toolkit.cache_entry import Entry
+from falctl.toolkit.cache_hooks import NO_HOOKS, NO_POLICY, CacheHooks, CachePolicy, OutOfMemory
+from falctl.toolkit.holdings import LOADING, Holdings
+from falctl.toolkit.lease import Lease, refuse_on_a_loop
+from falctl.toolkit.model_loader import ModelLoader
+from falctl.toolkit.model_store import ModelStore
+from falctl.toolkit.opaque_store import OpaqueStore
+from falctl.toolkit.out_of_memory import runs_out_of_memory
 
 M = TypeVar("M")
-
-_LOADING: Final = threading.RLock()
-_loader = threading.local()
-
-
-def _nothing_changed() -> None: ...
-
-
-def _nobody_asked(name: str, verdict: Verdict, load_s: float) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class CacheHooks:
-    """What a cache reports, on the thread that caused it and with no lock held."""
-
-    changed: Callable[[], None] = _nothing_changed
-    """A load began or ended, or models were dropped."""
-    leased: Callable[[str, Verdict, float], None] = _nobody_asked
-    """A lease got its model: the name, how, and the seconds it took."""
-
-
-@dataclass(eq=False, slots=True)
-class _Entry:
-    name: str
-    used_at: float
-    pins: int = 0
-    done: threading.Event = field(default_factory=threading.Event)
-    busy: bool = False
-    model: Any = None
-    error: BaseException | None = None
-    load_s: float = 0.0
-
-    def seen(self) -> Resident:
-        state: Literal["loading", "ready"] = "ready" if self.done.is_set() else "loading"
-        return Resident(self.name, state, self.used_at, self.pins, self.load_s)
+T = TypeVar("T")
 
 
 class ModelCache(Generic[M]):
-    """At most *models_max* models by name; made by ``self.runner.model_cache(load=...)``. Thread-safe."""
+    """Models by name over *store*; made by ``self.runner.model_cache(load=...)``. Thread-safe."""
 
-    def __init__(  # noqa: PLR0913 - what an author may say, and what the host does
+    def __init__(
         self,
-        load: Callable[[str], M],
+        store: ModelStore[M],
         *,
-        unload: Callable[[M], None] | None = None,
-        check: Callable[[str], object] | None = None,
-        models_max: int = 3,
         overlaps: bool = False,
-        hooks: CacheHooks = CacheHooks(),
+        policy: CachePolicy = NO_POLICY,
+        hooks: CacheHooks = NO_HOOKS,
     ) -> None:
-        self.models_max = models_max
+        self.models_max = policy.models_max
         self.overlaps = overlaps
-        """Whether *load* may run beside a request: it only moves bytes, it constructs nothing."""
-        self._load = load
-        self._unload = unload
-        self._check = check
+        """Whether any load may run beside a request: it only moves bytes, it constructs nothing."""
+        self._store = store
+        self._policy = policy
         self._hooks = hooks
-        self._lock = threading.Lock()
-        self._entries: dict[str, _Entry] = {}  # least recently used first
+        self._holdings = Holdings(store, policy)
+        self._loader = ModelLoader(store, self._holdings, policy, hooks)
+
+    @property
+    def loads(self) -> bool:
+        """Return whether it can load a model by its name; it cannot if the app only puts models in."""
+        return not isinstance(self._store, OpaqueStore) or self._store.loads
 
     @property
     def resident(self) -> tuple[str, ...]:
-        """Return the names of the loaded models, most recently used first."""
-        with self._lock:
-            return tuple(e.name for e in reversed(self._entries.values()) if e.done.is_set())
+        """Return the names of the models that are ready to run, most recently used first."""
+        return self._holdings.names()
 
     def residents(self) -> tuple[Resident, ...]:
-        """Return every model, loading ones too, most recently used first."""
-        with self._lock:
-            return tuple(e.seen() for e in reversed(self._entries.values()))
+        """Return every model, loading ones and those off the device too, most recently used first."""
+        return self._holdings.residents()
 
-    @contextmanager
-    def lease(self, name: str) -> Iterator[M]:
-        """
-        Hold the model *name* for a block, loading it first if need be; blocks while it loads.
+    def tier(self, name: str) -> Tier | None:
+        """Return the lowest tier that a part of *name* is in; None: its modules do not stand."""
+        return self._holdings.tier(name)
 
-        Do not enter it on an event loop. Raises whatever the load raised, to every lease that waited for it;
-        then nothing is cached.
-        """
-        asked_at = monotonic_s()
-        entry, verdict = self._get(name)
-        try:
-            self._hooks.leased(name, verdict, 0.0 if verdict == "hit" else monotonic_s() - asked_at)
-            yield cast("M", entry.model)
-        finally:
-            self._unpin(entry)
+    def may_overlap(self, name: str, *, tier: Literal["vram", "ram"] = "vram") -> bool:
+        """Return whether a load of *name* to *tier* may run beside a request, on another thread."""
+        return self.overlaps or (tier == "ram" and self._holdings.tier(name) is not None)
 
-    def load(self, name: str, *, evict: Sequence[str] = ()) -> float:
-        """
-        Load *name* ahead of any request for it, after dropping *evict*; return the seconds that took, 0 if it was there.
+    # Leases
 
-        Blocks while it loads; raises what the load raised. A model of *evict* that is in use stays; all do if the
-        name does not pass the cache's check.
+    def lease(self, name: str, drawing: Drawing | None = None) -> Lease[M]:
         """
-        if self._check is not None:
-            self._check(name)
-        for victim in evict:
-            self.evict(victim)
+        Return a block that holds the model *name*, loaded first if need be, with room for *drawing* beside it.
+
+        ``with`` blocks while it loads, and raises RuntimeError on an event loop, where ``async with`` waits for
+        a thread instead. Raises whatever the load raised, to every lease that waited for it, and a 507
+        (`ModelTooLargeError`) where there can be no room. *drawing* None: what the model usually draws.
+        """
+        return Lease(partial(self._take, name, drawing), self._hooks.run)
+
+    def run(self, name: str, call: Callable[[M], T], drawing: Drawing | None = None) -> T:
+        """
+        Return ``call(model)`` under a lease; blocks.
+
+        When the call runs out of the device's memory every idle model leaves, and it is called again if
+        `CachePolicy.recover` says so. Raises as `lease`, and what *call* raises.
+        """
+        attempt = 0
+        while True:
+            with self.lease(name, drawing) as model:
+                try:
+                    return call(model)
+                except Exception as error:
+                    if not runs_out_of_memory(error):
+                        raise
+                    detail = str(error)
+                del model
+            # Outside the `except`: the error held the frames of the call, and all that they had allocated.
+            attempt += 1
+            self._give_way(name)
+            if self._policy.recover(OutOfMemory(name, drawing, attempt, detail)) == "raise":
+                raise self._loader.too_large(name, drawing, f"ran out of memory ({detail})")
+
+    def __getitem__(self, name: str) -> M:
+        """
+        Return the model *name*, loaded first if need be; it is leased until the current request ends.
+
+        Raises as `lease`; KeyError where nothing loads; RuntimeError outside a request and on an event loop.
+        """
+        refuse_on_a_loop("use `async with models.lease(name)`")
+        kept = self._hooks.kept()
+        if kept is None:
+            msg = (
+                "models[name] holds the model until the current request ends, and none is served here: "
+                "use `with models.lease(name)`"
+            )
+            raise RuntimeError(msg)
+        key = (id(self), name)
+        if key not in kept:
+            kept[key] = self._take(name, None)
+        return cast("M", kept[key][0])
+
+    def __setitem__(self, name: str, model: M) -> None:
+        """
+        Take *model*, which the app has loaded itself, for *name*; leased until the current request ends, if any.
+
+        Raises TypeError where models are loaded by name alone, RuntimeError on an event loop.
+        """
+        refuse_on_a_loop("do it in a sync method")
+        if not isinstance(self._store, OpaqueStore):
+            msg = "this cache loads its models itself: `models[name]` and `models.lease(name)` do"
+            raise TypeError(msg)
+        entry = self._loader.adopt(name, model, self._store.put)
+        kept = self._hooks.kept()
+        if kept is None or (id(self), name) in kept:
+            self._give_back(entry)
+        if kept is not None:
+            _, give_back = kept.get((id(self), name), (None, partial(self._give_back, entry)))
+            kept[id(self), name] = model, give_back
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.resident
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.resident)
+
+    def __len__(self) -> int:
+        return len(self.resident)
+
+    def keys(self) -> tuple[str, ...]:
+        """Return `resident`."""
+        return self.resident
+
+    # What a person or the router says
+
+    def load(self, name: str, tier: Literal["vram", "ram"] = "vram", *, evict: Sequence[str] = ()) -> float:
+        """
+        Load *name* into *tier* ahead of any request; return the seconds that took, 0 if it was there.
+
+        Blocks; raises as `lease`. *evict* are to leave first: all of them where no bytes are counted, else as
+        many as must. One that is leased or pinned stays; all do if the name does not pass the store's check.
+        """
+        refuse_on_a_loop("do it in a sync method")
+        self._store.check(name)
+        if self._store.free_bytes is None:
+            for victim in evict:
+                self.evict(victim)
         began_at = monotonic_s()
-        entry, verdict = self._get(name)
-        self._unpin(entry)
+        entry, verdict = self._loader.get(name, to=tier, first=frozenset(evict))
+        self._give_back(entry)
         return 0.0 if verdict == "hit" else monotonic_s() - began_at
 
-    def evict(self, name: str) -> bool:
-        """Drop *name*; False when it is not loaded or is in use."""
-        with self._lock:
-            entry = self._entries.get(name)
-            if entry is None or entry.pins:  # one that loads is pinned by its loader
-                return False
-            del self._entries[name]
-        self._free([entry])
+    def evict(self, name: str, tier: Tier = "vram") -> bool:
+        """
+        Have *name* leave *tier* and what is above it ("disk": its modules go, too); blocks.
+
+        What other models use stays. False: it was not there, or is leased or pinned.
+        """
+        if self._holdings.stays(name):
+            return False
+        with LOADING:
+            if tier == "disk":
+                left = self._holdings.forget(name)
+            else:
+                left = self._holdings.evict(name)
+                left = (tier == "ram" and self._holdings.drop(name)) or left
+        if left:
+            self._hooks.changed()
+        return left
+
+    def pin(self, name: str) -> None:
+        """
+        Keep *name* where it is, and wherever it gets, until `unpin`; loads nothing.
+
+        Raises what the store's check raises, and `ModelTooLargeError` if the pinned models would leave no room.
+        """
+        self._store.check(name)
+        self._holdings.pin(name)
         self._hooks.changed()
-        return True
 
-    def _get(self, name: str) -> tuple[_Entry, Verdict]:
-        """Return a loaded, pinned entry. One whose load failed is out of the cache, so its pins count no more."""
-        while True:
-            entry, verdict = self._claim(name)
-            try:
-                self._fill(entry, verdict)
-            except RequestCancelled:
-                if verdict == "disk":
-                    raise
-                # The request that was loading it was cancelled; ours was not.
-            else:
-                return entry, verdict
+    def unpin(self, name: str) -> bool:
+        """Let *name* leave again; False: it was not pinned."""
+        pinned = self._holdings.unpin(name)
+        if pinned:
+            self._hooks.changed()
+            self._hooks.idle()
+        return pinned
 
-    def _claim(self, name: str) -> tuple[_Entry, Verdict]:
-        with self._lock:
-            entry = self._entries.pop(name, None)
-            verdict: Verdict = "disk"
-            if entry is None:
-                entry = _Entry(name, used_at=monotonic_s())
-            else:
-                verdict = "hit" if entry.done.is_set() else "join"
-            self._entries[name] = entry
-            entry.pins += 1
-            entry.used_at = monotonic_s()
-            return entry, verdict
+    @property
+    def pinned(self) -> tuple[str, ...]:
+        """Return the pinned names, whether or not anything of them is loaded."""
+        return self._holdings.pins()
 
-    def _fill(self, entry: _Entry, verdict: Verdict) -> None:
-        if verdict == "disk" or (verdict == "join" and getattr(_loader, "active", False)):
-            # A load that leases another model must not wait for a thread that waits for its lock.
-            with _LOADING:
-                if not entry.done.is_set():
-                    self._load_into(entry)
-        else:
-            entry.done.wait()
-        if entry.error is not None:
-            raise entry.error
+    # What the host does from time to time
 
-    def _load_into(self, entry: _Entry) -> None:
-        if entry.busy:
-            msg = f"the load of {entry.name!r} leases {entry.name!r}"
-            raise RuntimeError(msg)
-        entry.busy = True
-        outer, _loader.active = getattr(_loader, "active", False), True
+    def due_at(self) -> float | None:
+        """Return when `tend` has something to do, on `monotonic_s`'s clock; None: as things are, never."""
+        return self._holdings.due_at()
+
+    def tend(self) -> float | None:
+        """Have leave what has idled for too long; blocks; return `due_at` after it. Raises what ``unload`` raises."""
+        with LOADING:
+            left = [self._holdings.tend(), self._holdings.trim(incoming=0)]
+        if any(left):
+            self._hooks.changed()
+        return self._holdings.due_at()
+
+    def _take(self, name: str, drawing: Drawing | None) -> tuple[M, Callable[[], None]]:
+        asked_at = monotonic_s()
+        entry, verdict = self._loader.get(name, drawing=drawing)
         try:
-            if self._check is not None:
-                self._check(entry.name)
-            self._make_room(incoming=1)
-            self._hooks.changed()
-            began_at = monotonic_s()
-            entry.model = self._load(entry.name)
-            entry.load_s = monotonic_s() - began_at
-        except BaseException as error:
-            entry.error = error
-            with self._lock:
-                del self._entries[entry.name]
+            self._hooks.leased(name, verdict, 0.0 if verdict == "hit" else monotonic_s() - asked_at)
+        except BaseException:
+            self._give_back(entry)
             raise
-        finally:
-            _loader.active = outer
-            entry.done.set()
-            self._hooks.changed()
+        return cast("M", entry.model), partial(self._give_back, entry)
 
-    def _make_room(self, *, incoming: int) -> bool:
-        with self._lock:
-            loaded = [e.seen() for e in self._entries.values() if e.done.is_set()]
-            names = victims(loaded, models_max=self.models_max, incoming=incoming)
-            leaving = [self._entries.pop(name) for name in names]
-        self._free(leaving)
-        return bool(leaving)
+    def _give_back(self, entry: Entry) -> None:
+        self._holdings.release(entry)
+        due_at = self._holdings.due_at()
+        # A load that is under way is not waited for: `tend` comes again.
+        if due_at is not None and due_at <= monotonic_s() and LOADING.acquire(blocking=False):
+            try:
+                self.tend()
+            finally:
+                LOADING.release()
+        self._hooks.idle()
 
-    def _free(self, leaving: list[_Entry]) -> None:
-        if self._unload is not None:
-            for entry in leaving:
-                self._unload(entry.model)
-
-    def _unpin(self, entry: _Entry) -> None:
-        with self._lock:
-            entry.pins -= 1
-            entry.used_at = monotonic_s()
-        # While every model was pinned the cache may have grown beyond its bound.
-        if self._make_room(incoming=0):
+    def _give_way(self, name: str) -> None:
+        with LOADING:
+            left = self._holdings.evict_idle(keep=name)
+        if left:
             self._hooks.changed()

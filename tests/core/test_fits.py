@@ -13,6 +13,7 @@ from falctl.core.events import (
     Refuse,
     RunnerDown,
     RunnerUp,
+    TellWish,
     Tick,
 )
 from falctl.core.policies import Auto
@@ -53,6 +54,8 @@ def told(actions: list[Action]) -> list[str]:
                 lines.append(f"{request}@{runner}")
             case Refuse(request, code):
                 lines.append(f"{request}!{code}")
+            case TellWish():
+                raise AssertionError(action)
     return lines
 
 

@@ -21,6 +21,7 @@ from falctl.core.host_memory import (
     Holder,
     Ledger,
     LetGo,
+    Protect,
     Refuse,
     Sealed,
     Squeezed,
@@ -58,7 +59,7 @@ class Told:
         """Let *who* fill *key*; return the block."""
         *_, fill = self.ask(who, key, pages=pages)
         assert isinstance(fill, Fill)
-        assert self(Sealed(who, fill.block)) == []
+        assert self(Sealed(who, fill.block)) == [Protect(fill.block)]
         return fill.block
 
     def unused(self, key: str, *, pages: int = 1) -> int:
@@ -71,7 +72,7 @@ class Told:
 def test_the_first_who_asks_fills_and_later_ones_get_it_filled() -> None:
     told = Told(pages=10)
     assert told.ask(A, "unet", pages=3) == [Fill(A, 1, 1, 3 * P)]
-    assert told(Sealed(A, 1)) == []
+    assert told(Sealed(A, 1)) == [Protect(1)]
     assert told.ask(B, "unet", pages=3) == [Give(B, 2, 1, 3 * P)]
     assert (told.ledger.held_bytes, told.ledger.blocks) == (3 * P, 1)
 
@@ -82,7 +83,7 @@ def test_who_asks_while_it_is_filled_gets_it_when_it_is_sealed() -> None:
     assert told.ask(B, "unet") == []
     assert told.ask(C, "unet") == []
     assert told.ledger.waiting == 2
-    assert told(Sealed(A, 1)) == [Give(B, 2, 1, P), Give(C, 3, 1, P)]
+    assert told(Sealed(A, 1)) == [Protect(1), Give(B, 2, 1, P), Give(C, 3, 1, P)]
     assert told.ledger.waiting == 0
 
 
@@ -163,7 +164,7 @@ def test_an_abandoned_block_is_filled_by_the_first_who_waits() -> None:
     assert told(Abandoned(A, 1)) == [Fill(B, 2, 2, P)]
     assert told.ledger.held_bytes == 2 * P, "its filler has it mapped still"
     assert told(LetGo(A, 1)) == [Drop(1)]
-    assert told(Sealed(B, 2)) == [Give(C, 3, 2, P)]
+    assert told(Sealed(B, 2)) == [Protect(2), Give(C, 3, 2, P)]
 
 
 def test_who_waits_for_an_abandoned_block_is_refused_where_its_bytes_are_in_the_way() -> None:
@@ -186,7 +187,7 @@ def test_when_its_filler_dies_the_first_who_waits_fills() -> None:
     told.ask(B, "a")
     told.ask(C, "a")
     assert told(Died(A)) == [Drop(1), Fill(B, 2, 2, P)]
-    assert told(Sealed(B, 2)) == [Give(C, 3, 2, P)]
+    assert told(Sealed(B, 2)) == [Protect(2), Give(C, 3, 2, P)]
 
 
 def test_who_waits_for_what_the_dead_filled_gets_its_room() -> None:
@@ -206,7 +207,7 @@ def test_references_of_the_dead_vanish_and_their_questions_with_them() -> None:
     told.ask(A, "b")
     assert told(Died(A)) == []
     assert (told.ledger.used_bytes, told.ledger.waiting) == (P, 0)
-    assert told(Sealed(B, 2)) == [], "nobody waits any more"
+    assert told(Sealed(B, 2)) == [Protect(2)], "nobody waits any more"
     assert told.ask(B, "a") == [Give(B, 5, block, P)]
 
 
@@ -227,7 +228,7 @@ def test_a_later_incarnation_ends_the_former() -> None:
     assert told.ask(successor, "b") == [Drop(1), Fill(B, 2, 2, P), Fill(successor, 3, 3, P)]
     assert told(Sealed(A, 3)) == []
     assert told(Died(A)) == []
-    assert told(Sealed(successor, 3)) == []
+    assert told(Sealed(successor, 3)) == [Protect(3)]
     assert told.ledger.used_bytes == 2 * P
 
 
@@ -297,6 +298,7 @@ class Machine(RuleBasedStateMachine):
         self.questions: dict[int, tuple[Holder, str, int]] = {}
         self.numbers = 0
         self.content: dict[int, str] = {}
+        self.protected: set[int] = set()
 
     def tell(self, event: Event) -> None:
         self.now += 1.0
@@ -319,8 +321,10 @@ class Machine(RuleBasedStateMachine):
                 self.content[block] = asked[1]
             case Give(who, number, block, _):
                 assert self.questions.pop(number)[:2] == (who, self.content[block])
-                assert block not in self.filling, "given before it was sealed"
+                assert block in self.protected, "given before it was sealed"
                 self.mapped.append((who, block))
+            case Protect(block):
+                self.protected.add(block)
             case Refuse(_, number, nbytes, used, budget, _):
                 del self.questions[number]
                 assert nbytes > budget - used

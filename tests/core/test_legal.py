@@ -54,3 +54,9 @@ def test_what_can_be_made_has_no_fault(move: object) -> None:
 )
 def test_what_cannot_be_made_is_told(move: object, words: str) -> None:
     assert words in (fault(state(), move) or "")
+
+
+def test_a_pinned_victim_is_told() -> None:
+    known = state()
+    known.fleet.runners[R1].pinned = frozenset({B})
+    assert "'b' is pinned on runner 1" in (fault(known, LoadModel(A, R1, (B,), "")) or "")

@@ -22,6 +22,7 @@ from falctl.core.events import (
     RunnerDown,
     RunnerDrains,
     RunnerUp,
+    TellWish,
     Tick,
 )
 from falctl.core.policies import Auto, Move, State
@@ -142,7 +143,7 @@ class Fleet:
                     self.running.append(action)
                 case Load():
                     self.loads.append(action)
-                case Refuse():
+                case Refuse() | TellWish():
                     pass
         self.scheduler.check()
 

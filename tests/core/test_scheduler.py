@@ -23,6 +23,7 @@ from falctl.core.events import (
     RunnerDown,
     RunnerDrains,
     RunnerUp,
+    TellWish,
     Tick,
 )
 from falctl.core.fleet import LAST_SERVED_MAX, Fleet
@@ -78,6 +79,8 @@ def told(action: Action) -> str:
             return f"{request}!{code}"
         case Load(runner, _, hint, evict):
             return f"{hint}>{runner}" + "".join(f"-{victim}" for victim in evict)
+        case TellWish():
+            raise AssertionError(action)
 
 
 @pytest.mark.parametrize("policy", POLICIES)

@@ -16,9 +16,12 @@ from falctl.core.events import (
     HintsChanged,
     Load,
     LoadEnded,
+    PinsChanged,
+    Refuse,
     Released,
     RunnerUp,
     Tick,
+    Wished,
 )
 from falctl.core.fleet import Runner
 from falctl.core.policies import Affinity, Auto, Policy
@@ -339,6 +342,26 @@ def test_a_model_that_one_card_holds_whole_is_not_squeezed_into_a_smaller_one() 
     s.up(0, caps=Caps("small", loads=True, vram_bytes=10 * GiB, run_bytes=40 * GiB))
     s.up(1, caps=Caps("large", loads=True, vram_bytes=40 * GiB, run_bytes=80 * GiB))
     assert only_load(s.come("1", A)).runner == 1
+
+
+def test_what_runs_in_part_runs_beside_what_is_pinned_unless_that_takes_everything() -> None:
+    for pinned_gib, refused in ((4, False), (10, True)):
+        s = Scene()
+        s.costs.declare(A, 30 * GiB)
+        s.costs.declare(B, pinned_gib * GiB)
+        s.up(0, "B", caps=Caps("card", loads=True, vram_bytes=10 * GiB, run_bytes=40 * GiB))
+        s.feed(PinsChanged(RunnerId(0), E1, frozenset({B})))
+        assert [isinstance(action, Refuse) for action in s.come("1", A)] == ([True] if refused else [])
+
+
+def test_a_wish_without_a_runner_goes_where_host_memory_has_it() -> None:
+    for having in (0, 1):
+        s = Scene()
+        for runner in range(2):
+            s.up(runner, "B" if runner == having else "", ram="A" if runner == having else "")
+        load, _ = s.feed(Wished(1, A))
+        assert isinstance(load, Load)
+        assert load.runner == having
 
 
 def test_what_is_larger_than_a_card_and_all_host_memory_is_refused() -> None:

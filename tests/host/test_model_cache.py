@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 import pytest
 
 from falctl.toolkit import ModelCache, RequestCancelled
-from falctl.toolkit.model_cache import CacheHooks
+from falctl.toolkit.cache_hooks import CacheHooks, CachePolicy
+from falctl.toolkit.opaque_store import OpaqueStore
 from tests.wait import until
 
 WAIT_S = 10.0
@@ -42,7 +43,8 @@ class Shelf:
         self.log.append(f"unload {model}")
 
     def cache(self, models_max: int, hooks: CacheHooks | None = None) -> ModelCache[str]:
-        return ModelCache(self.load, unload=self.unload, models_max=models_max, hooks=hooks or CacheHooks())
+        store = OpaqueStore(self.load, unload=self.unload)
+        return ModelCache(store, policy=CachePolicy(models_max=models_max), hooks=hooks or CacheHooks())
 
 
 def use(cache: ModelCache[str], *names: str) -> None:
@@ -51,8 +53,8 @@ def use(cache: ModelCache[str], *names: str) -> None:
             assert model == name.upper()
 
 
-def pins(cache: ModelCache[str]) -> dict[str, int]:
-    return {r.name: r.pins for r in cache.residents()}
+def leases(cache: ModelCache[str]) -> dict[str, int]:
+    return {r.name: r.leases for r in cache.residents()}
 
 
 def test_a_resident_model_is_not_loaded_again() -> None:
@@ -92,14 +94,14 @@ def test_many_leases_of_a_model_that_is_not_there_make_one_load() -> None:
     cache = shelf.cache(2, CacheHooks(leased=lambda _name, verdict, _s: verdicts.append(verdict)))
     with ThreadPoolExecutor(6) as pool:
         waiting = [pool.submit(use, cache, "a") for _ in range(6)]
-        until(lambda: pins(cache).get("a") == 6, within_s=WAIT_S, what="six leases wait")
+        until(lambda: leases(cache).get("a") == 6, within_s=WAIT_S, what="six leases wait")
         assert cache.resident == ()
         shelf.gates["a"].set()
         for future in waiting:
             future.result(WAIT_S)
     assert shelf.log == ["load a"]
     assert sorted(verdicts) == ["disk", *["join"] * 5]
-    assert pins(cache) == {"a": 0}
+    assert leases(cache) == {"a": 0}
 
 
 def test_two_models_are_never_loaded_at_the_same_time_not_even_by_two_caches() -> None:
@@ -107,7 +109,7 @@ def test_two_models_are_never_loaded_at_the_same_time_not_even_by_two_caches() -
     one, other = shelf.cache(2), shelf.cache(2)
     with ThreadPoolExecutor(2) as pool:
         waiting = [pool.submit(use, one, "a"), pool.submit(use, other, "b")]
-        until(lambda: pins(one) and pins(other), within_s=WAIT_S, what="both leases wait")
+        until(lambda: leases(one) and leases(other), within_s=WAIT_S, what="both leases wait")
         shelf.gates["a"].set()
         shelf.gates["b"].set()
         for future in waiting:
@@ -132,7 +134,7 @@ def test_a_load_that_raises_caches_nothing_and_every_waiter_gets_its_error() -> 
     cache = shelf.cache(2)
     with ThreadPoolExecutor(3) as pool:
         waiting: list[Future[None]] = [pool.submit(use, cache, "a") for _ in range(3)]
-        until(lambda: pins(cache).get("a") == 3, within_s=WAIT_S, what="three leases wait")
+        until(lambda: leases(cache).get("a") == 3, within_s=WAIT_S, what="three leases wait")
         shelf.gates["a"].set()
         for future in waiting:
             with pytest.raises(OSError, match="half a folder"):
@@ -150,7 +152,7 @@ def test_a_lease_that_joined_loads_itself_when_the_request_that_was_loading_is_c
         first = pool.submit(use, cache, "a")
         until(lambda: shelf.loading, within_s=WAIT_S, what="a loads")
         second = pool.submit(use, cache, "a")
-        until(lambda: pins(cache).get("a") == 2, within_s=WAIT_S, what="the second waits")
+        until(lambda: leases(cache).get("a") == 2, within_s=WAIT_S, what="the second waits")
         error = shelf.errors["a"]
 
         class Once(dict[str, Exception]):
@@ -163,14 +165,14 @@ def test_a_lease_that_joined_loads_itself_when_the_request_that_was_loading_is_c
             first.result(WAIT_S)
         second.result(WAIT_S)
     assert shelf.log == ["load a", "load a"]
-    assert pins(cache) == {"a": 0}
+    assert leases(cache) == {"a": 0}
 
 
 def test_an_error_in_the_block_gives_the_model_back() -> None:
     cache = Shelf().cache(2)
     with pytest.raises(KeyError), cache.lease("a"):
         raise KeyError
-    assert pins(cache) == {"a": 0}
+    assert leases(cache) == {"a": 0}
     assert cache.evict("a")
 
 
@@ -204,7 +206,7 @@ def test_a_load_may_lease_another_model_even_one_that_a_waiting_thread_has_claim
                 return f"{name}+{encoder}"
         return name
 
-    cache = ModelCache(load)
+    cache = ModelCache(OpaqueStore(load))
     with ThreadPoolExecutor(2) as pool:
 
         def lease(name: str) -> str:
@@ -227,7 +229,7 @@ def test_a_load_that_leases_itself_is_told_so() -> None:
         with cache.lease(name) as model:
             return model
 
-    cache = ModelCache(load)
+    cache = ModelCache(OpaqueStore(load))
     with pytest.raises(RuntimeError, match="'a' leases 'a'"), cache.lease("a"):
         pass
     assert cache.residents() == ()
@@ -259,7 +261,9 @@ def test_a_load_is_timed_and_so_is_the_wait_for_it() -> None:
         threading.Event().wait(0.05)
         return name
 
-    cache = ModelCache(load, hooks=CacheHooks(leased=lambda _n, _v, load_s: waits.append(load_s)))
+    cache = ModelCache(
+        OpaqueStore(load), hooks=CacheHooks(leased=lambda _n, _v, load_s: waits.append(load_s))
+    )
     with cache.lease("a"), cache.lease("a"):
         pass
     assert cache.residents()[0].load_s >= 0.05
@@ -274,7 +278,7 @@ def test_a_name_that_does_not_pass_the_check_costs_no_model() -> None:
         if name == "wrong":
             raise KeyError(name)
 
-    cache = ModelCache(shelf.load, check=check, models_max=2)
+    cache = ModelCache(OpaqueStore(shelf.load, check=check), policy=CachePolicy(models_max=2))
     use(cache, "a", "b")
     with pytest.raises(KeyError):
         cache.load("wrong", evict=("a",))

@@ -22,6 +22,7 @@ from falctl.core.events import (
     Refuse,
     Released,
     RunnerUp,
+    TellWish,
 )
 from falctl.core.policies import make_policy
 from falctl.core.scheduler import Scheduler
@@ -86,7 +87,7 @@ class Line:
                     self.resident[runner] -= set(evict)
                     over = LoadEnded(runner, E1, hint, ok=True, load_s=LOAD_S)
                     heapq.heappush(self.events, (self.now + LOAD_S, next(self.order), over))
-                case Refuse():
+                case Refuse() | TellWish():
                     raise AssertionError(action)
 
 

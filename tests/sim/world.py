@@ -30,6 +30,7 @@ from falctl.core.events import (
     Released,
     RunnerDown,
     RunnerUp,
+    TellWish,
 )
 from falctl.core.events import Tick as SchedulerTick
 from falctl.core.lifecycle import BecameReady, Begin, Exited, Kill, Life, LifeLimits, Spawn, Vitals, Watched
@@ -129,6 +130,8 @@ class World:
                     self.at(self.now + 0.001, self.reach, action)
                 case Refuse(request, code):
                     self.answer(request, code)
+                case TellWish():
+                    raise AssertionError(action)
                 case Load():
                     msg = "these hosts load by themselves"
                     raise AssertionError(msg)

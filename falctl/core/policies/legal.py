@@ -37,4 +37,6 @@ def _load(state: State, move: LoadModel) -> str | None:
         return f"{move.hint!r} is resident on runner {move.runner}"
     if executing := [victim for victim in move.evict if runner.executes(victim)]:
         return f"{executing[0]!r} executes on runner {move.runner} and cannot be evicted"
+    if pinned := [victim for victim in move.evict if victim in runner.pinned]:
+        return f"{pinned[0]!r} is pinned on runner {move.runner} and cannot be evicted"
     return None

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
+from falctl.core.costs import Costs
 from falctl.core.fleet import Runner
 from falctl.core.policies.queues import Queues
 from falctl.core.policies.worth import Worth
@@ -85,7 +86,7 @@ class Room:
         candidates = [
             (hint, self._size(hint, runner), self._own_turn(hint))
             for hint in self._in_order(runner)
-            if hint not in running
+            if hint not in running and hint not in runner.pinned
         ]
         last_turn = max((turn for _, _, turn in candidates), default=float("-inf"))
         used = sum(self._size(h, runner) for h in (*state.fleet.held(runner), *runner.loading))
@@ -100,20 +101,14 @@ class Room:
         return sorted(held, key=lambda h: (runner.used.get(h, -1), h))
 
     def _size(self, hint: Hint, runner: Runner) -> float:
-        """Return how much of *runner* a model takes, or would take, beside its base if that is there."""
-        limit, costs = runner.caps.vram_bytes, self.queues.state.costs
-        if limit is None:
-            return 1.0
-        # One of unknown size is tried, also where the mean would not fit.
-        size = float(costs.size_bytes(hint) or min(costs.mean_size.value, limit))
-        if (base := runner.base(hint)) is not None:
-            return max(size - (costs.size_bytes(base) or size), 1.0)
-        return float(limit) if size > limit and self._is_squeezed(size, runner) else size
+        """Return how much of *runner* a model takes, or would take."""
+        size, limit = _size(hint, runner, self.queues.state.costs), runner.caps.vram_bytes
+        return size if limit is None or size <= limit or not self._is_squeezed(size, runner) else float(limit)
 
     def _is_squeezed(self, size: float, runner: Runner) -> bool:
         """Return whether *runner* would empty its card for what it cannot hold whole: it can, and no other card does."""
         limits = (other.caps.vram_bytes for other in self.queues.runners)
-        return size <= (runner.caps.run_bytes or 0) and not any(n is None or size <= n for n in limits)
+        return _runs_in_part(size, runner) and not any(n is None or size <= n for n in limits)
 
     def _own_turn(self, hint: Hint) -> float:
         """Return when *hint* is due if its only copy is here: it goes only to make room for what is due before."""
@@ -122,7 +117,37 @@ class Room:
         return self.queues.execute_key(hint)
 
 
+def pinned_out(runner: Runner, hint: Hint, costs: Costs) -> bool:
+    """Return whether what is pinned on *runner* leaves no room there for *hint*, which it does not hold."""
+    if not runner.pinned or hint in (runner.hints or ()) or hint in runner.loading or runner.executes(hint):
+        return False
+    free = _limit(runner) - sum(_size(pinned, runner, costs) for pinned in runner.pinned)
+    known = runner.caps.vram_bytes is None or costs.size_bytes(hint) is not None
+    size = _size(hint, runner, costs)
+    return size > free if known and not _runs_in_part(size, runner) else free <= 0
+
+
 def _limit(runner: Runner) -> float:
     """Return what fits: bytes where the runner counts bytes, else models; without a limit there is always room."""
     limit = runner.caps.vram_bytes if runner.caps.vram_bytes is not None else runner.caps.models_max
     return float("inf") if limit is None else float(limit)
+
+
+def _size(hint: Hint, runner: Runner, costs: Costs) -> float:
+    """Return what a model takes of what `_limit` counts, beside its base if that is there."""
+    limit = runner.caps.vram_bytes
+    if limit is None:
+        return 1.0
+    size = float(costs.size_bytes(hint) or 0)
+    if not size:
+        # One of unknown size is tried, also where the mean would not fit.
+        pinned = sum(costs.size_bytes(other) or 0 for other in runner.pinned)
+        size = min(costs.mean_size.value, max(float(limit - pinned), 1.0))
+    if (base := runner.base(hint)) is not None:
+        return max(size - (costs.size_bytes(base) or size), 1.0)
+    return size
+
+
+def _runs_in_part(size: float, runner: Runner) -> bool:
+    """Return whether *runner* runs what is larger than its card: how, and beside what, it decides by itself."""
+    return (runner.caps.vram_bytes or 0) < size <= (runner.caps.run_bytes or 0)

@@ -2,7 +2,7 @@
 One component's weights in one flat buffer, so that a move is one allocation, one copy and a re-bind.
 
     tier        the tensors view      what is held
-    device      the device's buffer   that, and the host's buffer
+    device      the device's buffer   that, and the host's buffer unless it was dropped
     host        the host's buffer     that
     skeleton    nothing (empty)       the modules, and the bytes that no weight file has
 
@@ -14,7 +14,7 @@ component runs; a change of tier that raises has changed nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import torch
@@ -36,17 +36,29 @@ def bind(tensors: Sequence[torch.Tensor], slots: Sequence[Slot], flat: torch.Ten
 class Arena:
     """The weights of *module*, packed: in the host tier at first. Whoever else holds its tensors sees them move, too."""
 
-    def __init__(self, module: torch.nn.Module) -> None:
+    def __init__(
+        self, module: torch.nn.Module, host: torch.Tensor | None = None, *, filled: bool = False
+    ) -> None:
         """
         Copy every weight of *module*, which must be in host memory, into one host buffer; blocks for the copy.
 
-        Each weight's own memory is freed as it is copied. Raises `NotPackableError`, or OSError when there is no
-        memory for the buffer; *module* is as it was then.
+        The buffer is *host*, `survey`'s `nbytes` long, or a new one; *filled*: it has these very bytes, so that none is
+        copied. Each weight's own memory is freed as it is copied. Raises `NotPackableError`, or OSError when there is
+        no memory for the buffer, or ValueError when it has another length; *module* is as it was then.
         """
         self.layout, self._tensors = survey(module)
+        self._buffers = tuple(_buffers_of(module))
         self._kept: tuple[torch.Tensor, ...] = ()
         self._device: Device | None = None
-        flat = host_buffer(self.layout.nbytes)
+        flat = host_buffer(self.layout.nbytes) if host is None else host
+        self._require_length(flat)
+        if filled:
+            bind(self._tensors, self.layout.slots, flat)
+        else:
+            self._pack(flat)
+        self._host: torch.Tensor | None = flat
+
+    def _pack(self, flat: torch.Tensor) -> None:
         done: set[tuple[int, int]] = set()
         slots = self.layout.slots
         with torch.no_grad():
@@ -56,7 +68,6 @@ class Arena:
                     view.copy_(tensor)
                     done.add(place)
                 tensor.data = view
-        self._host: torch.Tensor | None = flat
 
     @property
     def tier(self) -> Tier:
@@ -65,68 +76,109 @@ class Arena:
         return "skeleton" if self._host is None else "host"
 
     @property
+    def device(self) -> Device | None:
+        """The device that it is on; None elsewhere."""
+        return self._device
+
+    @property
     def nbytes(self) -> int:
         """What it takes on a device, and in host memory."""
         return self.layout.nbytes
+
+    @property
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """The module's tensors, in the order of ``layout.slots``."""
+        return self._tensors
 
     @property
     def host(self) -> torch.Tensor | None:
         """The host's flat buffer; None in the skeleton tier."""
         return self._host
 
-    def to_device(self, device: Device) -> None:
+    def to_device(self, device: Device, host: torch.Tensor | None = None) -> None:
         """
         Load it onto *device*: blocks for the one copy. Does nothing when it is there already.
 
-        Raises torch.OutOfMemoryError with every tensor where it was.
+        *host* has the bytes of a skeleton, which stays without any in host memory. Raises torch.OutOfMemoryError with
+        every tensor where it was.
         """
         if self._device is device:
             return
         assert self._device is None, "evict it from one device before it goes to another"
-        assert self._host is not None, "a skeleton has no bytes; attach them first"
+        source = host if self._host is None else self._host
+        assert source is not None, "a skeleton has no bytes; attach them first"
+        self._require_length(source)
         flat = device.allocate(self.nbytes)
-        device.copy_in(flat, self._host)
-        bind(self._tensors, self.layout.slots, flat)
+        device.copy_in(flat, source)
+        self._bind(flat)
         self._device = device
 
     def evict(self) -> None:
-        """Leave the device for the host's bytes, and give its memory back; copies nothing. Nothing to do elsewhere."""
+        """
+        Leave the device, and give its memory back; copies nothing. Nothing to do elsewhere.
+
+        Its weights are the host's bytes again, or none where those were dropped: a skeleton.
+        """
         if self._device is None:
             return
-        assert self._host is not None
-        bind(self._tensors, self.layout.slots, self._host)
+        self._bind(self._host)
         device, self._device = self._device, None
         device.give_back()
 
-    def to_skeleton(self) -> None:
-        """Drop the bytes, on the device and the host's, but for those that no weight file has. The module cannot run."""
+    def drop_host(self) -> None:
+        """Drop the host's bytes, but for those that no weight file has; off a device that leaves a skeleton."""
         if self._host is None:
             return
-        self.evict()
         self._kept = tuple(view.clone() for view in views(self._slots_kept, self._host))
-        for tensor, slot in zip(self._tensors, self.layout.slots, strict=True):
-            tensor.data = torch.empty(0, dtype=slot.dtype)
         self._host = None
+        if self._device is None:
+            self._bind(None)
+
+    def to_skeleton(self) -> None:
+        """Drop the bytes, on the device and the host's, but for those that no weight file has. The module cannot run."""
+        self.evict()
+        self.drop_host()
 
     def write_kept(self, host: torch.Tensor) -> None:
-        """Write the bytes that no weight file has into *host*, beside those that were read from files; skeletons only."""
+        """Write the bytes that no weight file has into *host*, beside those of files; where `host` is None only."""
         for view, kept in zip(views(self._slots_kept, host), self._kept, strict=True):
             view.copy_(kept)
 
     def attach(self, host: torch.Tensor) -> None:
         """
-        Take *host*, which has the bytes of every slot, as the weights of a skeleton; copies and writes nothing.
+        Take *host*, which has the bytes of every slot, as its host's bytes; copies and writes nothing.
 
-        Raises ValueError when the buffer is not of `nbytes` bytes; it is a skeleton still.
+        They are for one that has none, or in place of equal ones elsewhere. Raises ValueError when the buffer is not of
+        `nbytes` bytes; nothing has changed then.
         """
-        assert self.tier == "skeleton", f"it is in the {self.tier} tier, with bytes of its own"
-        if host.shape != (self.nbytes,):
-            msg = f"a buffer of {tuple(host.shape)} for weights of {self.nbytes} bytes"
-            raise ValueError(msg)
-        bind(self._tensors, self.layout.slots, host)
+        self._require_length(host)
+        if self._device is None:
+            self._bind(host)
         self._host = host
         self._kept = ()
+
+    def _bind(self, flat: torch.Tensor | None) -> None:
+        for owner, name, tensor in self._buffers:
+            # `.to(dtype)` of a pipeline, such as SDXL's of its VAE, puts new objects in the place of buffers.
+            owner._buffers[name] = tensor  # noqa: SLF001 - setattr would look for a Parameter of that name
+        if flat is not None:
+            bind(self._tensors, self.layout.slots, flat)
+            return
+        for tensor, slot in zip(self._tensors, self.layout.slots, strict=True):
+            tensor.data = torch.empty(0, dtype=slot.dtype)
+
+    def _require_length(self, flat: torch.Tensor) -> None:
+        if flat.shape != (self.nbytes,):
+            msg = f"a buffer of {tuple(flat.shape)} for weights of {self.nbytes} bytes"
+            raise ValueError(msg)
 
     @property
     def _slots_kept(self) -> tuple[Slot, ...]:
         return tuple(slot for slot in self.layout.slots if not slot.in_file)
+
+
+def _buffers_of(module: torch.nn.Module) -> Iterator[tuple[torch.nn.Module, str, torch.Tensor]]:
+    for owner in module.modules():
+        for name, tensor in owner._buffers.items():  # noqa: SLF001 - which module holds it is what we need
+            if tensor is not None:
+                yield owner, name, tensor

@@ -51,7 +51,7 @@ class FileDigests:
             require_unchanged(file, Stamp.of(_stat(file)))
             return known
         digest = _hashed(file)
-        if wall_s() - max(file.stamp.mtime_ns, file.stamp.ctime_ns) / 1e9 >= _SETTLED_S:
+        if is_settled(file.stamp):
             with self._lock:
                 self._known[file.stamp] = digest
                 if len(self._known) > _REMEMBERED_MAX:
@@ -81,6 +81,11 @@ def component_key(
         "versions": dict(versions),
     }
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+
+
+def is_settled(stamp: Stamp) -> bool:
+    """Return whether the last change of what bears *stamp* is so long ago that the next one will change the stamp."""
+    return wall_s() - max(stamp.mtime_ns, stamp.ctime_ns) / 1e9 >= _SETTLED_S
 
 
 def require_unchanged(file: WeightFile, stamp: Stamp) -> None:

@@ -13,12 +13,14 @@ import importlib
 from collections.abc import Iterable
 from typing import Final, Literal
 
-from falctl.host.cache.folder import Component
+from falctl.core.activations import Drawing
+from falctl.host.cache.folder import Component, PipelineFolder
 from falctl.host.cache.headers import DTYPE_BYTES, TensorEntry
 
 Wanted = Literal["float32", "float16", "bfloat16"]
 HEADER_NAMES: Final[dict[Wanted, str]] = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 """How safetensors calls the dtypes that a pipeline is loaded in."""
+_USUAL_PIXELS: Final = 1024
 _FLOATS: Final = frozenset(name for name in DTYPE_BYTES if name.startswith(("F", "BF")))
 
 
@@ -59,6 +61,19 @@ def float32_parts(component: Component, dtype: Wanted) -> tuple[str, ...]:
     if dtype == "float16":
         return tuple(sorted(kept | strict))
     return tuple(sorted(strict)) if dtype == "bfloat16" else ()
+
+
+def usual_drawing(folder: PipelineFolder) -> Drawing:
+    """Return one image of the size that the pipeline was trained for, as its configuration tells, else of 1024 pixels."""
+    configs = {component.name: component.config for component in folder.components}
+    denoiser = configs.get("unet") or configs.get("transformer") or {}
+    size = denoiser.get("sample_size")
+    height, width = size if isinstance(size, list) and len(size) == 2 else (size, size)
+    if not (isinstance(width, int) and isinstance(height, int)):
+        return Drawing(_USUAL_PIXELS, _USUAL_PIXELS)
+    blocks = configs.get("vae", {}).get("block_out_channels", ())
+    scale = 2 ** max(0, len(blocks) - 1)
+    return Drawing(width * scale, height * scale)
 
 
 def _class(component: Component) -> type | None:

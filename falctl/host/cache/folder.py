@@ -55,6 +55,8 @@ class PipelineFolder:
     root: Path
     class_name: str
     components: tuple[Component, ...]
+    absent: tuple[str, ...] = ()
+    """Those components: an SD3 without its T5, a pipeline without a safety checker."""
 
 
 def read_folder(root: Path, *, variant: str | None = None) -> PipelineFolder:
@@ -74,7 +76,8 @@ def read_folder(root: Path, *, variant: str | None = None) -> PipelineFolder:
         raise ModelFilesError(msg)
     parts = [_part(root, name, value) for name, value in index.items() if not name.startswith("_")]
     components = tuple(_component(root, *part, variant=variant) for part in parts if part is not None)
-    return PipelineFolder(root, class_name, components)
+    absent = tuple(name for name, value in index.items() if value == [None, None])
+    return PipelineFolder(root, class_name, components, absent)
 
 
 def variants(root: Path) -> tuple[str, ...]:

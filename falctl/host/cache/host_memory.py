@@ -11,11 +11,9 @@ from typing import Protocol
 
 import torch
 
-from falctl.errors import FalctlError
+from falctl.errors import HostMemoryFullError
 
-
-class HostMemoryFullError(FalctlError):
-    """The budget for host memory (`cache.host_memory`) has no room for these bytes; nothing is held."""
+__all__ = ["HostBlock", "HostMemory", "HostMemoryFullError"]
 
 
 class HostBlock(Protocol):

@@ -4,6 +4,11 @@ Weights from files straight into one host buffer: parallel `preadv` of large chu
 Tensors lie one behind the other in a file and, with gaps for alignment, in the buffer; so one call reads a stretch of the
 file and scatters it over many tensors. A tensor that changes its dtype is read into a scratch of a chunk's size and
 converted from there. The system call and torch's conversion release the GIL, so threads read at the same time.
+
+The reads go through the page cache, which makes the next one several times as fast. Chunks are small enough that those
+in flight lie within the kernel's read-ahead, or the threads would look like random access: 480 MB from a cold disk took
+356 ms in chunks of 8 MiB, 255 ms in chunks of 4 MiB read ahead as sequential, 215 ms by one thread in the best order;
+O_DIRECT, which needs a copy into unaligned places, gained nothing on that (medians of 8, 2-core VM, virtio, 2026-11-23).
 """
 
 from __future__ import annotations
@@ -22,7 +27,7 @@ from falctl.errors import ModelFilesError
 from falctl.host.cache.content_key import require_unchanged
 from falctl.host.cache.headers import DTYPE_BYTES, Stamp, TensorEntry, WeightFile, open_regular
 
-CHUNK_BYTES: Final = 8 << 20
+CHUNK_BYTES: Final = 4 << 20
 THREADS: Final = 4
 _PIECES_MAX: Final = 1024
 """IOV_MAX of Linux."""
@@ -34,6 +39,8 @@ _TORCH: Final = {
     "F8_E5M2FNUZ": torch.float8_e5m2fnuz, "F8_E8M0": torch.float8_e8m0fnu, "F16": torch.float16,
     "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64, "C64": torch.complex64,
 }  # fmt: skip
+HEADER_DTYPES: Final = {dtype: name for name, dtype in _TORCH.items()}
+"""How safetensors calls each of torch's dtypes."""
 
 
 class ReadCancelledError(Exception):
@@ -107,6 +114,7 @@ def read_weights(
         for file in {id(job.file): job.file for job in jobs}.values():
             descriptors[id(file)] = open_regular(file.path)
             opened.callback(os.close, descriptors[id(file)])
+            os.posix_fadvise(descriptors[id(file)], 0, 0, os.POSIX_FADV_SEQUENTIAL)
             require_unchanged(file, Stamp.of(os.fstat(descriptors[id(file)])))
         _read_all(jobs, descriptors, stop, threads)
         for job in {id(job.file): job for job in jobs}.values():

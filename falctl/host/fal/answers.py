@@ -11,9 +11,10 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from falctl.errors import BadRequestError
-from falctl.host.failures import answer_error, render, runs_out_of_memory
+from falctl.host.failures import answer_error, render
 from falctl.host.telling import from_the_app
 from falctl.host.ticket import CURRENT
+from falctl.toolkit.out_of_memory import runs_out_of_memory
 from falctl.wire import H_ERROR_TYPE
 
 log = logging.getLogger(__name__)

@@ -20,6 +20,7 @@ from falctl.core.events import (
     Load,
     Refuse,
     Released,
+    TellWish,
     Tick,
 )
 from falctl.core.policies import Policy
@@ -55,6 +56,8 @@ class Driver:
         self._tick: asyncio.TimerHandle | None = None
         self.load: Callable[[Load], None] = _nowhere
         """Where loads are sent; the links to the runners set it."""
+        self.tell_wish: Callable[[TellWish], None] = _nobody
+        """Who hears what becomes of wishes for models; `ModelWishes` sets it."""
 
     def configure(self, policy: Policy, queue: QueueConfig) -> None:
         """Decide by these rules from now on."""
@@ -119,6 +122,8 @@ class Driver:
             match action:
                 case Load():
                     self.load(action)
+                case TellWish():
+                    self.tell_wish(action)
                 case Dispatch() | Refuse():
                     decision = self._waiting.pop(action.request)
                     if not decision.done():
@@ -151,6 +156,11 @@ class Driver:
         decision: Decision = self._loop.create_future()
         self._waiting[request] = decision
         return decision
+
+
+def _nobody(told: TellWish) -> None:
+    msg = f"nobody wished for {told}"
+    raise AssertionError(msg)
 
 
 def _nowhere(load: Load) -> None:

@@ -39,6 +39,10 @@ _REFUSALS: Final[dict[RefuseCode, tuple[type[RequestError], str]]] = {
         ModelTooLargeError,
         "its model takes {size_gib:.1f} GiB and fits no card of this fleet; ask for a smaller one, or add a larger card",
     ),
+    "pins_leave_no_room": (
+        ModelTooLargeError,
+        "no runner has room for its model beside those that are pinned: {pinned}; `falctl unpin` one of them",
+    ),
     "no_runner": (UnavailableError, "no runner is up and none will be; `falctl status` says why"),
     "draining": (UnavailableError, "falctl is shutting down"),
     "start_timeout": (
@@ -60,7 +64,9 @@ _OPENAI_CODES: Final[dict[int | str, str]] = {
 def refusal(action: Refuse) -> RequestError:
     """Return the error that tells a client of *action*."""
     kind, detail = _REFUSALS[action.code]
-    told = detail.format(waiting=action.waiting, size_gib=action.size_bytes / GiB)
+    told = detail.format(
+        waiting=action.waiting, size_gib=action.size_bytes / GiB, pinned=", ".join(action.pinned)
+    )
     return kind(told, retry_after_s=action.retry_after_s)
 
 

@@ -174,14 +174,14 @@ def _sdxl() -> Any:
     )
 
 
-def _sd3() -> Any:
+def _sd3(layers: int = 2) -> Any:
     tokenizer, tokenizer_2, tokenizer_3 = _clip_tokenizer(), _clip_tokenizer(), _t5_tokenizer()
     transformer = diffusers.SD3Transformer2DModel(
         sample_size=8,
         patch_size=2,
         in_channels=4,
         out_channels=4,
-        num_layers=2,
+        num_layers=layers,
         attention_head_dim=8,
         num_attention_heads=4,
         caption_projection_dim=WIDTH,
@@ -202,13 +202,13 @@ def _sd3() -> Any:
     )
 
 
-def _flux() -> Any:
+def _flux(layers: int = 1, single_layers: int = 2) -> Any:
     tokenizer, tokenizer_2 = _clip_tokenizer(), _t5_tokenizer()
     transformer = diffusers.FluxTransformer2DModel(
         patch_size=1,
         in_channels=16,
-        num_layers=1,
-        num_single_layers=2,
+        num_layers=layers,
+        num_single_layers=single_layers,
         attention_head_dim=16,
         num_attention_heads=2,
         joint_attention_dim=WIDTH,
@@ -275,6 +275,9 @@ _BUILD: Final[dict[str, Callable[[], Any]]] = {
     "flux": _flux,
     "pixart": _pixart,
     "ddpm": _ddpm,
+    # Their transformers are most of them, as in real ones.
+    "sd3-deep": partial(_sd3, layers=12),
+    "flux-deep": partial(_flux, layers=4, single_layers=16),
 }
 NAMES: Final = tuple(_BUILD)
 ARCHITECTURES: Final = ("sd15", "sdxl", "sd3", "flux", "pixart", "ddpm")

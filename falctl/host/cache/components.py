@@ -1,0 +1,308 @@
+"""
+One held component: a module, where its bytes are, and which models use it.
+
+Most are *packed*: their weights are an `Arena`, whose host bytes are a block of a `HostMemory` and can be dropped once
+it is proved that the files bring them back. What cannot be packed (quantised weights are tensors of their own kinds) is
+*loose*: it moves by ``.to()``, tensor by tensor, and its bytes stay in memory until it is forgotten.
+
+A lock guards the moves of each component, since bytes may be filled beside an execution; what is asked takes none.
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import logging
+import threading
+import weakref
+from collections.abc import Sequence
+from typing import Final, Protocol
+
+import torch
+
+from falctl.core.residency import Part, Tier
+from falctl.errors import HostMemoryFullError, ModelFilesError
+from falctl.host.cache.arena import Arena
+from falctl.host.cache.buffers import host_buffer
+from falctl.host.cache.device import Device
+from falctl.host.cache.folder import Component
+from falctl.host.cache.host_memory import HostBlock, HostMemory
+from falctl.host.cache.layout import Layout, NotPackableError, survey
+from falctl.host.cache.reading import Placement
+from falctl.host.cache.refill import read_again
+from falctl.host.cache.tensor_names import find_placements, moved_to
+
+log = logging.getLogger(__name__)
+
+_TIERS: Final[dict[str, Tier]] = {"device": "vram", "host": "ram", "skeleton": "disk"}
+
+
+class HeldComponent(Protocol):
+    """A component that models use. One thread moves it, but for `fill`."""
+
+    module: torch.nn.Module
+    users: set[str]
+    """The names of the models that it is a part of."""
+
+    @property
+    def part(self) -> Part:
+        """Return what a cache has to know of it, as it is now."""
+        ...
+
+    def fill(self, cancelled: threading.Event) -> None:
+        """Bring its bytes into host memory, if they are on the disk only; blocking, any thread."""
+        ...
+
+    def has_also(self, source: Component) -> None:
+        """Note that the files of *source* have the same bytes as those that it was loaded from."""
+        ...
+
+    def to_device(self, device: Device) -> None:
+        """Bring it onto *device*; blocking. Raises torch.OutOfMemoryError with it where it was."""
+        ...
+
+    def evict(self) -> None:
+        """Take it off its device; returns when the memory can be had again."""
+        ...
+
+    def drop(self) -> None:
+        """Let go of its host memory, if its files can bring it back; proves that first, once."""
+        ...
+
+    def forget(self) -> None:
+        """Let go of all of its bytes; it cannot be used again."""
+        ...
+
+    def abandon(self) -> None:
+        """Leave its bytes to whoever still uses the module, and let go of them with it."""
+        ...
+
+
+def hold(module: torch.nn.Module, source: Component, *, key: str, memory: HostMemory) -> HeldComponent:
+    """
+    Return *module*, just loaded from the files of *source*, as a held component; blocks for a copy of its weights.
+
+    Raises HostMemoryFullError where its bytes have no room in host memory and the files could not bring them back.
+    """
+    try:
+        return PackedComponent(module, source, key=key, memory=memory)
+    except NotPackableError as error:
+        log.warning(
+            "cache.loose component=%s class=%s: %s; moved by .to()", source.name, source.class_name, error
+        )
+        return LooseComponent(module, key=key)
+
+
+class PackedComponent:
+    """A component in an arena."""
+
+    def __init__(self, module: torch.nn.Module, source: Component, *, key: str, memory: HostMemory) -> None:
+        """Pack *module*, or attach the bytes that the memory has of it; see `hold`. Raises NotPackableError."""
+        self.module = module
+        self.users: set[str] = set()
+        self._key = key
+        self._source = source
+        self._others: list[Component] = []
+        self._memory = memory
+        self._lock = threading.Lock()
+        self._block: HostBlock | None = None
+        self._placements: Sequence[Placement] | None = None
+        layout, tensors = survey(module)
+        self._block_key = f"{key}-{_fingerprint(layout, tensors)}"
+        try:
+            block = memory.obtain(self._block_key, layout.nbytes)
+        except HostMemoryFullError:
+            self._arena = Arena(module)
+            if not self._proved():
+                raise
+            self._arena.drop_host()
+        else:
+            self._arena = _arena_in(block, module)
+            self._block = block
+
+    @property
+    def part(self) -> Part:
+        tier, host = self._arena.tier, self._arena.host
+        return Part(self._key, self._arena.nbytes, _TIERS[tier], host=host is not None)
+
+    def has_also(self, source: Component) -> None:
+        with self._lock:
+            known = [self._source, *self._others]
+            if all(source.weights != other.weights for other in known):
+                self._others.append(source)
+
+    def fill(self, cancelled: threading.Event) -> None:
+        with self._lock:
+            if self._arena.tier != "skeleton":
+                return
+            block = self._memory.obtain(self._block_key, self._arena.nbytes)
+            try:
+                if not block.filled:
+                    self._read(block.flat, cancelled)
+                    block.seal()
+                self._arena.attach(block.flat)
+            except BaseException:
+                block.release()
+                raise
+            self._block = block
+
+    def to_device(self, device: Device) -> None:
+        with self._lock:
+            if self._arena.tier != "skeleton":
+                self._arena.to_device(device)
+                return
+            # Host memory has no room for it: its bytes only pass through.
+            passing = host_buffer(self._arena.nbytes)
+            self._read(passing, threading.Event())
+            self._arena.to_device(device, passing)
+
+    def evict(self) -> None:
+        with self._lock:
+            device = self._arena.device
+            if device is None:
+                return
+            used_bytes = device.used_bytes
+            self._arena.evict()
+            if device.used_bytes > used_bytes - self._arena.nbytes:
+                # Somebody in a cycle of references still views the buffer: the traceback of an error, say.
+                gc.collect()
+                device.give_back()
+
+    def drop(self) -> None:
+        with self._lock:
+            if self._arena.host is None:
+                return
+            if self._proved():
+                self._arena.drop_host()
+                self._release()
+            else:
+                log.warning(
+                    "cache.unproved component=%s class=%s: its files do not give its weights again, so they stay",
+                    self._source.name,
+                    self._source.class_name,
+                )
+
+    def forget(self) -> None:
+        self.evict()
+        with self._lock:
+            self._arena.drop_host()
+            self._release()
+
+    def abandon(self) -> None:
+        block, self._block = self._block, None
+        if block is not None:
+            weakref.finalize(self.module, block.release)
+
+    def _proved(self) -> bool:
+        if self._placements is None:
+            assert self._arena.host is not None
+            try:
+                self._placements = find_placements(self._source, self._arena.layout, self._arena.host)
+            except ModelFilesError as error:
+                log.warning("cache.unproved component=%s: %s", self._source.name, error)
+        return self._placements is not None
+
+    def _read(self, flat: torch.Tensor, cancelled: threading.Event) -> None:
+        assert self._placements is not None, "only what is proved becomes a skeleton"
+        while True:
+            try:
+                read_again(self._arena, self._placements, flat, cancelled)
+            except ModelFilesError:
+                if not self._others:
+                    raise
+                # Its own files are gone or others by now; those of another model have the same bytes.
+                other = self._others.pop(0)
+                self._placements = moved_to(other, self._placements, self._source)
+                self._source = other
+            else:
+                return
+
+    def _release(self) -> None:
+        block, self._block = self._block, None
+        if block is not None:
+            block.release()
+
+
+class LooseComponent:
+    """A component that moves tensor by tensor."""
+
+    def __init__(self, module: torch.nn.Module, *, key: str) -> None:
+        self.module = module
+        self.users: set[str] = set()
+        self._key = key
+        self._nbytes = _element_bytes(module)
+        self._device: Device | None = None
+        self._reserved: torch.Tensor | None = None
+
+    @property
+    def part(self) -> Part:
+        return Part(
+            self._key, self._nbytes, "ram" if self._device is None else "vram", host=self._device is None
+        )
+
+    def has_also(self, source: Component) -> None:
+        """Do nothing: it never reads its files again."""
+
+    def fill(self, cancelled: threading.Event) -> None:
+        """Do nothing: its bytes are never on the disk only."""
+
+    def to_device(self, device: Device) -> None:
+        if self._device is not None:
+            return
+        try:
+            if device.torch_device.type == "cpu":
+                # Its tensors are where they have to be already; the budget counts them all the same.
+                self._reserved = device.allocate(self._nbytes)
+            else:
+                self.module.to(device.torch_device)
+        except torch.OutOfMemoryError:
+            self.module.to("cpu")  # some of its tensors had moved
+            device.give_back()
+            raise
+        self._device = device
+
+    def evict(self) -> None:
+        if self._device is None:
+            return
+        self.module.to("cpu")
+        self._reserved = None
+        device, self._device = self._device, None
+        gc.collect()
+        device.give_back()
+
+    def drop(self) -> None:
+        """Do nothing: what a quantised weight is made of cannot be put back byte by byte."""
+
+    def forget(self) -> None:
+        self.evict()
+
+    def abandon(self) -> None:
+        """Do nothing: its tensors are the module's own."""
+
+
+def _arena_in(block: HostBlock, module: torch.nn.Module) -> Arena:
+    try:
+        if block.filled:
+            return Arena(module, block.flat, filled=True)
+        arena = Arena(module, block.flat)
+        block.seal()
+        arena.attach(block.flat)
+    except BaseException:
+        block.release()
+        raise
+    return arena
+
+
+def _fingerprint(layout: Layout, tensors: Sequence[torch.Tensor]) -> str:
+    """Equal for components whose bytes may be taken for each other's, if they come from equal files."""
+    digest = hashlib.sha256(repr(layout).encode())
+    for slot, tensor in zip(layout.slots, tensors, strict=True):
+        if not slot.in_file and slot.nbytes:
+            plain = tensor.detach().contiguous().view(-1).view(torch.uint8)
+            digest.update(memoryview(plain.numpy()))
+    return digest.hexdigest()[:16]
+
+
+def _element_bytes(module: torch.nn.Module) -> int:
+    tensors = {id(tensor): tensor for tensor in [*module.parameters(), *module.buffers()]}
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())

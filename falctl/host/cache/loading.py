@@ -1,0 +1,137 @@
+"""
+Pipelines constructed by diffusers, by rules that leave nothing to its defaults.
+
+The dtype is always said, weights come from safetensors files only, no model brings code along, and a folder that is on
+this machine is never looked up on the Hub. Components that are held already are handed in, so that they are neither read
+nor made again. diffusers and accelerate change globals of the process while they construct, and fail silently when two
+do so at once: one lock for all of them.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from falctl.errors import HostMemoryFullError, ModelFilesError, RequestError
+from falctl.host.cache.content_key import require_unchanged
+from falctl.host.cache.estimate import Wanted
+from falctl.host.cache.headers import Stamp
+from falctl.host.cache.reading import ReadCancelledError
+from falctl.host.cache.recipes import VARIANTS, Recipe
+from falctl.toolkit.model_source import ModelSource
+
+CONSTRUCTING: Final = threading.RLock()
+"""Held while a library constructs; modules must not be made or moved beside it."""
+_NOT_THE_FOLDERS_FAULT: Final = (
+    RequestError,
+    MemoryError,
+    torch.OutOfMemoryError,
+    HostMemoryFullError,
+    ReadCancelledError,
+)
+
+
+def local_folder(source: ModelSource) -> Path | None:
+    """Return the folder of *source* on this machine, whole or not; None if nothing of it was fetched. Blocking."""
+    if source.local:
+        return Path(source.place)
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(source.place, local_files_only=True))
+    except (OSError, ValueError):  # LocalEntryNotFoundError is a FileNotFoundError
+        return None
+
+
+def fetch(source: ModelSource, dtype: Wanted) -> Path:
+    """
+    Return the folder of the Hub id *source*, fetched in the variant of *dtype* if it has one. Blocking, for long.
+
+    Raises what huggingface_hub and diffusers raise: many kinds.
+    """
+    from diffusers import DiffusionPipeline
+
+    settings = {"use_safetensors": True, "trust_remote_code": False}
+    try:
+        return Path(DiffusionPipeline.download(source.place, variant=VARIANTS[dtype], **settings))
+    except ValueError:  # it has no such variant
+        return Path(DiffusionPipeline.download(source.place, **settings))
+
+
+def load_pipeline(recipe: Recipe, held: Mapping[str, torch.nn.Module]) -> Any:
+    """
+    Return the pipeline of *recipe*, in host memory, with the components *held* (by name) as they are. Blocking.
+
+    Its new weights may be views of the files, which must not outlive the files: pack them, then `require_same`.
+
+    Raises:
+        ModelFilesError: diffusers or a library under it cannot load the folder.
+
+    """
+    from diffusers import DiffusionPipeline
+
+    with CONSTRUCTING:
+        pipeline = DiffusionPipeline.from_pretrained(
+            str(recipe.folder.root),
+            dtype=getattr(torch, recipe.dtype),
+            variant=recipe.variant,
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            **dict.fromkeys(recipe.folder.absent),
+            **held,
+        )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def require_same(recipe: Recipe) -> None:
+    """
+    Return if the weight files are those that *recipe* saw. Blocking: a stat of each.
+
+    Raises:
+        ModelFilesError: one was written, replaced or removed meanwhile.
+
+    """
+    for component in recipe.weighty:
+        for file in component.weights:
+            try:
+                stamp = Stamp.of(file.path.stat())
+            except OSError as error:
+                msg = f"{file.path} was removed while it was loaded"
+                raise ModelFilesError(msg) from error
+            require_unchanged(file, stamp)
+
+
+@contextmanager
+def told_of(name: str) -> Iterator[None]:
+    """
+    Say that it is the model *name* that cannot be loaded, whatever the block raises because of its files.
+
+    Raises:
+        ModelFilesError: in place of what diffusers, safetensors, json and torch raise, each their own kinds, when they
+            meet half a folder. Other RequestErrors, a lack of memory and a cancellation stay what they are.
+
+    """
+    try:
+        yield
+    except ModelFilesError as error:
+        if error.detail.startswith(_refusal(name)):
+            raise
+        msg = f"{_refusal(name)}{error}"
+        raise ModelFilesError(msg) from error
+    except _NOT_THE_FOLDERS_FAULT:
+        raise
+    except Exception as error:
+        first_line = (str(error).splitlines() or [""])[0]
+        msg = f"{_refusal(name)}{type(error).__name__}: {first_line}"
+        raise ModelFilesError(msg) from error
+
+
+def _refusal(name: str) -> str:
+    return f"Model {name!r} cannot be loaded: "

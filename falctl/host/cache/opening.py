@@ -1,0 +1,63 @@
+"""A `PipelineStore` for this process: its libraries imported and quiet, its device, its dtype."""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Callable
+from typing import Final, Literal
+
+import torch
+
+from falctl.host.cache.device import CpuDevice, CudaDevice
+from falctl.host.cache.estimate import Wanted
+from falctl.host.cache.host_memory import HostMemory
+from falctl.host.cache.pipeline_store import PipelineStore
+from falctl.toolkit.model_source import ModelSource
+
+_UNTOLD_BYTES: Final = 4 << 30
+"""What a CPU runner may take where no supervisor has counted the machine's memory."""
+
+
+def open_store(
+    find: Callable[[str], ModelSource],
+    *,
+    memory: HostMemory,
+    dtype: Wanted | Literal["auto"],
+    cuda: bool,
+    cpu_bytes: int = 0,
+) -> PipelineStore:
+    """
+    Return a store on this process's card, or on the CPU with *cpu_bytes* for models and drawings (0: nobody has said).
+
+    Blocking: imports diffusers, seconds that no request should pay for.
+    """
+    import_libraries()
+    device = CudaDevice() if cuda else CpuDevice(cpu_bytes or _UNTOLD_BYTES)
+    return PipelineStore(find, device=device, memory=memory, dtype=wanted_dtype(dtype, cuda=cuda))
+
+
+def wanted_dtype(configured: Wanted | Literal["auto"], *, cuda: bool) -> Wanted:
+    """Return the dtype to load in: "auto" is bfloat16 where the card can, else float16; float32 on a CPU."""
+    if configured != "auto":
+        return configured
+    if not cuda:
+        return "float32"
+    return "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
+
+
+def import_libraries() -> None:
+    """Import what constructs pipelines, with nothing of a model's own allowed and no progress bars; once is enough."""
+    # Read when diffusers is imported: no pipeline of a folder or the Hub may bring code of its own.
+    os.environ["DIFFUSERS_DISABLE_REMOTE_CODE"] = "1"
+    import diffusers
+    import transformers
+
+    _ = diffusers.DiffusionPipeline  # imports most of diffusers
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()  # it asks for torchvision, which nothing here needs
+    # Nothing imported so far is ever dropped. Left out of it, a collection takes 1 ms instead of 340
+    # (measured: a demo model loaded, 2-core Xeon), and each model that is let go of needs one.
+    gc.collect()
+    gc.freeze()

@@ -1,0 +1,216 @@
+"""
+Diffusers pipelines as a `ModelStore`: models that share the components that are equal.
+
+A model is a pipeline object and the keys of its weighty components; what is light (scheduler, tokenizers) is its own. A
+component is there as long as a model uses it. What a name stands for is looked up whenever it is asked for, so that a
+folder whose files were replaced is another model under the same name: the old one is let go when the new one is made.
+"""
+
+from __future__ import annotations
+
+import gc
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from falctl.core.activations import Drawing, activation_peak_bytes
+from falctl.core.residency import Part
+from falctl.errors import ModelFilesError
+from falctl.host.cache.components import HeldComponent, hold
+from falctl.host.cache.device import Device
+from falctl.host.cache.estimate import Wanted, usual_drawing, weight_bytes
+from falctl.host.cache.host_memory import HostMemory
+from falctl.host.cache.loading import (
+    CONSTRUCTING,
+    fetch,
+    load_pipeline,
+    local_folder,
+    require_same,
+    told_of,
+)
+from falctl.host.cache.recipes import Recipe, Recipes
+from falctl.toolkit.model_source import ModelSource
+from falctl.toolkit.model_store import How
+
+
+@dataclass(frozen=True, slots=True)
+class _Model:
+    pipeline: Any
+    recipe: Recipe
+    keys: Mapping[str, str]
+    """Of its weighty components, by their names in the pipeline."""
+
+
+class PipelineStore:
+    """A `falctl.toolkit.model_store.ModelStore` of pipelines on one device."""
+
+    def __init__(
+        self, find: Callable[[str], ModelSource], *, device: Device, memory: HostMemory, dtype: Wanted
+    ) -> None:
+        """*find* says where a name's model is, and raises a RequestError for one that there is not."""
+        self.device = device
+        self._find = find
+        self._memory = memory
+        self._recipes = Recipes(dtype)
+        self._models: dict[str, _Model] = {}
+        self._components: dict[str, HeldComponent] = {}
+        self._sizes: dict[
+            str, int
+        ] = {}  # of components that were held once, where the estimate was a bit off
+        self._lock = threading.Lock()  # of the three above; held for no move
+
+    # --- questions: any thread ----------------------------------------------------------------------
+
+    @property
+    def free_bytes(self) -> int:
+        return self.device.free_bytes
+
+    @property
+    def total_bytes(self) -> int:
+        there = sum(part.nbytes for part in self.parts().values() if part.tier == "vram")
+        return self.device.free_bytes + there
+
+    def check(self, name: str) -> None:
+        self._recipe(name)
+
+    def needs(self, name: str) -> tuple[Part, ...]:
+        recipe = self._recipe(name)
+        if recipe is None:
+            return ()
+        keys = self._keys(name, recipe)
+        held = self.parts()
+        return tuple(
+            {
+                key: held.get(key) or Part(key, self._size(key, part, recipe), "disk", host=False)
+                for part in recipe.weighty
+                if (key := keys[part.name])
+            }.values()
+        )
+
+    def peak_bytes(self, name: str, drawing: Drawing | None) -> int:
+        recipe = self._recipe(name)
+        if recipe is None:
+            return 0
+        element_bytes = getattr(torch, recipe.dtype).itemsize
+        return activation_peak_bytes(
+            recipe.folder.class_name, drawing or usual_drawing(recipe.folder), element_bytes=element_bytes
+        )
+
+    def parts(self) -> Mapping[str, Part]:
+        with self._lock:
+            return {key: component.part for key, component in self._components.items()}
+
+    def is_constructed(self, name: str) -> bool:
+        model = self._models.get(name)
+        recipe = self._recipe(name) if model is not None else None
+        return model is not None and recipe is not None and self._is_of(model, name, recipe)
+
+    # --- moves --------------------------------------------------------------------------------------
+
+    def construct(self, name: str) -> None:
+        if self.is_constructed(name):
+            return
+        try:
+            with told_of(name), CONSTRUCTING:
+                recipe = self._recipe(name) or self._recipes.of(fetch(self._find(name), self._recipes.dtype))
+                self._construct(name, recipe)
+        except BaseException:
+            self._forget_unused()
+            raise
+
+    def fill(self, name: str, cancelled: threading.Event) -> None:
+        with told_of(name):
+            for component in self._components_of(name):
+                component.fill(cancelled)
+
+    def place(self, name: str, how: How = "whole") -> Any:
+        assert how == "whole", f"{how} is not a way to place a pipeline"
+        with told_of(name):
+            for component in self._components_of(name):
+                component.to_device(self.device)
+        return self._models[name].pipeline
+
+    def evict(self, key: str) -> None:
+        if (component := self._components.get(key)) is not None:
+            component.evict()
+
+    def drop(self, key: str) -> None:
+        if (component := self._components.get(key)) is not None:
+            component.drop()
+
+    def forget(self, name: str) -> None:
+        with self._lock:
+            for component in self._components.values():
+                component.users.discard(name)
+            known = self._models.pop(name, None) is not None
+        if known:
+            self._forget_unused()
+
+    # --- inside -------------------------------------------------------------------------------------
+
+    def _recipe(self, name: str) -> Recipe | None:
+        """Return the recipe of *name*; None: it is on the Hub, and not (all) here."""
+        source = self._find(name)
+        folder = local_folder(source)
+        try:
+            with told_of(name):
+                return None if folder is None else self._recipes.of(folder)
+        except ModelFilesError:
+            if source.local:
+                raise
+            return None  # fetched in part
+
+    def _keys(self, name: str, recipe: Recipe) -> dict[str, str]:
+        with told_of(name):
+            return self._recipes.keys(recipe)
+
+    def _is_of(self, model: _Model, name: str, recipe: Recipe) -> bool:
+        if model.recipe.stamps == recipe.stamps:
+            return True
+        same = model.recipe.light_files == recipe.light_files and model.recipe.variant == recipe.variant
+        return same and model.keys == self._keys(name, recipe)
+
+    def _construct(self, name: str, recipe: Recipe) -> None:
+        keys = self._recipes.keys(recipe)
+        there = {part: self._components[key].module for part, key in keys.items() if key in self._components}
+        pipeline = load_pipeline(recipe, there)
+        for part in recipe.weighty:
+            key = keys[part.name]
+            if (held := self._components.get(key)) is not None:
+                held.has_also(part)
+                if part.name not in there:  # equal to another component of the same pipeline
+                    pipeline.register_modules(**{part.name: held.module})
+            else:
+                held = hold(getattr(pipeline, part.name), part, key=key, memory=self._memory)
+                with self._lock:
+                    self._components[key] = held
+                    self._sizes[key] = held.part.nbytes
+        require_same(recipe)
+        with self._lock:
+            for key, component in self._components.items():
+                (component.users.add if key in keys.values() else component.users.discard)(name)
+            self._models[name] = _Model(pipeline, recipe, keys)
+        for component in self._take_unused():
+            # Of this name's model before its files were replaced; a request may be drawing with it.
+            component.abandon()
+
+    def _components_of(self, name: str) -> list[HeldComponent]:
+        with self._lock:
+            return [self._components[key] for key in dict.fromkeys(self._models[name].keys.values())]
+
+    def _take_unused(self) -> list[HeldComponent]:
+        with self._lock:
+            unused = [key for key, component in self._components.items() if not component.users]
+            return [self._components.pop(key) for key in unused]
+
+    def _forget_unused(self) -> None:
+        for component in self._take_unused():
+            component.forget()
+        gc.collect()  # a pipeline and its modules refer to each other
+        self.device.give_back()
+
+    def _size(self, key: str, part: Any, recipe: Recipe) -> int:
+        return self._sizes.get(key) or weight_bytes(part, recipe.dtype)

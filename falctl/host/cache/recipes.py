@@ -1,0 +1,146 @@
+"""
+What `from_pretrained` is to be asked for a model, worked out from its folder before any library reads it.
+
+A recipe is made anew when anything in the folder has changed, which a stat of each of its files tells. Its variant is
+the one that is stored in the wanted dtype, else the plain files, else whatever is there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Final
+
+from falctl.errors import ModelFilesError
+from falctl.host.cache.content_key import FileDigests, component_key, is_settled
+from falctl.host.cache.estimate import Wanted
+from falctl.host.cache.folder import Component, PipelineFolder, read_folder, variants
+from falctl.host.cache.headers import Stamp
+
+_REMEMBERED_MAX: Final = 256
+VARIANTS: Final[Mapping[Wanted, str]] = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
+"""How the Hub calls the variants of each dtype."""
+_LIBRARIES: Final = ("torch", "diffusers", "transformers")
+
+_Stamps = tuple[tuple[str, Stamp], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """A model's folder as it was at one moment, and how to load it."""
+
+    folder: PipelineFolder
+    variant: str | None
+    dtype: Wanted
+    stamps: _Stamps
+    """Of every file in it."""
+
+    @property
+    def weighty(self) -> tuple[Component, ...]:
+        """Return the components that have weights."""
+        return tuple(component for component in self.folder.components if component.weights)
+
+    @property
+    def light_files(self) -> _Stamps:
+        """Return the stamps of what no component's key covers: the index, the scheduler, the tokenizers."""
+        weighty = {component.name for component in self.weighty}
+        return tuple((name, stamp) for name, stamp in self.stamps if name.partition(os.sep)[0] not in weighty)
+
+
+class Recipes:
+    """Recipes by folder, all for one dtype. Thread-safe; blocking: stats, and reads what has changed."""
+
+    def __init__(self, dtype: Wanted) -> None:
+        self.dtype: Wanted = dtype
+        self._known: OrderedDict[Path, Recipe] = OrderedDict()
+        self._digests = FileDigests()
+        self._keyed: dict[Path, tuple[Recipe, dict[str, str]]] = {}
+        self._lock = threading.Lock()
+
+    def of(self, root: Path) -> Recipe:
+        """
+        Return the recipe of the folder *root* as it is now.
+
+        Raises:
+            ModelFilesError: it is not a whole diffusers folder of safetensors files.
+
+        """
+        stamps = _stamps(root)
+        with self._lock:
+            known = self._known.get(root)
+        if known is not None and known.stamps == stamps:
+            return known
+        recipe = _written(root, self.dtype, stamps)
+        with self._lock:
+            self._known[root] = recipe
+            self._known.move_to_end(root)
+            if len(self._known) > _REMEMBERED_MAX:
+                self._known.popitem(last=False)
+        return recipe
+
+    def keys(self, recipe: Recipe) -> dict[str, str]:
+        """
+        Return the key of each weighty component by its name; reads the weight files that it has not read yet.
+
+        Raises:
+            ModelFilesError: a file has changed since the recipe was made.
+
+        """
+        root = recipe.folder.root
+        with self._lock:
+            known = self._keyed.get(root)
+        if known is not None and known[0] is recipe:
+            return known[1]
+        keys = {
+            component.name: component_key(
+                component, dtype=recipe.dtype, versions=_versions(), digests=self._digests
+            )
+            for component in recipe.weighty
+        }
+        if all(is_settled(stamp) for _name, stamp in recipe.stamps):
+            with self._lock:
+                self._keyed[root] = recipe, keys
+        return keys
+
+
+def _written(root: Path, dtype: Wanted, stamps: _Stamps) -> Recipe:
+    there = variants(root)
+    fitting = VARIANTS[dtype]
+    if fitting in there:
+        return Recipe(read_folder(root, variant=fitting), fitting, dtype, stamps)
+    try:
+        return Recipe(read_folder(root), None, dtype, stamps)
+    except ModelFilesError:
+        for variant in there:
+            with contextlib.suppress(ModelFilesError):
+                return Recipe(read_folder(root, variant=variant), variant, dtype, stamps)
+        raise
+
+
+def _stamps(root: Path) -> _Stamps:
+    """Return the stamps of the files of *root* and of its folders; those of a component lie no deeper."""
+    found: list[tuple[str, Stamp]] = []
+    try:
+        folders = [root, *(Path(entry.path) for entry in os.scandir(root) if entry.is_dir())]
+        for folder in folders:
+            found += [
+                (os.path.relpath(entry.path, root), Stamp.of(entry.stat()))
+                for entry in os.scandir(folder)
+                if entry.is_file()
+            ]
+    except OSError as error:
+        msg = f"{error.filename} cannot be read: {error.strerror}"
+        raise ModelFilesError(msg) from error
+    return tuple(sorted(found))
+
+
+@cache
+def _versions() -> dict[str, str]:
+    return {library: importlib.metadata.version(library) for library in _LIBRARIES}

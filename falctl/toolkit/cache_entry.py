@@ -1,0 +1,110 @@
+"""One model that a cache knows, and one load of it; guarded by the lock of their `Holdings`."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal
+
+from falctl.core.keep_alive import keep_until
+from falctl.core.residency import HALF_LIFE_S, Held, Part, Resident, Tier, Verdict, tier_of
+from falctl.toolkit.cache_hooks import Admitted
+
+_RAM_BYTES_S: Final = 10e9
+_DISK_BYTES_S: Final = 2e9
+"""What a move costs before one of its kind was measured: PCIe 4.0 and one NVMe drive, roughly."""
+
+
+@dataclass(eq=False, slots=True)
+class Load:
+    """One load that is under way, or over."""
+
+    to: Literal["vram", "ram"]
+    verdict: Verdict
+    done: threading.Event = field(default_factory=threading.Event)
+    thread: int | None = None
+    """Which performs it; None: none yet."""
+    error: BaseException | None = None
+
+
+@dataclass(eq=False, slots=True)
+class Entry:
+    """A model that somebody asked for."""
+
+    name: str
+    used_at: float
+    leases: int = 0
+    uses: float = 0.0
+    clock: float = 0.0
+    keep_alive_s: float | None = None
+    parts: tuple[Part, ...] = ()
+    """What it is made of, as when it was constructed, or will be, as far as that is known."""
+    constructed: bool = False
+    """Whether its modules stand."""
+    placed: Admitted | None = None
+    """How it is on the device, ready to run; None: it is not."""
+    model: Any = None
+    """What runs; while it is placed."""
+    load: Load | None = None
+    load_s: float = 0.0
+    costs: dict[Verdict, float] = field(default_factory=dict)
+    """Seconds of the last load from each tier."""
+
+    def lease(self, *, now: float) -> None:
+        """Count one more lease."""
+        self.leases += 1
+        self.uses = self.uses * 0.5 ** ((now - self.used_at) / HALF_LIFE_S) + 1.0
+        self.used_at = now
+
+    def held(self, parts: tuple[Part, ...], *, pinned: bool) -> Held:
+        """Return it as decisions see it, made of *parts*."""
+        return Held(
+            self.name,
+            parts,
+            used_at=self.used_at,
+            leases=self.leases,
+            pinned=pinned,
+            uses=self.uses,
+            clock=self.clock,
+            reload_s=_reload_s(self, parts),
+            keep_alive_s=self.keep_alive_s,
+        )
+
+    def seen(self, parts: tuple[Part, ...], *, pinned: bool) -> Resident:
+        """Return it as others see it, made of *parts*."""
+        tier: Tier = "vram" if self.placed is not None else _off_device(parts)
+        held = self.held(parts, pinned=pinned)
+        return Resident(
+            self.name,
+            "ready" if self.load is None else "loading",
+            self.used_at,
+            self.leases,
+            self.load_s,
+            tier=tier,
+            device_bytes=held.on_device(),
+            host_bytes=sum(p.nbytes for p in parts if p.host and p.tier != "disk"),
+            pinned=pinned,
+            loaded=_fraction(self, parts),
+            keep_until=keep_until(held, tier=tier),
+        )
+
+
+def _off_device(parts: Iterable[Part]) -> Tier:
+    """Return the tier of a model that is not ready to run, even if others have brought its parts to the device."""
+    return "disk" if tier_of(parts) == "disk" else "ram"
+
+
+def _reload_s(entry: Entry, parts: Iterable[Part]) -> float:
+    source: Verdict = "ram" if all(p.host for p in parts) else "disk"
+    if source in entry.costs:
+        return entry.costs[source]
+    return sum(p.nbytes / (_RAM_BYTES_S if p.host else _DISK_BYTES_S) for p in parts)
+
+
+def _fraction(entry: Entry, parts: Iterable[Part]) -> float | None:
+    if entry.load is None or not (total := sum(p.nbytes for p in parts)):
+        return None
+    there = "vram" if entry.load.verdict == "ram" else "disk"
+    done = sum(p.nbytes for p in parts if (p.tier == there) == (there == "vram"))
+    return done / total

@@ -1,0 +1,129 @@
+"""What a model cache asks of whoever runs it: the host, or nobody, for whom every answer here is a default."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable, Hashable, MutableMapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+from falctl.core.activations import Drawing
+from falctl.core.residency import Room, Verdict
+from falctl.toolkit.model_store import How
+
+Kept: TypeAlias = MutableMapping[object, tuple[Any, Callable[[], None]]]
+"""What a request holds until its end, and how to give it back, by whose it is."""
+
+
+def _nothing_changed() -> None: ...
+
+
+def _nobody_asked(name: str, verdict: Verdict, load_s: float) -> None: ...
+
+
+def _no_request() -> None:
+    return None
+
+
+async def _aside(call: Callable[[], None]) -> None:
+    """Run *call* on another thread; cancelled, wait for its end first."""
+    thread = asyncio.ensure_future(asyncio.to_thread(call))
+    try:
+        await asyncio.shield(thread)
+    except asyncio.CancelledError:
+        await asyncio.wait([thread])
+        raise
+
+
+@dataclass(frozen=True, slots=True)
+class CacheHooks:
+    """What a cache reports, on the thread that caused it and with no lock held, and what it asks about a request."""
+
+    changed: Callable[[], None] = _nothing_changed
+    """A load began or ended, or models left."""
+    leased: Callable[[str, Verdict, float], None] = _nobody_asked
+    """A lease got its model: the name, how, and the seconds it took."""
+    idle: Callable[[], None] = _nothing_changed
+    """A lease ended: `ModelCache.due_at` may have changed."""
+    kept: Callable[[], Kept | None] = _no_request
+    """Return what the request that this code serves holds until its end; None: it serves none."""
+    cancelled: Callable[[], threading.Event] = threading.Event
+    """Return what is set when the request that this code serves is to stop."""
+    run: Callable[[Callable[[], None]], Awaitable[None]] = _aside
+    """Call on a thread that may load models, while the event loop goes on; over when the call is, also if cancelled."""
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """How a model is to run, and what it needs on the device for that: weights and drawing together."""
+
+    how: How
+    need_bytes: int
+    detail: Hashable = None
+    """What else tells this way from another, so that a model that runs otherwise is placed anew."""
+
+    def same_way(self, other: Admitted | None) -> bool:
+        """Return whether a model that is placed as *other* can stay as it is."""
+        return other is not None and (self.how, self.detail) == (other.how, other.detail)
+
+
+WHOLE = Admitted("whole", 0)
+"""Where bytes are not counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class OutOfMemory:
+    """What is known of a call that ran out of the device's memory; nothing of it holds memory."""
+
+    name: str
+    drawing: Drawing | None
+    attempt: int
+    """Of this call, from 1."""
+    detail: str
+    """The error's text."""
+
+
+def _for_ever(name: str) -> float | None:
+    del name
+    return None
+
+
+def _nothing_reserved() -> int:
+    return 0
+
+
+def _once_more(facts: OutOfMemory) -> Literal["retry", "raise"]:
+    return "retry" if facts.attempt == 1 else "raise"
+
+
+@dataclass(frozen=True, slots=True)
+class CachePolicy:
+    """What is up to the configuration, and to those who know the models better than the cache."""
+
+    models_max: int = 0
+    """Models on the device at a time; 0: as many as have room."""
+    keep_alive_s: Callable[[str], float | None] = _for_ever
+    """
+    Return how long a model may idle in each tier, None or less than 0: for ever; 0: it leaves when its lease ends.
+
+    Asked at the end of each lease, on its thread, so that the answer may be that of a request.
+    """
+    reserve_bytes: Callable[[], int] = _nothing_reserved
+    """Return how much of the device is to be left free."""
+    admit: Callable[[str, Drawing | None, Room], Admitted] | None = None
+    """
+    Return how a model can run in the room that there is; None: whole or not at all.
+
+    Raises a `ModelTooLargeError`: in no way.
+    """
+    recover: Callable[[OutOfMemory], Literal["retry", "raise"]] = _once_more
+    """
+    Say what becomes of a call that ran out of memory, after every idle model has left the device.
+
+    Called with no lease and no exception held; may collect, learn a peak, or change how the model runs.
+    """
+
+
+NO_HOOKS = CacheHooks()
+NO_POLICY = CachePolicy()

@@ -1,0 +1,19 @@
+"""Where a model is: what an app tells the cache that loads pipelines for it."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+
+class ModelSource(Protocol):
+    """Where a model is loaded from."""
+
+    @property
+    def place(self) -> str:
+        """Return a folder's path, or a Hub id."""
+        ...
+
+    @property
+    def local(self) -> bool:
+        """Return whether it is a folder."""
+        ...

@@ -1,0 +1,17 @@
+"""Recognise that a device or the machine had no room, without importing torch."""
+
+from __future__ import annotations
+
+from typing import Final
+
+_NAMES: Final = frozenset({"OutOfMemoryError", "MemoryError"})
+_TEXTS: Final = ("CUDA out of memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+"""The CUDA libraries raise plain RuntimeErrors for it."""
+
+
+def runs_out_of_memory(error: BaseException) -> bool:
+    """Return whether *error* is an out-of-memory error, torch's or another's."""
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return bool(names & _NAMES) or (
+        isinstance(error, RuntimeError) and any(text in str(error) for text in _TEXTS)
+    )
