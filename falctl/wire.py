@@ -65,6 +65,8 @@ Host to router: ``cache=hit|join|ram|disk|none;load_s=0.000000;exec_s=0.000000``
 leave; the router turns it into the receipt and removes it.
 """
 
+JOINED: Final = "join"
+
 EXIT_RETIRED: Final = 71
 """A host's exit code: its app asked for another process, by an answer 503 of a fal.App for instance."""
 
@@ -249,7 +251,7 @@ class Released:
     load_s: float | None = None
     """How long it waited for its model's load; None: the app tells nothing of loads, ``exec_s`` may include one."""
     tier: str = "disk"
-    """Where that load took its bytes from: ``ram`` or ``disk``."""
+    """Where that load took its bytes from: ``ram`` or ``disk``; `JOINED`: it waited for the load of another request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,7 +263,7 @@ class LoadEnded:
     ok: bool
     load_s: float
     tier: str = "disk"
-    """As in `Released`."""
+    """Where it took its bytes from: ``ram`` or ``disk``."""
 
 
 @dataclass(frozen=True, slots=True)

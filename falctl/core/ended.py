@@ -63,7 +63,9 @@ class EndedRing:
         if hint is None:
             load_s = 0.0
         elif load_s:
-            self.loaded(hint, load_s, source_of(running.source, event.tier), shared=runner.executes(hint))
+            if event.tier is not None:
+                source = source_of(running.source, event.tier)
+                self.loaded(hint, load_s, source, shared=runner.executes(hint))
             load_s = self._known(hint, "disk", costs)
         elif load_s is None and exec_s is not None and not running.warm and costs.knows(hint):
             # Its host cannot tell the load from the run, but runs without a load have been seen.

@@ -56,8 +56,8 @@ class Released:
     """How long it executed, without its load; None: the host does not know, it failed or was cancelled."""
     load_s: float | None = None
     """How long it loaded; 0: its model was resident; None: the host cannot tell, and ``exec_s`` includes it."""
-    tier: Tier = "disk"
-    """Where it loaded from."""
+    tier: Tier | None = "disk"
+    """Where it loaded from; None: it waited for what another request loaded, which tells nothing of a load."""
 
 
 @dataclass(frozen=True, slots=True)

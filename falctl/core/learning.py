@@ -21,7 +21,7 @@ def learn_release(costs: Costs, runner: Runner, running: Running, event: Release
     card = runner.card
     if event.load_s is not None:
         costs.executed(hint, card, event.exec_s)
-        if event.load_s > 0:
+        if event.load_s > 0 and event.tier is not None:
             costs.loaded(hint, source_of(running.source, event.tier), event.load_s)
     elif running.warm:
         costs.executed(hint, card, event.exec_s)

@@ -46,9 +46,10 @@ class Loads:
     def _load(self, cache: ModelCache[Any], order: LoadOrder) -> None:
         try:
             with aside():
+                tier = cache.tier(order.hint)
                 load_s = cache.load(order.hint, evict=order.evict)
         except Exception as error:  # noqa: BLE001 - the app's code; whoever asks for this model hears of it
             log.warning("load.failed model=%s %s: %s", order.hint, type(error).__name__, error)
             self._report.soon(self._report.load_ended, order, None)
         else:
-            self._report.soon(self._report.load_ended, order, load_s)
+            self._report.soon(self._report.load_ended, order, load_s, "ram" if tier == "ram" else "disk")

@@ -8,6 +8,7 @@ before the message is queued.
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -22,7 +23,7 @@ from falctl.host.load_order import LoadOrder
 from falctl.host.prints.logbook import Logbook
 from falctl.host.ticket import Slots, Ticket
 from falctl.toolkit import ModelCache
-from falctl.wire import Draining, Hello, HintsChanged, HostSpec, LoadEnded, Released
+from falctl.wire import JOINED, Draining, Hello, HintsChanged, HostSpec, LoadEnded, Released
 
 PROGRESS_PAUSE_S: Final = 0.05
 """Shortest pause between two rows that differ in nothing but steps."""
@@ -91,21 +92,21 @@ class Report:
         self._loads += loads
         self.changed(asked)
         exec_s, load_s = ticket.spent_s(knows_loads=self.knows_loads)
-        self.events.emit(Released(self._epoch, ticket.request, exec_s, load_s))
+        self.events.emit(Released(self._epoch, ticket.request, exec_s, load_s, _tier(ticket)))
 
     def load_begins(self, hint: str) -> None:
         """Note that a load job has been taken."""
         self._loading.append(hint)
 
-    def load_ended(self, order: LoadOrder, load_s: float | None) -> None:
-        """Note that a load job is over (None: it failed); its model is on the board before the event is sent."""
+    def load_ended(self, order: LoadOrder, load_s: float | None, tier: str = "disk") -> None:
+        """Note that a load job from *tier* is over (None: it failed); its model is on the board before the event is sent."""
         self._loading.remove(order.hint)
         if load_s is not None:
             self._loads += 1
             resident = {name for cache in self.caches for name in cache.resident}
             self._hints.presume(loaded=Hint(order.hint), evicted=set(order.evict) - resident)
         self.publish()
-        self.events.emit(LoadEnded(self._epoch, order.hint, load_s is not None, load_s or 0.0))
+        self.events.emit(LoadEnded(self._epoch, order.hint, load_s is not None, load_s or 0.0, tier))
 
     def changed(self, asked: Asked | None) -> None:
         """Note that a model cache has changed, or that hints were asked for."""
@@ -122,6 +123,7 @@ class Report:
     def hello(self) -> Hello:
         """Return the first message of an event stream."""
         cache = self.cache
+        total_bytes = 0 if cache is None else cache.total_bytes or 0
         return Hello(
             self._epoch,
             self._slots.count,
@@ -130,6 +132,8 @@ class Report:
             loads=cache is not None,
             overlaps=cache is not None and cache.overlaps,
             models_max=0 if cache is None else cache.models_max,
+            vram_bytes=total_bytes,
+            run_bytes=total_bytes and total_bytes + _machine_bytes(),
             loading=list(self._loading),
             app_name=self.limits.app_name,
             start_timeout_s=self.limits.start_timeout_s,
@@ -150,4 +154,16 @@ class Report:
 
     def _models(self) -> tuple[ModelRow, ...]:
         seen = [resident for cache in self.caches for resident in cache.residents()]
-        return tuple(ModelRow(r.name, r.state, r.used_at, r.load_s) for r in seen)
+        return tuple(
+            ModelRow(r.name, r.state, r.used_at, r.load_s, r.tier, r.device_bytes, r.host_bytes) for r in seen
+        )
+
+
+def _tier(ticket: Ticket) -> str:
+    """Return where *ticket*'s costliest load came from, as `Released` has it."""
+    return {"ram": "ram", "join": JOINED}.get(ticket.cache or "", "disk")
+
+
+def _machine_bytes() -> int:
+    """Return the machine's memory: nobody can offload more than that, whatever else it is wanted for."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

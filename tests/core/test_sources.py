@@ -69,7 +69,9 @@ class Scene:
         wanted = None if hint is None else Wanted(hint, "header")
         return self.feed(Arrived(RequestId(request), wanted, "c"))
 
-    def end(self, request: str, runner: int, load_s: float | None = 0.0, tier: Tier = "disk") -> list[object]:
+    def end(
+        self, request: str, runner: int, load_s: float | None = 0.0, tier: Tier | None = "disk"
+    ) -> list[object]:
         return self.feed(Released(RequestId(request), RunnerId(runner), E1, 2.0, load_s, tier))
 
     def loaded(self, runner: int, hint: Hint, load_s: float, tier: Tier = "disk") -> list[object]:
@@ -197,6 +199,15 @@ def test_a_cold_execution_teaches_about_the_tier_that_its_host_tells() -> None:
     assert (s.costs.load_s(A, "ram"), s.costs.load_s(A)) == (0.5, 10.0)
     [step] = [step for step in s.scheduler.decisions._requests[RequestId("1")].steps if step.kind == "ended"]
     assert (step.load_s, step.tier) == (0.5, "ram")
+
+
+def test_who_waited_for_the_load_of_another_teaches_nothing_about_loads() -> None:
+    s = Scene()
+    s.up(0, caps=HINTS_ONLY)
+    s.come("1", A)
+    s.end("1", 0, 0.5, None)
+    assert (s.costs.load_s(A, "ram"), s.costs.load_s(A)) == (1.0, 10.0)
+    assert s.scheduler.ended.after(0, most=1)[0].load_s == 10.0
 
 
 def test_a_load_job_teaches_about_its_tier_and_the_receipt_tells_it() -> None:

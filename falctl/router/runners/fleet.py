@@ -161,8 +161,8 @@ class FleetLinks:
                 self._driver(link.runner).handle(_up(link, message, self._row(link)))
                 if self._states[link.runner][1] == "draining":
                     self._driver(link.runner).handle(RunnerDrains(link.runner, link.epoch))
-            case wire.Released(_, request, exec_s, load_s, tier):
-                released = Released(RequestId(request), link.runner, link.epoch, exec_s, load_s, _tier(tier))
+            case wire.Released():
+                released = _released(link, message)
                 self._driver(link.runner).handle(released)
                 self.released(released.request)
             case wire.Printed():
@@ -203,7 +203,8 @@ def stock_of(models: Iterable[ModelRow]) -> Stock:
     models = tuple(models)
     # What is on the card comes back from host memory if all of it is there, too.
     in_ram = (m for m in models if m.tier == "ram" or (m.tier == "vram" and 0 < m.vram_bytes <= m.ram_bytes))
-    sizes = {Hint(m.name): m.size_bytes for m in models if m.size_bytes}
+    whole = (m for m in models if m.state == "ready" and m.tier != "disk" and m.vram_bytes + m.ram_bytes)
+    sizes = {Hint(m.name): max(m.vram_bytes, m.ram_bytes) for m in whole}
     return Stock(frozenset(Hint(m.name) for m in in_ram), sizes)
 
 
@@ -231,6 +232,12 @@ def _hints(row: RunnerRow | None) -> frozenset[Hint] | None:
 def _tier(told: str) -> Tier:
     """Return the tier that a host has *told*; a name that we do not know counts as the dearest."""
     return "ram" if told == "ram" else "disk"
+
+
+def _released(link: Link, message: wire.Released) -> Released:
+    tier = None if message.tier == wire.JOINED else _tier(message.tier)
+    request = RequestId(message.request)
+    return Released(request, link.runner, link.epoch, message.exec_s, message.load_s, tier)
 
 
 def _nobody(_: object) -> None:
