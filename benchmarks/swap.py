@@ -5,13 +5,13 @@ What a swap costs: a model from host memory, from its files, and by `from_pretra
 
 Each pipeline is made in a folder for temporary files (or in DIR, to measure another disk) and measured twice: with its
 files in the page cache, and without (dropped before every sample that reads, and looked up: none stays). Contenders
-take turns, round by round; figures are medians. What is copied is compared, byte for byte, in the first round.
+take turns, round by round, with who goes first; figures are medians. What came back is compared, byte for byte.
 
     memcpy           one copy of as many bytes into a fresh buffer of the device, page faults included (on a card: from
                      pinned memory)
-    ram              `Arena.to_device` of every component: allocate, copy, re-bind
+    ram              `PipelineStore.place`: every component allocates, copies and re-binds
     preadv           the same files into a fresh host buffer, by the threads and chunks of `read_weights`
-    skeleton         `read_weights` into a fresh host buffer, and bind: the modules stand, their bytes were dropped
+    skeleton         `PipelineStore.fill`: the modules stand, their bytes were dropped and come into fresh host buffers
     disk             skeleton, then ram
     from_pretrained  diffusers; on a CPU it maps the files and reads hardly any of their bytes
     to               each tensor of that moved by itself, as `.to(device)` does it (on a CPU: copied)
@@ -39,12 +39,13 @@ import torch
 
 from benchmarks import _page_cache, _wide_pipelines
 from benchmarks._report import Table, arguments, packages, publish
-from falctl.host.cache.arena import Arena
 from falctl.host.cache.buffers import host_buffer
 from falctl.host.cache.device import CpuDevice, CudaDevice, Device
 from falctl.host.cache.folder import read_folder
-from falctl.host.cache.headers import WeightFile
-from falctl.host.cache.reading import CHUNK_BYTES, THREADS, Placement, read_weights
+from falctl.host.cache.opening import import_libraries
+from falctl.host.cache.pipeline_store import PipelineStore
+from falctl.host.cache.private_memory import PrivateMemory
+from falctl.host.cache.reading import CHUNK_BYTES, THREADS
 
 ROUNDS: Final = 9
 BUDGET_BYTES: Final = 16 << 30
@@ -91,22 +92,31 @@ def goals(row: Mapping[str, Any], *, cuda: bool) -> list[Goal]:
     return found
 
 
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """A `falctl.toolkit.model_source.ModelSource`."""
+
+    place: str
+    local: bool = True
+
+
 class Swap:
     """One pipeline, and every way to have it on *device*. Each method that measures returns seconds."""
 
     def __init__(self, folder: Path, device: Device) -> None:
         self.folder, self.device = folder, device
-        pipe = self._load()
         read = read_folder(folder)
-        self._weights = {part.name: part.weights for part in read.components if part.weights}
-        self.files = tuple(file for files in self._weights.values() for file in files)
-        self._modules = {name: getattr(pipe, name) for name in self._weights}
-        self.arenas = {name: Arena(module) for name, module in self._modules.items()}
-        self._placements = {
-            name: placements(arena, self._weights[name]) for name, arena in self.arenas.items()
-        }
-        self.nbytes = sum(arena.nbytes for arena in self.arenas.values())
-        self.tensors = sum(len(arena.layout.slots) for arena in self.arenas.values())
+        self._weighty = [part.name for part in read.components if part.weights]
+        self.files = tuple(file for part in read.components for file in part.weights)
+        self.name = folder.name
+        self.store = PipelineStore(
+            lambda name: Folder(str(folder)), device=device, memory=PrivateMemory(), dtype="float32"
+        )
+        self.store.construct(self.name)
+        self.nbytes = sum(part.nbytes for part in self.store.parts().values())
+        self._modules = self._modules_of(self.store.place(self.name))
+        self.evict()
+        self.tensors = sum(1 for module in self._modules.values() for _ in _tensors_of(module))
         self._reference = {name: _bytes_of(module) for name, module in self._modules.items()}
         self._source = _source(self.nbytes, device)
 
@@ -125,14 +135,14 @@ class Swap:
         return spent_s
 
     def ram(self) -> float:
+        """From host memory onto the device, where it stays."""
         began = time.perf_counter()
-        for arena in self.arenas.values():
-            arena.to_device(self.device)
+        self.store.place(self.name)
         return time.perf_counter() - began
 
     def evict(self) -> None:
-        for arena in self.arenas.values():
-            arena.evict()
+        for key in self.store.parts():
+            self.store.evict(key)
 
     def preadv(self) -> float:
         began = time.perf_counter()
@@ -140,76 +150,76 @@ class Swap:
         _read_whole([(file.path, file.stamp.size_bytes) for file in self.files], memoryview(flat.numpy()))
         return time.perf_counter() - began
 
+    def drop(self) -> None:
+        """Make skeletons of what is in host memory; the first time the store proves that the files bring it back."""
+        for key in self.store.parts():
+            self.store.drop(key)
+        assert {part.tier for part in self.store.parts().values()} == {"disk"}
+
     def skeleton(self) -> float:
-        """Leaves the arenas in the host tier."""
-        for arena in self.arenas.values():
-            arena.to_skeleton()
+        """From the files into host memory, where it stays."""
         began = time.perf_counter()
-        for name, arena in self.arenas.items():
-            flat = host_buffer(arena.nbytes)
-            read_weights(memoryview(flat.numpy()), self._placements[name], cancelled=threading.Event())
-            arena.write_kept(flat)
-            arena.attach(flat)
+        self.store.fill(self.name, threading.Event())
         return time.perf_counter() - began
 
     def from_pretrained(self) -> tuple[float, float]:
         """Return the seconds of diffusers' load, and of the move that follows."""
+        import diffusers
+
         began = time.perf_counter()
-        pipe = self._load()
+        pipe = diffusers.DiffusionPipeline.from_pretrained(
+            self.folder, dtype=torch.float32, use_safetensors=True, local_files_only=True
+        )
         loaded_at = time.perf_counter()
         moved = [
             tensor.to(self.device.torch_device, copy=True)
-            for name in self._weights
-            for tensor in (*getattr(pipe, name).parameters(), *getattr(pipe, name).buffers())
+            for module in self._modules_of(pipe).values()
+            for tensor in _tensors_of(module)
         ]
         if moved[0].is_cuda:
             torch.cuda.synchronize()
         return loaded_at - began, time.perf_counter() - loaded_at
 
     def check(self) -> None:
-        """Raise AssertionError unless every arena has, where it is now, the bytes that it had when it was made."""
+        """Raise AssertionError unless every component has, where it is now, the bytes that it was loaded with."""
         for name, module in self._modules.items():
             assert torch.equal(_bytes_of(module), self._reference[name]), name
 
-    def _load(self) -> Any:
-        import diffusers
-
-        return diffusers.DiffusionPipeline.from_pretrained(
-            self.folder, dtype=torch.float32, use_safetensors=True, local_files_only=True
-        )
-
-
-def placements(arena: Arena, files: Sequence[WeightFile]) -> list[Placement]:
-    """Return where each tensor of *files* goes in *arena*; they have the same names there."""
-    offsets = {name: slot.offset for slot in arena.layout.slots for name in slot.names}
-    return [
-        Placement(file, tensor, offsets[tensor.name], tensor.dtype)
-        for file in files
-        for tensor in file.tensors
-    ]
+    def _modules_of(self, pipe: Any) -> dict[str, torch.nn.Module]:
+        return {name: getattr(pipe, name) for name in self._weighty}
 
 
 def measured(swap: Swap, *, rounds: int, cold: bool) -> Samples:
     """Return the samples of every contender; *cold*: with no byte of the files in the page cache."""
     samples: Samples = {name: [] for name in CONTENDERS}
-    leaving = swap.paths if cold else []
-    for number in range(rounds):
-        sys.stderr.write(
-            f"{swap.folder.name}, {'cold' if cold else 'warm'}: round {number + 1} of {rounds}\n"
-        )
+
+    def copy_bare() -> None:
         samples["memcpy"].append(swap.memcpy())
+
+    def reload() -> None:
         samples["ram"].append(swap.ram())
-        if number == 0:
-            swap.check()
+        swap.check()
         swap.evict()
+
+    def read_bare() -> None:
         _page_cache.drop(leaving)
         samples["preadv"].append(swap.preadv())
+
+    def read() -> None:
+        swap.drop()
         _page_cache.drop(leaving)
         samples["skeleton"].append(swap.skeleton())
         samples["disk"].append(samples["skeleton"][-1] + swap.ram())
-        if number == 0:
-            swap.check()
+        swap.check()
         swap.evict()
+
+    leaving = swap.paths if cold else []
+    for number in range(rounds):
+        sys.stderr.write(f"{swap.name}, {'cold' if cold else 'warm'}: round {number + 1} of {rounds}\n")
+        pairs = ((copy_bare, reload), (read_bare, read))
+        for one, other in pairs:
+            for measure in (one, other) if number % 2 else (other, one):
+                measure()
         _page_cache.drop(leaving)
         loaded_s, moved_s = swap.from_pretrained()
         swap.device.give_back()
@@ -220,7 +230,7 @@ def measured(swap: Swap, *, rounds: int, cold: bool) -> Samples:
 
 def row_of(swap: Swap, samples: Samples, *, cold: bool) -> dict[str, Any]:
     """Return the medians by the names that the JSON has."""
-    known = {"name": swap.folder.name, "bytes": swap.nbytes, "tensors": swap.tensors, "cold": cold}
+    known = {"name": swap.name, "bytes": swap.nbytes, "tensors": swap.tensors, "cold": cold}
     return known | {f"{name}_s": statistics.median(samples[name]) for name in CONTENDERS}
 
 
@@ -251,10 +261,15 @@ def _source(nbytes: int, device: Device) -> torch.Tensor:
     return flat
 
 
+def _tensors_of(module: torch.nn.Module) -> Iterator[torch.Tensor]:
+    """Yield every parameter and buffer once."""
+    yield from module.parameters()
+    yield from module.buffers()
+
+
 def _bytes_of(module: torch.nn.Module) -> torch.Tensor:
     """Return the values of all its tensors, one behind the other, from wherever they are."""
-    tensors = (*module.parameters(), *module.buffers())
-    return torch.cat([tensor.detach().cpu().reshape(-1).view(torch.uint8) for tensor in tensors])
+    return torch.cat([t.detach().cpu().reshape(-1).view(torch.uint8) for t in _tensors_of(module)])
 
 
 def _read_whole(files: Sequence[tuple[Path, int]], buffer: memoryview) -> None:
@@ -277,16 +292,6 @@ def _read_whole(files: Sequence[tuple[Path, int]], buffer: memoryview) -> None:
         os.close(descriptor)
 
 
-def _quiet() -> None:
-    import diffusers
-    import transformers
-
-    for library in (diffusers, transformers):
-        library.utils.logging.set_verbosity_error()
-        library.utils.logging.disable_progress_bar()
-    warnings.simplefilter("ignore")
-
-
 def main() -> int:
     """Measure and publish; five minutes without a card."""
     parser = arguments((__doc__ or "").splitlines()[1])
@@ -298,7 +303,8 @@ def main() -> int:
     options = parser.parse_args()
     cuda = torch.cuda.is_available()
     device: Device = CudaDevice() if cuda else CpuDevice(BUDGET_BYTES)
-    _quiet()
+    import_libraries()
+    warnings.simplefilter("ignore")
     rows = []
     for name in options.only or (*_wide_pipelines.NAMES, *((_wide_pipelines.LARGE,) if cuda else ())):
         with _made(options.folder, name) as folder:

@@ -16,6 +16,10 @@ EXIT_USAGE: Final = 2
 EXIT_NOT_RUNNING: Final = 3
 EXIT_INTERRUPTED: Final = 130
 """128 + SIGINT, as shells have it: of `falctl up` after Ctrl-C while it started, or a second one while it drained."""
+EXIT_CARD_BROKEN: Final = 70
+"""Of a runner: its CUDA context is unusable."""
+EXIT_OVERDUE: Final = 72
+"""Of a runner: a sync endpoint ran for longer than its app allows; nothing else can stop it."""
 
 
 class FalctlError(Exception):

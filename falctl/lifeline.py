@@ -54,6 +54,10 @@ _SCANS_MAX: Final = 10
 _FINISH_MS: Final = 200
 """How long the rest of a line may wait for the supervisor to make room for it."""
 
+_BADNESS: Final = 500
+_BADNESS_MAX: Final = 1000
+"""Of /proc/PID/oom_score_adj, which anybody may raise."""
+
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_NAME: Final = 15
 
@@ -160,6 +164,8 @@ def begin(*, guarded: bool) -> Control:
     guard = os.fork() if guarded else None
     if guard == 0:
         _guard(life_fd, family)
+    if guarded:
+        _give_way()
     os.close(life_fd)
     group = os.getpgid(0)
     return Control(channel, lambda: kill_family(group, family, spare=guard))
@@ -200,6 +206,13 @@ def _die_with_parent(parent: int) -> None:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
     if os.getppid() != parent:
         os._exit(1)
+
+
+def _give_way() -> None:
+    """Be ended before the supervisor and the router, and our children with us, when the machine is out of memory."""
+    path = Path("/proc/self/oom_score_adj")
+    with contextlib.suppress(OSError, ValueError):  # hardened, perhaps: it is a wish
+        path.write_text(str(min(_BADNESS_MAX, int(path.read_text()) + _BADNESS)))
 
 
 def _guard(life_fd: int, family: str) -> None:

@@ -13,8 +13,8 @@ from typing import Any, Final, TypeAlias
 
 DATAGRAM_BYTES_MAX: Final = 1 << 13
 
-KEY_CHARACTERS_MAX: Final = 1024
-"""At most six bytes each as JSON, so that the longest question fits a datagram."""
+KEY_CHARACTERS_MAX: Final = 256
+"""At most twelve bytes each as JSON, so that the longest question fits a datagram."""
 
 
 # --- runner to supervisor ------------------------------------------------------------------------

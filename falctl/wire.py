@@ -25,6 +25,14 @@ ACCEPTED: Final = 202
 LOAD_PATH: Final = "/falctl/load"
 """POST ``{"hint": name, "evict": [names]}`` on a host's socket: load a model without a request for it."""
 
+MODELS_PATH: Final = "/falctl/models"
+"""
+POST ``{"do": "load|unload|pin|unpin", "model": name, "tier": "vram|ram|disk"}`` on a host's socket: what a person wants.
+
+Answered when it is done: ``{"tier": …, "changed": …}``, or an error as an app's requests have them. tier: of a load where to;
+of an unload what the model leaves, with all above: "disk" is everything.
+"""
+
 RESERVED_PREFIXES: Final = (
     "/falctl",
     "/health",
@@ -264,6 +272,8 @@ class LoadEnded:
     load_s: float
     tier: str = "disk"
     """Where it took its bytes from: ``ram`` or ``disk``."""
+    error: str = ""
+    """Why it failed, in words."""
 
 
 @dataclass(frozen=True, slots=True)

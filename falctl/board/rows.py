@@ -51,6 +51,12 @@ class ModelRow:
     """What of it is on the device now; parts that models share are counted for each. 0: this cache counts no bytes."""
     ram_bytes: int = 0
     """The same in host memory."""
+    fraction: float | None = None
+    """How much of its load is done, from 0 to 1; None: it does not load, or nobody can tell."""
+    pinned: bool = False
+    """It leaves for nothing, until somebody unpins it."""
+    keep_until: float | None = None
+    """When it leaves its tier if nobody uses it before; None: not for that."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -97,6 +97,8 @@ class RunnerUp:
     caps: Caps = NO_CAPS
     loading: tuple[Hint, ...] = ()
     """Load jobs under way, also ones that a dead router asked for."""
+    pinned: frozenset[Hint] = frozenset()
+    """As in `PinsChanged`."""
     stock: Stock | None = None
     """What else is known of its models; None: nobody has told."""
 

@@ -11,6 +11,7 @@ The life of one child process, as a machine: what its supervisor is told, and wh
     any        Exited, too many in the window failed
     backoff    Tick, the pause is over        starting   Spawn(epoch + 1)
     any        Condemned                      failed     Kill, unless it is dead already
+    alive      Struck                         (same)     Kill
     any        End                            draining   (its owner stops it)
     draining   Exited                         stopped
 
@@ -28,12 +29,19 @@ from dataclasses import dataclass, field, replace
 from typing import Final, TypeAlias, assert_never
 
 from falctl.core.types import Epoch, RunnerState
+from falctl.errors import EXIT_CARD_BROKEN, EXIT_OVERDUE
 
 STABLE_S: Final = 10.0
 """Ready for this long is a success: the pause before the next restart is the first one again."""
 
 SPARE_S: Final = 30.0
 """A runner ends a request at the limit of its app by itself; it is killed if it has not by then."""
+
+_MEANINGS: Final = {
+    EXIT_CARD_BROKEN: "its GPU failed, and CUDA could not be used in it any more: see the log",
+    EXIT_OVERDUE: "a request ran for longer than its app allows, and could not be stopped",
+}
+"""What a runner says by its exit code."""
 
 NO_EPOCH: Final = Epoch(0)
 """Before the first incarnation."""
@@ -117,6 +125,13 @@ class Condemned:
 
 
 @dataclass(frozen=True, slots=True)
+class Struck:
+    """What it holds on its GPU cannot be trusted any more; another process may be fine."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class End:
     """The fleet stops: the next exit is wanted."""
 
@@ -127,7 +142,17 @@ class Tick:
 
 
 Event: TypeAlias = (
-    Begin | Staged | Declared | BecameReady | CouldNotStart | Exited | Watched | Condemned | End | Tick
+    Begin
+    | Staged
+    | Declared
+    | BecameReady
+    | CouldNotStart
+    | Exited
+    | Watched
+    | Condemned
+    | Struck
+    | End
+    | Tick
 )
 
 # --- actions -------------------------------------------------------------------------------------
@@ -190,6 +215,9 @@ class Life:
                 return self._spawn(now) if self.state == "backoff" and now >= self.restart_at else []
             case Condemned(reason):
                 return self._condemn(reason, now)
+            case Struck(reason):
+                alive = self.state in ("starting", "ready") and not self._killed_for
+                return self._kill(reason) if alive else []
             case End():
                 if self.state not in ("stopped", "failed"):
                     self._enter("stopped" if self.state == "backoff" else "draining", now)
@@ -313,7 +341,8 @@ def hung(vitals: Vitals, limits: LifeLimits, *, now: float) -> str:
 def describe_exit(code: int) -> str:
     """Return *code*, as ``wait()`` gives it, in words."""
     if code >= 0:
-        return f"exited with code {code}"
+        why = f" ({_MEANINGS[code]})" if code in _MEANINGS else ""
+        return f"exited with code {code}{why}"
     try:
         name = signal.Signals(-code).name
     except ValueError:

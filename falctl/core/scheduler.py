@@ -251,7 +251,7 @@ class Scheduler:
         known.caps, known.accepting, known.blocked = event.caps, True, False
         known.loading = {hint: known.loading.get(hint, now) for hint in event.loading}
         known.loading_from = {h: s for h, s in known.loading_from.items() if h in known.loading}
-        known.leaving = frozenset()
+        known.leaving, known.pinned = frozenset(), event.pinned
         known.hints = known.counted(event.hints)
         if event.stock is not None:
             self.state.take_stock(known, event.stock)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from falctl.board.board import Board
-from falctl.board.rows import GpuRow, LifeRow, RouterRow, RunnerRow
+from falctl.board.rows import GpuRow, LifeRow, MemoryRow, RouterRow, RunnerRow
 
 STALE_S: Final = 3.0
 """A process whose last beat is older is shown as silent; it is only shown, nothing is killed for it."""
@@ -134,6 +134,20 @@ class RunnerFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class MemoryFacts:
+    """The host memory that the runners share for weights."""
+
+    budget_bytes: int
+    """0: they share none."""
+    held_bytes: int
+    used_bytes: int
+    """Of the bytes that are held what some runner refers to."""
+    blocks: int
+    waiting: int
+    """Threads of runners that wait for another runner to fill a block."""
+
+
+@dataclass(frozen=True, slots=True)
 class QueuedFacts:
     """A waiting request."""
 
@@ -168,6 +182,7 @@ class FleetSnapshot:
     """Oldest first; the first 256 of `RouterFacts.queued`."""
     events: tuple[EventFacts, ...]
     """Oldest first."""
+    memory: MemoryFacts | None = None
 
 
 def take(board: Board, *, now: float) -> FleetSnapshot:
@@ -184,7 +199,14 @@ def take(board: Board, *, now: float) -> FleetSnapshot:
         runners=runners,
         queue=_queue(router, now=now),
         events=tuple(EventFacts(_age(e.at, now), e.text) for e in router.events) if router else (),
+        memory=_memory(board.memory()),
     )
+
+
+def _memory(row: MemoryRow | None) -> MemoryFacts | None:
+    if row is None:
+        return None
+    return MemoryFacts(row.budget_bytes, row.held_bytes, row.used_bytes, row.blocks, row.waiting)
 
 
 def _age(at: float, now: float) -> float:

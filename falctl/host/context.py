@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Callable
 from functools import cached_property
@@ -49,13 +50,16 @@ class Context:
         self._report = report
         self._hints = hints
         self._threads = threads
+        self.memory_channel: socket.socket | None = None
+        """Where the supervisor gives host memory that runners share; None: this runner has its own."""
 
     @cached_property
     def host_memory(self) -> HostMemory:
         """Return where this runner gets host memory for weights; imports torch."""
         from falctl.host.cache.private_memory import PrivateMemory
+        from falctl.host.cache.shared_memory import SharedMemory
 
-        return PrivateMemory()
+        return PrivateMemory() if self.memory_channel is None else SharedMemory(self.memory_channel)
 
     def model_cache(
         self,

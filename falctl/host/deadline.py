@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from falctl.errors import DeadlineError
+from falctl.errors import EXIT_OVERDUE, DeadlineError
 from falctl.host.answer import Answer
-from falctl.host.ending import EXIT_OVERDUE, end_process
+from falctl.host.ending import end_process
 from falctl.host.failures import render
 from falctl.host.ticket import Ticket
 from falctl.tasks import spawn

@@ -4,12 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from typing import Final, NoReturn
-
-EXIT_CARD_BROKEN: Final = 70
-"""Its CUDA context is unusable."""
-EXIT_OVERDUE: Final = 72
-"""A sync endpoint ran for longer than its app allows; nothing else can stop it."""
+from typing import NoReturn
 
 
 def end_process(code: int) -> NoReturn:

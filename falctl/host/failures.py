@@ -8,6 +8,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from falctl.errors import RequestError
+from falctl.host.card_errors import breaks_the_card
 from falctl.host.telling import from_the_app
 from falctl.host.ticket import CURRENT
 from falctl.toolkit import RequestCancelled
@@ -69,25 +70,13 @@ def bounced() -> Response:
     return response
 
 
-def breaks_the_card(error: BaseException) -> bool:
-    """Return whether *error* is one after which every CUDA call of this process fails (torch.AcceleratorError)."""
-    names = {kind.__name__ for kind in type(error).__mro__}
-    return "AcceleratorError" in names and not runs_out_of_memory(error)
-
-
 def expected(error: Exception) -> RequestError:
     """Return what the client gets to know of *error*; what an author needs to know goes to the log."""
     if isinstance(error, ClientDisconnect):
         return RequestCancelled()  # nobody reads it
     ticket = CURRENT.get()
     request = ticket.request if ticket is not None else "-"
-    if isinstance(error, RequestError):
-        if error.__cause__ is not None:
-            log.warning(
-                "request.refused request=%s status=%d", request, error.status, exc_info=from_the_app(error)
-            )
-        return error
-    if breaks_the_card(error):
+    if breaks_the_card(error):  # whatever the app made of it
         log.critical(
             "card.broken request=%s: this process cannot use it any more",
             request,
@@ -96,6 +85,12 @@ def expected(error: Exception) -> RequestError:
         if ticket is not None:
             ticket.broke_card = True
         return _CardBrokenError("The GPU failed; its runner restarts")
+    if isinstance(error, RequestError):
+        if error.__cause__ is not None:
+            log.warning(
+                "request.refused request=%s status=%d", request, error.status, exc_info=from_the_app(error)
+            )
+        return error
     if runs_out_of_memory(error):
         log.error("request.out_of_memory request=%s", request, exc_info=from_the_app(error))
         return _OutOfMemoryError("Out of memory")

@@ -14,10 +14,11 @@ from typing import Final
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocketDisconnect
 
+from falctl.errors import EXIT_CARD_BROKEN
 from falctl.host.answer import Answer, UnsendableError, without_ours
 from falctl.host.conversation import Conversation, end_soon
 from falctl.host.deadline import Deadline, overdue
-from falctl.host.ending import EXIT_CARD_BROKEN, end_process
+from falctl.host.ending import end_process
 from falctl.host.failures import bounced, expected, render, unsendable
 from falctl.host.head import RequestHead, read_head
 from falctl.host.keeper import Keeper

@@ -12,10 +12,14 @@ import logging
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from falctl.errors import EXIT_CARD_BROKEN
 from falctl.host.app_threads import AppThreads
+from falctl.host.card_errors import breaks_the_card
+from falctl.host.ending import end_process
 from falctl.host.load_order import LoadOrder
 from falctl.host.prints.aside import aside
 from falctl.host.report import Report
+from falctl.host.telling import from_the_app
 from falctl.toolkit import ModelCache
 
 log = logging.getLogger(__name__)
@@ -48,7 +52,11 @@ class Loads:
             with aside():
                 tier = cache.tier(order.hint)
                 load_s = cache.load(order.hint, evict=order.evict)
-        except Exception as error:  # noqa: BLE001 - the app's code; whoever asks for this model hears of it
+        except Exception as error:
+            if breaks_the_card(error):
+                log.critical("card.broken load=%s", order.hint, exc_info=from_the_app(error))
+                end_process(EXIT_CARD_BROKEN)
+            # The app's code; whoever asks for this model hears of it.
             log.warning("load.failed model=%s %s: %s", order.hint, type(error).__name__, error)
             self._report.soon(self._report.load_ended, order, None)
         else:

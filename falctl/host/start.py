@@ -72,7 +72,8 @@ async def start(app_class: type[App], control: Control, config: Config, *, captu
     hints = HintSource(app)
     report = Report(Board.attach(control.board_fd), spec, slots=slots, hints=hints)
     capture.attach(report.logbook, slots, control.native)
-    app.runner = Context(spec, config, report=report, hints=hints, threads=threads)
+    app.runner = context = Context(spec, config, report=report, hints=hints, threads=threads)
+    context.memory_channel = control.memory
     web = build_web(app, threads=threads, hints=hints)
     limits = report.limits = limits_of(app, spec, config)
     control.send(limits.declared(config))

@@ -24,6 +24,7 @@ from falctl.router.dispatch.activity import Activity
 from falctl.router.dispatch.apps import UNNAMED, Apps, LocalApp
 from falctl.router.dispatch.driver import Driver
 from falctl.router.dispatch.memory import Memory
+from falctl.router.dispatch.wishes import ModelWishes
 from falctl.router.edge.body import Intake
 from falctl.router.edge.edge import Edge, Room, own_room
 from falctl.router.edge.guard import Guard
@@ -52,10 +53,13 @@ from falctl.router.own.files import FileStore
 from falctl.router.own.job_list import JobList, job_routes
 from falctl.router.own.ledger import Ledger
 from falctl.router.own.log_routes import LogReader, log_routes
+from falctl.router.own.model_loads import ModelLoads
+from falctl.router.own.model_routes import model_routes
 from falctl.router.own.publish import Publisher
 from falctl.router.own.reasons import Reasons
 from falctl.router.own.request_logs import RequestLogs
 from falctl.router.own.routes import make_routes
+from falctl.router.own.standing import StandingModels
 from falctl.router.passing.direct import Direct
 from falctl.router.passing.http_talk import HttpTalk
 from falctl.router.passing.proxy import Proxy, ProxyRules
@@ -78,6 +82,9 @@ class Parts:
         self.ledger = Ledger()
         self.apps = _make_apps(spec, config, self.ledger, runners=board.runners)
         self.fleet = FleetLinks(board, home, self.apps, self.ledger)
+        self._wishes = ModelWishes(self.apps)
+        self._standing = StandingModels(self.apps, self.fleet, self._wishes, ledger=self.ledger)
+        self._standing.preload(config)
         self._limits = _limits(config)
         self._intake = Intake(
             ByteBudget(config.queue.max_bytes),
@@ -147,6 +154,7 @@ class Parts:
             others=[
                 *log_routes(LogReader(self.logs, self.keeper, reasons)),
                 *job_routes(JobList(self.keeper, self.apps, self.fleet)),
+                *model_routes(self._standing.orders, ModelLoads(self._standing.orders, self._wishes)),
             ],
         )
 

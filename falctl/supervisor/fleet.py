@@ -16,7 +16,7 @@ from falctl.clock import monotonic_s
 from falctl.config import Config
 from falctl.config_values import FOR_EVER
 from falctl.core.host_memory import Holder
-from falctl.core.lifecycle import Begin, Condemned, LifeLimits, Tick, Vitals, Watched
+from falctl.core.lifecycle import Begin, Condemned, LifeLimits, Struck, Tick, Vitals, Watched
 from falctl.core.types import Epoch, RunnerId
 from falctl.home import Home
 from falctl.supervisor.child import Launch
@@ -107,14 +107,21 @@ class Fleet:
 
     def gpu_lost(self, gpu_row: int, what: str) -> None:
         """End the runners pinned to a card that is gone; the others go on."""
-        for planned in self.ground.plan.runners:
-            if gpu_row in planned.gpu_rows:
-                self.runners[planned.runner].feed(Condemned(what))
+        self._all_on(gpu_row, Condemned(what))
+
+    def gpu_struck(self, gpu_row: int, what: str) -> None:
+        """Replace the runners pinned to a card that spoilt what they hold."""
+        self._all_on(gpu_row, Struck(what))
 
     def pids(self) -> set[int]:
         """Return the processes that run now."""
         members = [self.router, *self.runners.values()]
         return {member.child.pid for member in members if member.child is not None}
+
+    def _all_on(self, gpu_row: int, event: Condemned | Struck) -> None:
+        for planned in self.ground.plan.runners:
+            if gpu_row in planned.gpu_rows:
+                self.runners[planned.runner].feed(event)
 
     # --- runners ---------------------------------------------------------------------------------
 

@@ -1,8 +1,9 @@
-"""Keeps the GPU rows of the board: from NVML for cards, from psutil for CPU runners."""
+"""Keeps the GPU rows of the board, from NVML for cards, from psutil for CPU runners, and says when a card fails."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
@@ -13,8 +14,12 @@ from falctl.board.board import Board
 from falctl.board.rows import GpuRow
 from falctl.clock import monotonic_s
 from falctl.core.cards import Card
+from falctl.core.xids import describe, meaning
 from falctl.supervisor.nvml import Sample
 from falctl.supervisor.sampler import Sampler
+from falctl.supervisor.xid_watch import XidWatch
+
+log = logging.getLogger(__name__)
 
 STALE_S: Final = 5.0
 """A card that NVML has not told of for this long is shown as unknown: a call hangs in its driver."""
@@ -24,30 +29,42 @@ class Gpus:
     """
     Writes one `GpuRow` per row of the plan.
 
-    *lost* is called once, with the row and a reason in words, when a card falls off.
+    *lost* is called once, with the row and a reason in words, when a card falls off or tells of an error that only its
+    reset mends; *struck* when it tells of one that a new process may survive.
     """
 
     def __init__(
-        self, board: Board, cards: tuple[Card | None, ...], lost: Callable[[int, str], None]
+        self,
+        board: Board,
+        cards: tuple[Card | None, ...],
+        *,
+        lost: Callable[[int, str], None],
+        struck: Callable[[int, str], None],
     ) -> None:
         self._board = board
         self._rows = [_first(number, card) for number, card in enumerate(cards)]
         self._of_uuid = {card.uuid: number for number, card in enumerate(cards) if card is not None}
+        self._cards = tuple(card for card in cards if card is not None)
         self._lost = lost
+        self._struck = struck
         self._processes: dict[int, psutil.Process] = {}
-        self._sampler: Sampler | None = None
+        self._watching: tuple[Sampler, XidWatch] | None = None
         for number, row in enumerate(self._rows):
             board.put_gpu(number, row)
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Begin to sample the cards, on a thread that reports to *loop*."""
-        self._sampler = Sampler(tuple(self._of_uuid), self._sampled, loop)
-        self._sampler.start()
+        """Begin to watch the cards, on threads that report to *loop*."""
+        self._watching = (
+            Sampler(tuple(self._of_uuid), self._sampled, loop),
+            XidWatch(self._cards, self._told, loop),
+        )
+        for each in self._watching:
+            each.start()
 
     def stop(self) -> None:
-        """Sample no more."""
-        if self._sampler is not None:
-            self._sampler.stop()
+        """Watch no more."""
+        for each in self._watching or ():
+            each.stop()
 
     def tick(self, pids: list[int]) -> None:
         """Look at the CPU runners, whose processes are *pids* by row (0: none now), and at old news of cards."""
@@ -81,6 +98,20 @@ class Gpus:
                 at=monotonic_s(),
             ),
         )
+
+    def _told(self, uuid: str, xid: int) -> None:
+        number = self._of_uuid[uuid]
+        row = self._rows[number]
+        what = f"GPU {row.gpu_index} ({uuid}): {describe(xid)}"
+        match meaning(xid):
+            case "lost":
+                self._lost(number, f"{what}; it has to be reset, see `nvidia-smi` and dmesg")
+            case "restart":
+                self._struck(number, what)
+            case "application":
+                log.info("gpu.xid %s; left to the app", what)
+            case "unknown":
+                log.warning("gpu.xid %s; its runners go on", what)
 
     def _look(self, row: GpuRow, pid: int, now: float) -> GpuRow:
         try:

@@ -152,7 +152,8 @@ class HostMemory:
                 self._send(holder, wire.Refused(number, refusal(action)))
             case Drop(block):
                 if (fd := self._fds.pop(block, None)) is not None:
-                    await asyncio.to_thread(os.close, fd)
+                    # Shielded: a thread that has not begun would be cancelled with us, and the memory stay.
+                    await asyncio.shield(asyncio.to_thread(os.close, fd))
 
     def _make(self, fill: Fill) -> None:
         try:

@@ -60,7 +60,9 @@ class Supervisor:
         reload: Callable[[], Config] | None,
     ) -> None:
         self._fleet = Fleet(ground, config)
-        self._gpus = Gpus(ground.board, ground.plan.gpus, self._fleet.gpu_lost)
+        self._gpus = Gpus(
+            ground.board, ground.plan.gpus, lost=self._fleet.gpu_lost, struck=self._fleet.gpu_struck
+        )
         self._announcer = announcer
         self._keeper = keeper
         self._orphans = orphans.Orphans()

@@ -132,7 +132,8 @@ class ModelLoader(Generic[M]):
         if not constructed:
             self._with_host_room(name, lambda: self._twice(name, lambda: self._store.construct(name)))
             self._holdings.made(entry, self._store.needs(name))
-        self._with_host_room(name, lambda: self._fill(name))
+        # On its way to the device it can do without: where host memory is smaller, its bytes only pass through.
+        self._with_host_room(name, lambda: self._fill(name), needed=load.to == "ram")
         if load.to == "vram":
             self._place(entry, drawing, first)
         self._holdings.loaded(entry, load, seconds=monotonic_s() - began_at)
@@ -155,8 +156,8 @@ class ModelLoader(Generic[M]):
                 raise RequestCancelled from error
             raise
 
-    def _with_host_room(self, name: str, act: Callable[[], None]) -> None:
-        """Do *act*; while host memory is full, have idle parts leave it and do *act* again."""
+    def _with_host_room(self, name: str, act: Callable[[], None], *, needed: bool = True) -> None:
+        """Do *act*; while host memory is full, have idle parts leave it and do *act* again, or do without it."""
         while True:
             try:
                 act()
@@ -166,9 +167,12 @@ class ModelLoader(Generic[M]):
                 return
             if lacking is None:
                 lacking = sum(p.nbytes for p in self._store.needs(name) if p.tier == "disk")
-            if not self._make_host_room(max(lacking, 1)):
+            if self._make_host_room(max(lacking, 1)):
+                continue
+            if needed:
                 msg = f"Model {name!r} has no room in host memory: {detail}"
                 raise ModelTooLargeError(msg)
+            return
 
     def _make_host_room(self, lacking_bytes: int) -> bool:
         if not LOADING.acquire(timeout=_HOST_WAIT_S):

@@ -6,7 +6,8 @@ with the tier that a part is in after each:
 
     construct   unknown -> ram or disk      runs the libraries; on an app's thread, one at a time in a process
     fill        disk    -> ram              moves bytes only; any thread, also beside an execution
-    place       ram     -> vram             one allocation and one copy for each part that is not there
+    place       ram     -> vram             one allocation and one copy for each part that is not there; from the disk,
+                                            where host memory has no room
     evict       vram    -> ram or disk      copies nothing back
     drop        ram     -> disk             host memory goes, the modules stay
     forget                -> unknown        all of a model that no other shares

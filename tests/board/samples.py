@@ -101,6 +101,9 @@ def model(name: str = "m") -> ModelRow:
         tier="ram",
         vram_bytes=1 << 20,
         ram_bytes=7 << 30,
+        fraction=0.25,
+        pinned=True,
+        keep_until=9.5,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
-from falctl.board.rows import FleetRow, GpuRow, LifeRow, RouterRow, RunnerRow
+from falctl.board.rows import FleetRow, GpuRow, LifeRow, MemoryRow, RouterRow, RunnerRow
 
 ANY_TEXT = st.text(st.characters())
 """Every code point, lone surrogates included."""
@@ -17,3 +17,4 @@ ROUTERS = st.from_type(RouterRow)
 RUNNERS = st.from_type(RunnerRow)
 LIVES = st.from_type(LifeRow)
 GPUS = st.from_type(GpuRow)
+MEMORIES = st.from_type(MemoryRow)

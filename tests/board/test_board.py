@@ -13,6 +13,7 @@ import pytest
 from falctl.board import codec
 from falctl.board import layout as at
 from falctl.board.board import Board
+from falctl.board.rows import MemoryRow
 from falctl.errors import ConfigError, FalctlError, NotRunningError
 from tests.board import samples
 
@@ -21,15 +22,24 @@ def test_every_region_is_empty_at_first_and_then_says_what_was_put(tmp_path: Pat
     with closing(Board.create(tmp_path / "board", runners=2, gpus=2)) as board:
         reader = Board.open(tmp_path / "board")
         assert (reader.runners, reader.gpus) == (2, 2)
-        empty = [reader.fleet(), reader.router(), reader.runner(1), reader.life(1), reader.gpu(1)]
-        assert empty == [None] * 5
+        empty = [
+            reader.fleet(),
+            reader.router(),
+            reader.memory(),
+            reader.runner(1),
+            reader.life(1),
+            reader.gpu(1),
+        ]
+        assert empty == [None] * 6
         board.put_fleet(samples.fleet_row())
         board.put_router(samples.router_row())
+        board.put_memory(MemoryRow(9, 8, 7, 6, 5))
         board.put_runner(1, samples.told_apart(3))
         board.put_life(1, samples.life_row())
         board.put_gpu(1, samples.gpu_row())
         assert reader.fleet() == samples.fleet_row()
         assert reader.router() == samples.router_row()
+        assert reader.memory() == MemoryRow(9, 8, 7, 6, 5)
         assert reader.runner(1) == samples.told_apart(3)
         assert reader.life(1) == samples.life_row()
         assert reader.gpu(1) == samples.gpu_row()
@@ -83,6 +93,7 @@ def test_versions_stay_equal_until_any_region_changes(board: Board) -> None:
     puts: list[Callable[[], None]] = [
         lambda: board.put_fleet(samples.fleet_row()),
         lambda: board.put_router(samples.router_row()),
+        lambda: board.put_memory(MemoryRow(9)),
         lambda: board.put_runner(1, samples.told_apart(1)),
         lambda: board.put_life(1, samples.life_row()),
         lambda: board.put_gpu(1, samples.gpu_row()),

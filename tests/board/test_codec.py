@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from falctl.board import codec
 from falctl.board.layout import HEAD_BYTES, ROUTER_BYTES, RUNNER_BYTES, SMALL_BYTES
-from falctl.board.rows import EventRow, FleetRow, GpuRow, LifeRow, RouterRow, RunnerRow
+from falctl.board.rows import EventRow, FleetRow, GpuRow, LifeRow, MemoryRow, RouterRow, RunnerRow
 from falctl.core.types import Hint
 from tests.board import samples, strategies
 
@@ -41,6 +41,11 @@ def test_a_runner_row_comes_back_equal(row: RunnerRow) -> None:
 
 @given(strategies.LIVES)
 def test_a_life_row_comes_back_equal(row: LifeRow) -> None:
+    assert _round_trip(row) == row
+
+
+@given(strategies.MEMORIES)
+def test_a_memory_row_comes_back_equal(row: MemoryRow) -> None:
     assert _round_trip(row) == row
 
 

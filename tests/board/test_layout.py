@@ -38,7 +38,7 @@ def test_sequence_words_are_one_slice_in_the_order_of_the_regions(layout: Layout
 
 @given(LAYOUTS)
 def test_every_row_has_a_region_of_its_own(layout: Layout) -> None:
-    numbers = [at.FLEET, at.ROUTER]
+    numbers = [at.FLEET, at.ROUTER, at.MEMORY]
     numbers += [layout.runner(i) for i in range(layout.runners)]
     numbers += [layout.life(i) for i in range(layout.runners)]
     numbers += [layout.gpu(i) for i in range(layout.gpus)]

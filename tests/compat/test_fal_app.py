@@ -11,7 +11,7 @@ import pytest
 
 from falctl.clock import wall_clock
 from falctl.core.lifetimes import ends_at
-from falctl.host.ending import EXIT_OVERDUE
+from falctl.errors import EXIT_OVERDUE
 from falctl.wire import EXIT_RETIRED, Ending, Failed, Ready
 from tests.host.harness import STEP_S, Host, Reply
 from tests.wait import until

@@ -12,7 +12,7 @@ import pytest
 from websockets.exceptions import InvalidStatus
 from websockets.typing import Subprotocol
 
-from falctl.host.ending import EXIT_CARD_BROKEN
+from falctl.errors import EXIT_CARD_BROKEN
 from falctl.wire import CANCEL_PATH, EXIT_RETIRED, Ending, Released
 from tests.compat.sockets import closed, say, talking
 from tests.host.harness import STEP_S, Host, executing, idle

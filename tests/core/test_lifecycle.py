@@ -24,6 +24,7 @@ from falctl.core.lifecycle import (
     LifeLimits,
     Spawn,
     Staged,
+    Struck,
     Tick,
     Vitals,
     Watched,
@@ -218,6 +219,33 @@ def test_a_runner_in_backoff_whose_gpu_is_lost_fails_at_once() -> None:
     assert life.state == "failed"
 
 
+def test_a_runner_whose_gpu_had_an_error_is_killed_once_and_comes_back() -> None:
+    life = ready_life()
+    assert life.handle(Struck("XID 94"), now=5.0) == [Kill("XID 94")]
+    assert life.handle(Struck("XID 48"), now=5.1) == []
+    life.handle(Exited(E1, -9), now=5.2)
+    assert (life.state, life.reason) == ("backoff", "XID 94")
+    assert life.handle(Struck("XID 94"), now=5.3) == []
+    assert life.handle(Tick(), now=life.restart_at) == [Spawn(Epoch(2))]
+    assert life.handle(Struck("XID 94"), now=7.0) == [Kill("XID 94")]
+
+
+def test_a_runner_that_is_to_restart_and_whose_gpu_is_then_lost_stays_failed() -> None:
+    life = ready_life()
+    life.handle(Struck("XID 48"), now=5.0)
+    assert life.handle(Condemned("GPU 1 is lost"), now=5.1) == [Kill("GPU 1 is lost")]
+    life.handle(Exited(E1, -9), now=5.2)
+    assert (life.state, life.reason) == ("failed", "GPU 1 is lost")
+
+
+def test_a_gpu_error_while_falctl_stops_changes_nothing() -> None:
+    life = ready_life()
+    life.handle(End(), now=1.0)
+    assert life.handle(Struck("XID 94"), now=2.0) == []
+    life.handle(Exited(E1, 0), now=3.0)
+    assert life.state == "stopped"
+
+
 def test_an_end_in_any_state_is_followed_by_no_spawn() -> None:
     running = ready_life()
     running.handle(End(), now=1.0)
@@ -236,6 +264,8 @@ def test_an_end_in_any_state_is_followed_by_no_spawn() -> None:
     ("code", "words"),
     [
         (3, "exited with code 3"),
+        (70, "exited with code 70 (its GPU failed"),
+        (72, "exited with code 72 (a request ran for longer"),
         (-9, "killed by SIGKILL (by somebody, or by the kernel for want of memory: see dmesg)"),
         (-11, "killed by SIGSEGV"),
         (-200, "signal 200"),
@@ -256,6 +286,7 @@ events: st.SearchStrategy[Event] = st.one_of(
     st.builds(Exited, epochs, st.integers(-64, 255)),
     st.builds(Watched, epochs, vitals),
     st.builds(Condemned, st.text(max_size=3)),
+    st.builds(Struck, st.text(max_size=3)),
     st.just(End()),
     st.just(Tick()),
 )

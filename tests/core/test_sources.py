@@ -334,6 +334,15 @@ def test_a_copy_is_worth_less_once_it_would_come_back_from_ram() -> None:
     assert look.worth.further_copy(A) == pytest.approx(before / 10)
 
 
+def test_a_cap_on_the_number_of_models_holds_where_bytes_would_do() -> None:
+    s = Scene()
+    s.up(0, "B", caps=Caps("card", loads=True, models_max=2, vram_bytes=100 * GiB))
+    assert only_load(s.come("1", A)).evict == ()
+    s.loaded(0, A, 1.0)
+    s.end("1", 0)
+    assert only_load(s.come("2", C)).evict in ((A,), (B,))
+
+
 def test_a_model_that_no_card_holds_whole_takes_a_card_for_itself() -> None:
     s = Scene()
     caps = Caps("card", loads=True, vram_bytes=10 * GiB, run_bytes=40 * GiB)

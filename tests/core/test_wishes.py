@@ -312,6 +312,14 @@ def test_a_pinned_model_is_no_victim_whatever_waits() -> None:
     assert scene.wish("d") == ["d>0-c", "1:begun@0"]
 
 
+def test_a_runner_that_comes_tells_its_pins_before_anything_is_decided() -> None:
+    scene = Scene()
+    scene.feed(RunnerDown(RunnerId(0), returns=True))
+    scene.come("q", "c")
+    up = RunnerUp(RunnerId(0), E1, 1, (), names("a b"), JOBS, pinned=names("a"))
+    assert scene.feed(up) == ["c>0-b"]
+
+
 def test_where_pins_leave_no_room_a_request_is_refused_with_their_names() -> None:
     scene = Scene()
     scene.up(0, "a b")

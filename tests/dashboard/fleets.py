@@ -11,6 +11,7 @@ from falctl.board.rows import (
     FleetRow,
     GpuRow,
     LifeRow,
+    MemoryRow,
     ModelRow,
     QueuedRow,
     RouterRow,
@@ -29,6 +30,7 @@ def put_busy(board: Board, *, now: float = NOW, pid: int = 4100) -> None:
         )
     )
     board.put_router(busy_router(now=now))
+    board.put_memory(MemoryRow(64 * GiB, 41 * GiB, 29 * GiB, 7, 1))
     cards = ((91, 66, 612.0, 61.2), (38, 51, 274.0, 44.7), (100, 78, 688.0, 78.9), (0, 34, 71.0, 0.6))
     for card, (util, temp, power, used) in enumerate(cards):
         board.put_gpu(

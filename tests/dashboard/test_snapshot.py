@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from falctl.board.board import Board
-from falctl.board.rows import QueuedRow, RunnerRow
-from falctl.core.types import Epoch, RequestId
-from falctl.dashboard.snapshot import take
+from falctl.board.rows import MemoryRow, QueuedRow, RunnerRow
+from falctl.core.types import Epoch, GiB, RequestId
+from falctl.dashboard.snapshot import MemoryFacts, take
 from tests.dashboard import fleets
 from tests.dashboard.fleets import NOW
 
@@ -47,8 +47,16 @@ def test_the_queue_is_oldest_first_whatever_its_order_on_the_board(board: Board)
     assert [q.request for q in take(board, now=NOW).queue] == ["r1", "r2", "r0"]
 
 
+def test_host_memory_is_told_as_the_supervisor_writes_it(board: Board) -> None:
+    board.put_memory(MemoryRow(32 * GiB, 20 * GiB, 7 * GiB, 4, 1))
+    assert take(board, now=NOW).memory == MemoryFacts(
+        budget_bytes=32 * GiB, held_bytes=20 * GiB, used_bytes=7 * GiB, blocks=4, waiting=1
+    )
+
+
 def test_an_empty_board_is_a_snapshot_of_unknowns(board: Board) -> None:
     snapshot = take(board, now=NOW)
+    assert snapshot.memory is None
     assert snapshot.fleet is None
     assert snapshot.router is None
     assert snapshot.cards == ()

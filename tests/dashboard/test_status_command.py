@@ -188,7 +188,7 @@ def test_the_schema_describes_every_field_and_no_other() -> None:
     schema = documented()
     kinds = {"fleet": facts.FleetFacts, "router": facts.RouterFacts, "card": facts.CardFacts,
              "runner": facts.RunnerFacts, "executing": facts.ExecutingFacts, "model": facts.ModelFacts,
-             "queued": facts.QueuedFacts, "event": facts.EventFacts}  # fmt: skip
+             "queued": facts.QueuedFacts, "event": facts.EventFacts, "memory": facts.MemoryFacts}  # fmt: skip
     for name, kind in kinds.items():
         described = schema["$defs"][name]
         assert list(described["properties"]) == [field.name for field in fields(kind)], name

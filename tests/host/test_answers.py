@@ -14,8 +14,8 @@ from starlette.types import Message, Receive, Scope, Send
 
 from falctl.clock import wall_clock
 from falctl.core.lifetimes import ends_at
+from falctl.errors import EXIT_CARD_BROKEN
 from falctl.host import gate as host_gate
-from falctl.host.ending import EXIT_CARD_BROKEN
 from falctl.host.keeper import Keeper
 from tests.host.conftest import PROBE, Gate
 from tests.host.harness import STEP_S, Host, idle

@@ -10,7 +10,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, unix_connect
 
-from falctl.host.ending import EXIT_CARD_BROKEN
+from falctl.errors import EXIT_CARD_BROKEN
 from falctl.wire import HintsChanged
 from tests.host.harness import STEP_S, Host, executing, idle
 from tests.wait import until

@@ -269,6 +269,33 @@ def test_a_card_that_falls_off_takes_its_runner_and_no_other(four: FakeNvml) -> 
         assert f.stop() == 0
 
 
+def test_an_xid_that_only_a_reset_mends_takes_the_cards_runner_for_good(four: FakeNvml) -> None:
+    with falctl(four) as f:
+        four.tell_xid(1, 79)
+        life = f.wait_state(1, "failed", within_s=NEWS_S)
+        assert life.reason == (
+            f"GPU 1 ({four.uuids[1]}): XID 79, it has fallen off the bus; it has to be reset, see `nvidia-smi` and dmesg"
+        )
+        assert life.restarts == 0
+        assert serving(f, 3) == {0, 2, 3}
+
+
+def test_an_xid_that_a_new_process_may_survive_replaces_the_runner_and_an_apps_own_leaves_it(
+    four: FakeNvml,
+) -> None:
+    with falctl(four) as f:
+        pids = f.pids()
+        four.tell_xid(0, 31)
+        four.tell_xid(1, 94)
+        until(lambda: f.life(1).epoch == 2, within_s=NEWS_S, what="another process")
+        f.wait_state(1, "ready")
+        f.wait_line(rf"killed epoch=1 reason=GPU 1 \({four.uuids[1]}\): XID 94, contained ECC error")
+        assert f.life(1).pid != pids["runner1"]
+        f.wait_line(rf"gpu.xid GPU 0 \({four.uuids[0]}\): XID 31, GPU memory page fault; left to the app")
+        assert [f.life(i).epoch for i in (0, 2, 3)] == [1] * 3
+        assert serving(f, 4) == {0, 1, 2, 3}
+
+
 def test_a_card_with_two_runners_takes_both(four: FakeNvml) -> None:
     with falctl(four, config="[runners]\ngpus = [0, 1, 0]\n") as f:
         four.change(0, error=GPU_IS_LOST)

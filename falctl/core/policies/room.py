@@ -23,6 +23,8 @@ class _Shelf:
     """One runner's memory: what is free, in bytes or models, and what could go, in order."""
 
     free: float
+    places: float
+    """Where bytes count and models are capped, too: how many more there may be."""
     candidates: list[tuple[Hint, float, float]]
     """Model, size, and when it is due itself."""
     last_turn: float
@@ -45,14 +47,15 @@ class Room:
         """
         shelf = self._shelf(runner)
         missing = self._size(hint, runner) - shelf.free
-        if missing <= 0:
+        if missing <= 0 and shelf.places > 0:
             return NOBODY
         keeps = (keep, runner.base(hint))
         return self._choose(shelf, runner, missing, key, keeps) if shelf.last_turn > key else None
 
     def last_turn(self, runners: Iterable[Runner]) -> float:
         """Return the latest key for which there may be room on one of *runners*."""
-        return max(float("inf") if s.free > 0 else s.last_turn for s in map(self._shelf, runners))
+        shelves = map(self._shelf, runners)
+        return max(float("inf") if s.free > 0 and s.places > 0 else s.last_turn for s in shelves)
 
     def forget(self, runners: Iterable[RunnerId]) -> None:
         """Look again at what *runners* could evict."""
@@ -70,7 +73,7 @@ class Room:
             victims.append(victim)
             loss += self.worth.value(victim, runner)
             missing -= size
-            if missing <= 0:
+            if missing <= 0 and shelf.places + len(victims) > 0:
                 return tuple(victims), loss
         return None
 
@@ -89,8 +92,9 @@ class Room:
             if hint not in running and hint not in runner.pinned
         ]
         last_turn = max((turn for _, _, turn in candidates), default=float("-inf"))
-        used = sum(self._size(h, runner) for h in (*state.fleet.held(runner), *runner.loading))
-        return _Shelf(_limit(runner) - used, candidates, last_turn)
+        there = (*state.fleet.held(runner), *runner.loading)
+        used = sum(self._size(h, runner) for h in there)
+        return _Shelf(_limit(runner) - used, _cap(runner) - len(there), candidates, last_turn)
 
     def _in_order(self, runner: Runner) -> list[Hint]:
         """Return what *runner* gives up, first to last: the least worth per byte, or what it used longest ago."""
@@ -131,6 +135,12 @@ def _limit(runner: Runner) -> float:
     """Return what fits: bytes where the runner counts bytes, else models; without a limit there is always room."""
     limit = runner.caps.vram_bytes if runner.caps.vram_bytes is not None else runner.caps.models_max
     return float("inf") if limit is None else float(limit)
+
+
+def _cap(runner: Runner) -> float:
+    """Return how many models there may be where `_limit` counts bytes."""
+    models_max = runner.caps.models_max
+    return float("inf") if runner.caps.vram_bytes is None or models_max is None else float(models_max)
 
 
 def _size(hint: Hint, runner: Runner, costs: Costs) -> float:

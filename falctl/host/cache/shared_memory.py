@@ -111,8 +111,9 @@ class SharedMemory:
         self._questions: dict[int, _Question] = {}
         self._lost = False
         channel.setblocking(True)  # noqa: FBT003 - the signature of the socket module
-        for run, name in ((self._send, "host memory out"), (self._receive, "host memory in")):
-            threading.Thread(target=run, name=name, daemon=True).start()
+        self._sender = threading.Thread(target=self._send, name="host memory out", daemon=True)
+        self._sender.start()
+        threading.Thread(target=self._receive, name="host memory in", daemon=True).start()
 
     def obtain(self, key: str, nbytes: int) -> SharedBlock | _Empty:
         """
@@ -146,7 +147,6 @@ class SharedMemory:
         """Ask nothing any more: every question, waiting or new, raises `HostMemoryLostError`. Mappings stay."""
         with contextlib.suppress(OSError):
             self._channel.shutdown(socket.SHUT_RDWR)
-        self._outgoing.put(None)
 
     def _map(self, answer: wire.Given, fd: int, nbytes: int) -> SharedBlock:
         if not answer.filled:
@@ -198,6 +198,9 @@ class SharedMemory:
             questions, self._questions = list(self._questions.values()), {}
         for question in questions:
             question.answered.set()
+        self._outgoing.put(None)
+        self._sender.join()
+        self._channel.close()
 
     def _take(self, answer: wire.Given | wire.Refused, fds: list[int]) -> None:
         with self._lock:

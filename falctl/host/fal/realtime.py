@@ -18,7 +18,7 @@ from typing import Any
 
 from falctl.clock import monotonic_s
 from falctl.host.app_threads import AppThreads
-from falctl.host.failures import breaks_the_card
+from falctl.host.card_errors import breaks_the_card
 from falctl.host.fal.sdk import SDK
 from falctl.host.ticket import CURRENT
 from falctl.toolkit.out_of_memory import runs_out_of_memory

@@ -18,6 +18,7 @@ from falctl.core.events import (
     Event,
     HintsChanged,
     Load,
+    PinsChanged,
     Refuse,
     Released,
     TellWish,
@@ -107,6 +108,12 @@ class Driver:
             return
         if view.counted(hints) != view.hints or self.scheduler.state.is_news(view, stock):
             self.handle(HintsChanged(runner, epoch, hints, stock))
+
+    def tell_pins(self, runner: RunnerId, epoch: Epoch, pinned: frozenset[Hint]) -> None:
+        """Tell which models are pinned on a runner, by the board; nothing happens if that is known."""
+        view = self.scheduler.fleet.runners.get(runner)
+        if view is not None and view.epoch == epoch and view.pinned != pinned:
+            self.handle(PinsChanged(runner, epoch, pinned))
 
     def place_s(self) -> float:
         """Return in how many seconds the next place in the queue should turn free."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from typing import Any, Final
 
@@ -96,7 +96,7 @@ class Reasons:
     def _one(self) -> LocalApp:
         apps = list(self._apps)
         if len(apps) > 1:
-            raise BadRequestError(_which(apps))
+            raise BadRequestError(which_app(apps))
         return apps[0]
 
     def _knowing(self, model: str) -> LocalApp:
@@ -105,7 +105,7 @@ class Reasons:
             return self._one()
         knowing = [app for app in self._apps if _known(app.driver.scheduler, model)]
         if len(knowing) != 1:
-            raise BadRequestError(_which(list(self._apps)))
+            raise BadRequestError(which_app(self._apps))
         return knowing[0]
 
     def _named(self, app: LocalApp) -> dict[str, str]:
@@ -163,7 +163,8 @@ def _why(scheduler: Scheduler, hint: Hint) -> reasoning.Why:
     return reasoning.why(scheduler.state, scheduler.policy, hint, now=monotonic_s())
 
 
-def _which(apps: list[LocalApp]) -> str:
+def which_app(apps: Iterable[LocalApp]) -> str:
+    """Return what is said to somebody who has to name one of *apps*."""
     return f"there are several apps: say of which, app={'|'.join(app.alias for app in apps)} (on the command line --app)"
 
 

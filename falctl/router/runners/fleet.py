@@ -5,20 +5,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from weakref import WeakSet
 
 from falctl import wire
 from falctl.board.board import Board
 from falctl.board.index import HintIndex
-from falctl.board.rows import ModelRow, RunnerRow
-from falctl.core.events import Load, LoadEnded, Released, RunnerDown, RunnerDrains, RunnerUp
-from falctl.core.sources import Stock, Tier
-from falctl.core.types import Caps, Epoch, Hint, RequestId, RunnerId
+from falctl.board.rows import RunnerRow
+from falctl.core.events import Load, RunnerDown, RunnerDrains
+from falctl.core.types import Epoch, RequestId, RunnerId
 from falctl.home import Home
 from falctl.router.dispatch.apps import Apps, LocalApp, settings_of
 from falctl.router.dispatch.driver import Driver
 from falctl.router.own.ledger import Ledger
+from falctl.router.runners import news
 from falctl.router.runners.link import Link, News
 from falctl.router.runners.orphans import Orphans
 from falctl.tasks import spawn
@@ -51,6 +51,8 @@ class FleetLinks:
         self.printed: Callable[[wire.Printed], None] = _nobody
         """Who hears what apps print; set by `RequestLogs`, as the next."""
         self.released: Callable[[RequestId], None] = _nobody
+        self.came_up: Callable[[Link], None] = _nobody
+        """Who hears that a runner takes work, of a new incarnation or again; set by `StandingModels`."""
 
     def discover(self) -> None:
         """Learn of every runner from the board: a restarted router finds the fleet by itself."""
@@ -102,7 +104,18 @@ class FleetLinks:
         for runner in self._index.refresh():
             row = self._index.row(runner)
             if row is not None:
-                self._driver(runner).tell_hints(runner, row.epoch, _as_set(row.hints), stock_of(row.models))
+                self._driver(runner).tell_pins(runner, row.epoch, news.pinned_in(row))
+                self._driver(runner).tell_hints(runner, row.epoch, news.hints_of(row), news.stock_of(row))
+
+    def row(self, runner: RunnerId) -> RunnerRow | None:
+        """Return what the board said of *runner* at the last `refresh`; None: nothing of the incarnation that serves."""
+        row, link = self._index.row(runner), self._links.get(runner)
+        return row if row is not None and link is not None and row.epoch == link.epoch else None
+
+    def link(self, runner: RunnerId) -> Link | None:
+        """Return the link to the incarnation that serves now and is heard of; None: there is none."""
+        link = self._links.get(runner)
+        return link if link is not None and link.up else None
 
     def load(self, load: Load) -> None:
         """Have a runner load a model; the end is told by its stream, or here if it cannot even be asked."""
@@ -158,11 +171,13 @@ class FleetLinks:
             case wire.Hello():
                 self._apps.of(link.runner).learn(settings_of(message))
                 log.debug("runner.up runner=%d epoch=%d slots=%d", link.runner, link.epoch, message.slots)
-                self._driver(link.runner).handle(_up(link, message, self._row(link)))
+                self._driver(link.runner).handle(news.runner_up(link.runner, message, self.row(link.runner)))
                 if self._states[link.runner][1] == "draining":
                     self._driver(link.runner).handle(RunnerDrains(link.runner, link.epoch))
+                else:
+                    self.came_up(link)
             case wire.Released():
-                released = _released(link, message)
+                released = news.released(link.runner, message)
                 self._driver(link.runner).handle(released)
                 self.released(released.request)
             case wire.Printed():
@@ -175,10 +190,8 @@ class FleetLinks:
                 pass  # the refresh has told
 
     def _end_load(self, link: Link, load: wire.LoadEnded) -> None:
-        hints = _hints(self._row(link))
-        self._driver(link.runner).handle(
-            LoadEnded(link.runner, link.epoch, Hint(load.hint), load.ok, load.load_s, _tier(load.tier), hints)
-        )
+        ended = news.load_ended(link.runner, load, self.row(link.runner))
+        self._driver(link.runner).handle(ended)
 
     def lost(self, link: Link) -> None:
         """Send nothing to a runner whose slots we do not hear of; it may be back at once."""
@@ -192,53 +205,6 @@ class FleetLinks:
     def _driver(self, runner: RunnerId) -> Driver:
         return self._apps.of(runner).driver
 
-    def _row(self, link: Link) -> RunnerRow | None:
-        """Return what the board says of that incarnation; None: nothing, or only of an older one."""
-        row = self._index.row(link.runner)
-        return row if row is not None and row.epoch == link.epoch else None
-
-
-def stock_of(models: Iterable[ModelRow]) -> Stock:
-    """Return what the rows of a runner's models say of where a load of each would come from."""
-    models = tuple(models)
-    # What is on the card comes back from host memory if all of it is there, too.
-    in_ram = (m for m in models if m.tier == "ram" or (m.tier == "vram" and 0 < m.vram_bytes <= m.ram_bytes))
-    whole = (m for m in models if m.state == "ready" and m.tier != "disk" and m.vram_bytes + m.ram_bytes)
-    sizes = {Hint(m.name): max(m.vram_bytes, m.ram_bytes) for m in whole}
-    return Stock(frozenset(Hint(m.name) for m in in_ram), sizes)
-
-
-def _up(link: Link, hello: wire.Hello, row: RunnerRow | None) -> RunnerUp:
-    caps = Caps(
-        gpu=hello.gpu,
-        loads=hello.loads,
-        overlaps=hello.overlaps,
-        models_max=hello.models_max or None,
-        vram_bytes=hello.vram_bytes or None,
-        run_bytes=hello.run_bytes or None,
-        joint=hello.joint,
-    )
-    executing = tuple(RequestId(request) for request in hello.executing)
-    loading = tuple(Hint(hint) for hint in hello.loading)
-    stock = stock_of(() if row is None else row.models)
-    return RunnerUp(link.runner, link.epoch, hello.slots, executing, _hints(row), caps, loading, stock)
-
-
-def _hints(row: RunnerRow | None) -> frozenset[Hint] | None:
-    """Return the hints of a row; without one the runner is warm for nothing."""
-    return frozenset() if row is None else _as_set(row.hints)
-
-
-def _tier(told: str) -> Tier:
-    """Return the tier that a host has *told*; a name that we do not know counts as the dearest."""
-    return "ram" if told == "ram" else "disk"
-
-
-def _released(link: Link, message: wire.Released) -> Released:
-    tier = None if message.tier == wire.JOINED else _tier(message.tier)
-    request = RequestId(message.request)
-    return Released(request, link.runner, link.epoch, message.exec_s, message.load_s, tier)
-
 
 def _nobody(_: object) -> None:
     """Hear nothing."""
@@ -247,7 +213,3 @@ def _nobody(_: object) -> None:
 def _order(state: str) -> int:
     """Return a number that grows in the life of one incarnation."""
     return _ORDER.get(state, len(_ORDER))
-
-
-def _as_set(hints: tuple[Hint, ...] | None) -> frozenset[Hint] | None:
-    return None if hints is None else frozenset(hints)

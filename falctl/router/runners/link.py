@@ -16,7 +16,7 @@ import json
 import logging
 from collections.abc import Awaitable, Sequence
 from pathlib import Path
-from typing import Final, Protocol, TypeAlias, TypeVar
+from typing import Any, Final, Protocol, TypeAlias, TypeVar
 
 from falctl import wire
 from falctl.clock import monotonic_s
@@ -166,6 +166,16 @@ class Link:
         with contextlib.suppress(UnreachableError, LostError):
             return await self.transport.post(wire.LOAD_PATH, body) == wire.ACCEPTED
         return False
+
+    async def order(self, order: dict[str, str]) -> tuple[int, dict[str, Any]]:
+        """
+        Have the host do what *order* says of a model (`wire.MODELS_PATH`); return status and answer when it has.
+
+        Raises UnreachableError, LostError.
+        """
+        status, answer = await self.transport.ask(wire.MODELS_PATH, json.dumps(order).encode())
+        table: dict[str, Any] = json.loads(answer)
+        return status, table
 
     def retire(self) -> None:
         """The runner's process is gone: stop listening, and close what is left of its connections after a while."""

@@ -182,6 +182,18 @@ class Transport:
         incoming.close()
         return incoming.status
 
+    async def ask(self, path: str, body: bytes) -> tuple[int, bytes]:
+        """POST *body* to *path*; return the status and the whole answer. Raises UnreachableError, LostError."""
+        incoming = await self.send(Outgoing("POST", path.encode(), b"", [], body))
+        try:
+            answer, last = b"", False
+            while not last:
+                chunk, last = await incoming.read()
+                answer += chunk
+        finally:
+            incoming.close()
+        return incoming.status, answer
+
     async def close(self) -> None:
         """Close every connection, also those in use."""
         await self._session.close()

@@ -17,6 +17,9 @@ RESET_REQUIRED: Final = 16
 LIB_RM_VERSION_MISMATCH: Final = 18
 UNKNOWN: Final = 999
 
+DOUBLE_BIT_ECC_EVENT: Final = 2
+XID_EVENT: Final = 8
+
 HANG_ALL: Final = 1
 HANG_LOAD: Final = 2
 
@@ -50,6 +53,14 @@ class FakeCard:
     hang: int = 0
     """Which calls about it block: HANG_ALL, or HANG_LOAD for those about its load alone."""
     mig: bool = False
+    xids: int = 0
+    """How many XIDs it has told of; -1: it tells of none, ever."""
+    xid: int = 0
+    """The last one."""
+    xid_at: int = 0
+    """The instance that it concerns, from 1; 0: the whole card."""
+    event: int = XID_EVENT
+    """Of which type it is."""
     instances: tuple[FakeInstance, ...] = ()
 
 
@@ -94,6 +105,11 @@ class FakeNvml:
         self.cards[number] = replace(self.cards[number], **changes)
         self.write()
 
+    def tell_xid(self, number: int, xid: int, *, instance: int = 0, event: int = XID_EVENT) -> None:
+        """Let card *number* tell of *xid*, which concerns its MIG *instance* (from 1; 0: all of it)."""
+        xids = self.cards[number].xids + 1
+        self.change(number, xids=xids, xid=xid, xid_at=instance, event=event)
+
     def hold(self, *, hang: bool) -> None:
         """Let every call block from now on, or let them all go."""
         self.hang = hang
@@ -122,6 +138,10 @@ _NAMES: Final = {
     "late_error": "late_error",
     "hang": "hang",
     "mig": "mig",
+    "xids": "xids",
+    "xid": "xid",
+    "xid_at": "xid_at",
+    "event": "event",
 }
 
 

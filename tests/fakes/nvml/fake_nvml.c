@@ -6,7 +6,7 @@
  * which NVML numbers them:
  *
  *   machine driver=580.65.06 init=0 error=0 hang=0
- *   gpu uuid=GPU-... name=Fake_Card total=... used=... util=.. temp=.. power=.. limit=.. error=0 late_error=0 hang=0 mig=0
+ *   gpu uuid=GPU-... name=Fake_Card total=... used=... util=.. temp=.. power=.. limit=.. error=0 late_error=0 hang=0 mig=0 xids=0 xid=0 xid_at=0 event=8
  *   mig uuid=MIG-... name=Fake_Slice total=... used=...            (an instance of the gpu line above it)
  *
  * `init` and `error` are NVML's return codes: of its start, and of every question about the machine or that card;
@@ -14,6 +14,10 @@
  * block until the file says otherwise: as with a sick driver, `machine hang` holds every call, `gpu hang` those
  * about one card, or with `hang=2` only those about its load, which nobody asks at the start. A negative number is
  * a question that the card does not support.
+ *
+ * `xids` is how many XIDs the card has told of, `xid` the last one, `xid_at` the instance that it concerns (0: the whole
+ * card) and `event` its type; a set of events that was registered for the card gets one event when `xids` grows.
+ * `xids=-1` is a card that supports no events.
  *
  * Every call works on its own copy of the state, because NVML may be called from several threads.
  */
@@ -25,6 +29,8 @@
 
 enum { CARDS_MAX = 32, INSTANCES_MAX = 8, LINE_MAX_BYTES = 1024, HANG_POLL_US = 20000 };
 
+enum { EVENT_DOUBLE_BIT_ECC = 2, EVENT_XID = 8 };
+
 enum { HANG_ALL = 1, HANG_LOAD = 2 };
 
 enum {
@@ -32,8 +38,10 @@ enum {
     INVALID_ARGUMENT = 2,
     NOT_SUPPORTED = 3,
     NOT_FOUND = 6,
+    TIMEOUT = 10,
     INSUFFICIENT_SIZE = 7,
     DRIVER_NOT_LOADED = 9,
+    OUT_OF_MEMORY = 20,
     GPU_IS_LOST = 15,
     RESET_REQUIRED = 16,
     LIB_RM_VERSION_MISMATCH = 18,
@@ -42,7 +50,7 @@ enum {
 typedef struct {
     char uuid[96], name[96];
     long long total, used, util, temp, power, limit;
-    int error, late_error, hang, mig;
+    int error, late_error, hang, mig, xids, xid, xid_at, event;
 } Device;
 
 typedef struct {
@@ -55,6 +63,14 @@ typedef struct {
     int init, error, hang, card_count;
     Card cards[CARDS_MAX];
 } Machine;
+
+/* nvmlEventData_t, and what stands behind an nvmlEventSet_t. */
+typedef struct {
+    void *device;
+    unsigned long long type, data;
+    unsigned gpu_instance, compute_instance;
+} EventData;
+typedef struct { void *handle; unsigned long long types; int seen; } EventSet;
 
 /* nvmlMemory_t and nvmlUtilization_t. */
 typedef struct { unsigned long long total, free, used; } Memory;
@@ -87,6 +103,10 @@ static void set_device(Device *d, const char *key, const char *value) {
     else if (!strcmp(key, "late_error")) d->late_error = (int)number;
     else if (!strcmp(key, "hang")) d->hang = (int)number;
     else if (!strcmp(key, "mig")) d->mig = (int)number;
+    else if (!strcmp(key, "xids")) d->xids = (int)number;
+    else if (!strcmp(key, "xid")) d->xid = (int)number;
+    else if (!strcmp(key, "xid_at")) d->xid_at = (int)number;
+    else if (!strcmp(key, "event")) d->event = (int)number;
 }
 
 /* The device that a line's first word begins; NULL: the line is about the machine, or there is no room. */
@@ -298,4 +318,55 @@ int nvmlDeviceGetMigDeviceHandleByIndex(void *handle, unsigned index, void **ins
     if ((int)index >= m.cards[card].instance_count) return NOT_FOUND;
     *instance = handle_of(card, (int)index);
     return SUCCESS;
+}
+
+int nvmlDeviceGetGpuInstanceId(void *handle, unsigned *id) {
+    Machine m;
+    Device *device;
+    int code = find(&m, handle, &device);
+    *id = (unsigned)((size_t)handle % 256);  /* from 1; a whole card's is 0 and means nothing */
+    return code ? code : *id ? SUCCESS : NOT_SUPPORTED;
+}
+
+int nvmlDeviceGetSupportedEventTypes(void *handle, unsigned long long *types) {
+    Machine m;
+    Device *device = NULL;
+    int code = find(&m, handle, &device);
+    *types = device && device->xids >= 0 ? EVENT_DOUBLE_BIT_ECC | EVENT_XID : 0;
+    return code;
+}
+
+int nvmlEventSetCreate(void **set) {
+    *set = calloc(1, sizeof(EventSet));
+    return *set ? SUCCESS : OUT_OF_MEMORY;
+}
+
+int nvmlEventSetFree(void *set) {
+    free(set);
+    return SUCCESS;
+}
+
+/* One card for each set. */
+int nvmlDeviceRegisterEvents(void *handle, unsigned long long types, void *set) {
+    Machine m;
+    Device *device;
+    int code = find(&m, handle, &device);
+    if (!code) *(EventSet *)set = (EventSet){handle, types, device->xids};
+    return code;
+}
+
+int nvmlEventSetWait_v2(void *opaque, EventData *event, unsigned wait_ms) {
+    EventSet *set = opaque;
+    for (unsigned waited_us = 0;; waited_us += HANG_POLL_US, usleep(HANG_POLL_US)) {
+        Machine m;
+        Device *device;
+        int code = find(&m, set->handle, &device);
+        if (code) return code;
+        if (device->xids != set->seen && device->event & set->types) {
+            set->seen = device->xids;
+            *event = (EventData){set->handle, device->event, device->xid, device->xid_at - !device->xid_at, -1};
+            return SUCCESS;
+        }
+        if (waited_us / 1000 >= wait_ms) return TIMEOUT;
+    }
 }

@@ -1,0 +1,119 @@
+"""
+The models that a runner is to hold without a request: those of `cache.preload`, and those that were pinned there.
+
+Pins are a host's, and end with it. They are remembered here, and a runner that comes back is given them again; a
+router that comes back finds them on the board. If both end at once they are forgotten: `cache.preload` is for good.
+A preload that fails is told once, and one whose runner died of it is not tried again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Final
+
+from falctl.clock import monotonic_s
+from falctl.config import Config
+from falctl.core.types import Epoch, RunnerId
+from falctl.errors import QueueFullError
+from falctl.router.dispatch.apps import Apps, LocalApp
+from falctl.router.dispatch.wishes import ModelWishes
+from falctl.router.own.ledger import Ledger
+from falctl.router.own.model_loads import why_failed
+from falctl.router.own.model_orders import ModelOrders
+from falctl.router.runners.fleet import FleetLinks
+from falctl.router.runners.link import Link
+from falctl.tasks import spawn
+
+log = logging.getLogger(__name__)
+
+GATHER_S: Final = 10.0
+"""How long a first runner waits for others that start, so that what is preloaded is spread over all of them."""
+_LOOK_S: Final = 0.1
+
+
+class StandingModels:
+    """Gives runners their models when they come up."""
+
+    def __init__(self, apps: Apps, fleet: FleetLinks, wishes: ModelWishes, *, ledger: Ledger) -> None:
+        self.orders = ModelOrders(apps, fleet)
+        self.orders.pinned = self._note_pin
+        fleet.came_up = self._came_up
+        self._apps = apps
+        self._fleet = fleet
+        self._wishes = wishes
+        self._ledger = ledger
+        self._preloads: dict[str, list[tuple[str, RunnerId | None]]] = {}
+        self._pins: dict[RunnerId, set[str]] = {}
+        self._epochs: dict[RunnerId, Epoch] = {}
+        self._deadly: set[tuple[str, str]] = set()
+        """App and model of preloads whose runner died while it loaded them."""
+
+    def preload(self, config: Config) -> None:
+        """Have what *config* says preloaded by runners that come up from now on."""
+        for app in self._apps:
+            self._preloads[app.alias] = [read_preload(entry) for entry in config.cache_of(app.alias).preload]
+
+    def _note_pin(self, runner: RunnerId, model: str, pinned: bool) -> None:  # noqa: FBT001 - a callback's
+        names = self._pins.setdefault(runner, set())
+        if pinned:
+            names.add(model)
+        else:
+            names.discard(model)
+
+    def _came_up(self, link: Link) -> None:
+        runner = link.runner
+        if (row := self._fleet.row(runner)) is not None:
+            self._pins.setdefault(runner, set()).update(model.name for model in row.models if model.pinned)
+        if self._epochs.get(runner) == link.epoch:
+            return  # its stream had broken, no more
+        self._epochs[runner] = link.epoch
+        app = self._apps.of(runner)
+        if self._pins.get(runner) or self._preloads.get(app.alias):
+            spawn(self._furnish(app, runner), name=f"furnish-{runner}-{link.epoch}")
+
+    async def _furnish(self, app: LocalApp, runner: RunnerId) -> None:
+        for model in sorted(self._pins.get(runner, ())):
+            answer = await self.orders.order(runner, {"do": "pin", "model": model})
+            if answer.failed:
+                self._warn(f"{model} is not pinned any more on {answer.detail}")
+                self._note_pin(runner, model, False)  # noqa: FBT003 - as it is called by others
+            else:
+                spawn(self._load(app, model, runner, to_be="pinned"), name=f"pinned-{runner}-{model[:64]}")
+        await self._gather(app)
+        for model, on in self._preloads.get(app.alias, ()):
+            if on in (None, runner) and (app.alias, model) not in self._deadly:
+                spawn(self._load(app, model, on, to_be="preloaded"), name=f"preload-{runner}-{model[:64]}")
+
+    async def _load(self, app: LocalApp, model: str, runner: RunnerId | None, *, to_be: str) -> None:
+        try:
+            with self._wishes.wish(app, model, runner=runner, first=False) as wish:
+                end = await wish.end()
+        except QueueFullError as error:
+            self._warn(f"{model} is not {to_be}: {error}")
+            return
+        if end.news == "lost":
+            self._deadly.add((app.alias, model))
+        if end.news == "loaded":
+            log.info("model.%s model=%s runner=%s load_s=%.2f", to_be, model, end.runner, end.load_s)
+        elif end.news != "there":
+            self._warn(f"{model} is not {to_be}: {why_failed(app, end)}")
+
+    async def _gather(self, app: LocalApp) -> None:
+        """Return when no other runner of *app* is on its way, or after `GATHER_S`."""
+        latest_at = monotonic_s() + GATHER_S
+        fleet = app.driver.scheduler.fleet
+        while fleet.returning and monotonic_s() < latest_at:  # noqa: ASYNC110 - many things can end it
+            await asyncio.sleep(_LOOK_S)
+
+    def _warn(self, text: str) -> None:
+        log.warning("model.missing %s", text)
+        self._ledger.note(text)
+
+
+def read_preload(entry: str) -> tuple[str, RunnerId | None]:
+    """Return model and runner of an entry of `cache.preload`: ``"MODEL"`` or ``"MODEL@2"``."""
+    model, _, runner = entry.rpartition("@")
+    if model and runner.isascii() and runner.isdecimal():
+        return model, RunnerId(int(runner))
+    return entry, None
