@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 if TYPE_CHECKING:
     from falctl.toolkit.model_cache import ModelCache
     from falctl.toolkit.model_source import ModelSource
+    from falctl.toolkit.steps import Preview, StepEnd
 
 F = TypeVar("F", bound=Callable[..., Any])
 M = TypeVar("M")
@@ -99,8 +101,43 @@ class RunnerContext(Protocol):
         """
         ...
 
-    def progress(self, step: int, steps: int) -> None:
-        """Report that the request served by this thread has done *step* of *steps*; shown, and a sign of life."""
+    @property
+    def cancelled(self) -> bool:
+        """Return whether the request served by this thread has been cancelled, for work that reports no steps."""
+        ...
+
+    def progress(self, step: int, steps: int, preview: Preview | None = None) -> None:
+        """
+        Report that the request served by this thread has done *step* of *steps*; shown, and a sign of life.
+
+        *steps* is 0 if nobody knows. *preview* makes a picture of how far it is; it is called only where somebody
+        has asked for previews, and at most every 0.5 s.
+
+        Raises:
+            RequestCancelled: the client has cancelled the request. Let it pass.
+        """
+        ...
+
+    def steps(
+        self,
+        pipeline: object,
+        *,
+        total: int | None = None,
+        size: tuple[int, int] | None = None,
+        callback: StepEnd | None = None,
+    ) -> AbstractContextManager[dict[str, Any]]:
+        """
+        Report each denoising step that a diffusers *pipeline* does inside the block, and end it when it is cancelled.
+
+        ``with self.runner.steps(pipe) as watched: images = pipe(prompt, **watched).images`` works with every
+        pipeline. *total* is the number of steps asked for; None: what the scheduler says. *size*, width and height
+        of the picture, helps previews of pipelines whose latents do not tell it (FLUX). *callback* is your own
+        ``callback_on_step_end``.
+
+        Raises:
+            RequestCancelled: inside the block, within one step. The pipeline stays as good as it was.
+            TypeError: there is a *callback*, and this pipeline takes none.
+        """
         ...
 
 

@@ -298,6 +298,10 @@ class CacheConfig(Section):
         default=None,
         description='bytes of weights that the runners hold in memory they share; "auto" is half of what is available at the start, 0: they share none, and each holds its own',
     )
+    cpu_memory: Budget = Field(
+        default=None,
+        description='bytes that a CPU runner may fill with models and drawings; "auto" shares half of what is available at the start among them',
+    )
     reserve_vram: Bytes = Field(
         default=0,
         ge=0,

@@ -13,7 +13,6 @@ stands on the board, and is written there before the message is sent.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Final, TypeAlias
 
@@ -21,16 +20,19 @@ EVENTS_PATH: Final = "/falctl/events"
 CANCEL_PATH: Final = "/falctl/cancel/"
 """POST ``/falctl/cancel/<request id>`` on a host's socket: stop that request if it can be stopped."""
 
+PREVIEW_PATH: Final = "/falctl/preview/"
+"""POST ``/falctl/preview/<request id>`` on a host's socket: make previews of that request from now on."""
+
 ACCEPTED: Final = 202
 LOAD_PATH: Final = "/falctl/load"
 """POST ``{"hint": name, "evict": [names]}`` on a host's socket: load a model without a request for it."""
 
 MODELS_PATH: Final = "/falctl/models"
 """
-POST ``{"do": "load|unload|pin|unpin", "model": name, "tier": "vram|ram|disk"}`` on a host's socket: what a person wants.
+POST ``{"do": "load|unload|pin|unpin", "model": name, "tier": "ram|disk"}`` on a host's socket: what a person wants.
 
-Answered when it is done: ``{"tier": …, "changed": …}``, or an error as an app's requests have them. tier: of a load where to;
-of an unload what the model leaves, with all above: "disk" is everything.
+Answered when it is done: ``{"tier": where it is then, "changed": whether that is new}``, or an error as an app's requests have
+them. tier: where an unload ends, "disk" is nowhere but there; of a load always "ram", as one onto the card is a load job.
 """
 
 RESERVED_PREFIXES: Final = (
@@ -63,6 +65,9 @@ ASCII, because the HTTP client between them re-encodes such bytes. The host puts
 
 H_WANTED: Final = "x-falctl-hint"
 """Router to host: the hint that the router took from the body, as a JSON string in ASCII."""
+
+H_PREVIEW: Final = "x-falctl-preview"
+"""Client to router, and router to host: ``1``, make previews of this request."""
 
 H_BOUNCED: Final = "x-falctl-bounced"
 """Host to router, on a 503: no slot was free or the host drains; the app was not entered, so send it elsewhere."""
@@ -111,8 +116,10 @@ class HostSpec:
     place: int = 0
     """Its number among the *peers* runners of its app, from 0."""
     peers: int = 1
-    cpu_bytes: int = 0
-    """What a CPU runner may take for models and drawings; 0: nobody has said."""
+    state_dir: str = ""
+    """Where what was learnt is kept for the next start; empty: nowhere."""
+    cpu_bytes: int | None = None
+    """What a CPU runner may fill with models and drawings; None: nobody has said."""
     given: list[str] = field(default_factory=list)
     """The keys of [runners] that somebody has written: they go before what the app declares."""
 
@@ -277,6 +284,22 @@ class LoadEnded:
 
 
 @dataclass(frozen=True, slots=True)
+class Stepped:
+    """
+    A request has done ``step`` of ``steps`` (0: nobody knows), which its row says, too.
+
+    Not every step is told: those that follow at once are left out, and all of them where the reader is slow.
+    """
+
+    epoch: int
+    request: str
+    step: int
+    steps: int
+    preview: str = ""
+    """A small JPEG in base64, of bounded size; empty: none that is new."""
+
+
+@dataclass(frozen=True, slots=True)
 class HintsChanged:
     """The hints on the board have changed."""
 
@@ -322,6 +345,7 @@ Message: TypeAlias = (
     | Hello
     | Released
     | LoadEnded
+    | Stepped
     | HintsChanged
     | Printed
     | Draining
@@ -345,6 +369,7 @@ _KINDS: Final[dict[str, type[Any]]] = {
         Hello,
         Released,
         LoadEnded,
+        Stepped,
         HintsChanged,
         Printed,
         Draining,
@@ -373,15 +398,3 @@ def decode(line: bytes) -> Message:
         msg = f"not a message of ours: {line[:200]!r}"
         raise ValueError(msg) from error
     return message
-
-
-@dataclass(slots=True)
-class LineSplitter:
-    """Cuts a byte stream into lines, whatever the chunks."""
-
-    _rest: bytes = field(default=b"")
-
-    def feed(self, chunk: bytes) -> Iterator[bytes]:
-        """Yield every line that *chunk* completes, without its newline."""
-        *lines, self._rest = (self._rest + chunk).split(b"\n")
-        yield from lines

@@ -109,21 +109,15 @@ class AnyModelRunner(App):
             "height": request.height,
             "num_images_per_prompt": request.num_images,
             "generator": generators if request.num_images > 1 else generators[0],
-            "callback_on_step_end": self._step_done(request.num_inference_steps),
         }
+        size = (request.width, request.height) if request.width and request.height else None
         try:
-            return list(pipeline(**_accepted(pipeline, inputs)).images)
+            with self.runner.steps(pipeline, total=request.num_inference_steps, size=size) as watched:
+                return list(pipeline(**_accepted(pipeline, inputs), **watched).images)
         except (TypeError, ValueError) as error:
             # Also what a pipeline says that does not draw from text alone.
             msg = f"Model {request.model!r} refuses these inputs: {error}"
             raise RefusedByPipelineError(msg) from error
-
-    def _step_done(self, steps: int) -> Any:
-        def report(_pipeline: Any, step: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-            self.runner.progress(step + 1, steps)
-            return tensors
-
-        return report
 
     def _find(self, name: str) -> Source:
         return find_model(name, paths=self.runner.models_paths, allow=self.runner.models_allow)

@@ -47,6 +47,8 @@ class ModelRow:
     """How long its load took; 0 while it loads."""
     tier: Literal["vram", "ram", "disk"] = "vram"
     """Where all of its bytes are: the slowest of its parts says. While it loads: where it is loaded from."""
+    size_bytes: int = 0
+    """What all of it takes on the device; 0: nobody can tell before it is loaded, or this cache counts no bytes."""
     vram_bytes: int = 0
     """What of it is on the device now; parts that models share are counted for each. 0: this cache counts no bytes."""
     ram_bytes: int = 0
@@ -77,7 +79,7 @@ class RunnerRow:
     progress_at: float = 0.0
     """A request started or ended, a step was done or a model loaded, at this instant."""
     progress_known: bool = False
-    """Whether the request that runs has reported steps of its own, so that silence is a stall."""
+    """Whether the request that runs has done steps of its own, so that silence is a stall."""
     hints_dropped: int = 0
     """Hints that did not fit the row."""
 

@@ -5,21 +5,26 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Callable
-from functools import cached_property
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from falctl.app import SimulatedCosts
 from falctl.clock import monotonic_s
-from falctl.config import UNCOUNTED_MODELS_MAX, Config
+from falctl.config import UNCOUNTED_MODELS_MAX, CacheConfig, Config
 from falctl.core.residency import Verdict
 from falctl.host.app_threads import AppThreads
 from falctl.host.hint_source import HintSource
+from falctl.host.previews import make_preview
 from falctl.host.report import Report
+from falctl.host.tending import Tending
 from falctl.host.ticket import CURRENT
 from falctl.toolkit import ModelCache, ModelSource, RequestCancelled
 from falctl.toolkit.cache_hooks import CacheHooks, CachePolicy, Kept
 from falctl.toolkit.opaque_store import OpaqueStore
+from falctl.toolkit.steps import Preview, StepEnd, watched
 from falctl.wire import HostSpec
 
 if TYPE_CHECKING:
@@ -41,11 +46,22 @@ class Context:
         self.models_dtype: str = config.models.dtype
         self._dtype = config.models.dtype
         self._cpu_bytes = spec.cpu_bytes
+        self._state = Path(spec.state_dir) if spec.state_dir else None
         costs = config.simulated
         self.simulated = SimulatedCosts(costs.load_s, costs.exec_s, costs.size)
-        self._models_max = config.cache_of(spec.alias).max_models
+        cache = config.cache_of(spec.alias)
+        self.tending = Tending(report.caches, threads)
+        self._policy = CachePolicy(
+            models_max=cache.max_models,
+            keep_alive_s=partial(_keep_alive_s, cache),
+        )
         self._hooks = CacheHooks(
-            changed=self._cache_changed, leased=_leased, kept=_kept, cancelled=_cancelled, run=threads.run
+            changed=self._cache_changed,
+            leased=_leased,
+            idle=self.tending.wake,
+            kept=_kept,
+            cancelled=_cancelled,
+            run=threads.run,
         )
         self._report = report
         self._hints = hints
@@ -55,11 +71,14 @@ class Context:
 
     @cached_property
     def host_memory(self) -> HostMemory:
-        """Return where this runner gets host memory for weights; imports torch."""
+        """Return where this runner gets host memory for weights; imports torch, and measures the card's copies."""
+        from falctl.host.cache.pinning import card_pinning
         from falctl.host.cache.private_memory import PrivateMemory
         from falctl.host.cache.shared_memory import SharedMemory
 
-        return PrivateMemory() if self.memory_channel is None else SharedMemory(self.memory_channel)
+        if self.memory_channel is None:
+            return PrivateMemory()
+        return SharedMemory(self.memory_channel, pinning=card_pinning() if self.device == "cuda" else None)
 
     def model_cache(
         self,
@@ -74,7 +93,7 @@ class Context:
             ModelCache(
                 OpaqueStore(load, unload=unload, check=check),
                 overlaps=overlaps,
-                policy=CachePolicy(models_max=self._models_max or UNCOUNTED_MODELS_MAX),
+                policy=replace(self._policy, models_max=self._policy.models_max or UNCOUNTED_MODELS_MAX),
                 hooks=self._hooks,
             )
         )
@@ -90,12 +109,17 @@ class Context:
             dtype=self._dtype,
             cuda=self.device == "cuda",
             cpu_bytes=self._cpu_bytes,
+            state=self._state,
         )
-        return self._serve(
-            ModelCache(store, policy=CachePolicy(models_max=self._models_max), hooks=self._hooks)
-        )
+        return self._serve(ModelCache(store, policy=self._policy, hooks=self._hooks))
 
-    def progress(self, step: int, steps: int) -> None:
+    @property
+    def cancelled(self) -> bool:
+        """Return whether the request served by this thread has been cancelled."""
+        ticket = CURRENT.get()
+        return ticket is not None and ticket.cancelled
+
+    def progress(self, step: int, steps: int, preview: Preview | None = None) -> None:
         """
         Report *step* of *steps*; see `RunnerContext`.
 
@@ -107,7 +131,18 @@ class Context:
         if ticket.cancelled:
             raise RequestCancelled
         ticket.step, ticket.steps, ticket.progress_at = step, steps, monotonic_s()
-        self._report.step_done()
+        self._report.step_done(ticket, make_preview(ticket, preview))
+
+    def steps(
+        self,
+        pipeline: object,
+        *,
+        total: int | None = None,
+        size: tuple[int, int] | None = None,
+        callback: StepEnd | None = None,
+    ) -> AbstractContextManager[dict[str, Any]]:
+        """Report each step of a diffusers pipeline; see `RunnerContext`."""
+        return watched(pipeline, self.progress, total=total, size=size, callback=callback)
 
     def _serve(self, cache: ModelCache[M]) -> ModelCache[M]:
         self._report.caches.append(cache)
@@ -121,6 +156,14 @@ class Context:
 
     def _tell(self) -> None:
         self._report.soon(self._report.changed, self._hints.ask() if self._hints.given else None)
+
+
+def _keep_alive_s(cache: CacheConfig, name: str) -> float:
+    """Return how long *name* may idle: as the request that is served wants it, else as configured."""
+    ticket = CURRENT.get()
+    if ticket is not None and ticket.keep_alive_s is not None:
+        return ticket.keep_alive_s
+    return cache.keep_alive_by.get(name, cache.keep_alive)
 
 
 def _kept() -> Kept | None:

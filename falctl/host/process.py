@@ -7,6 +7,7 @@ The app is imported on the main thread before the event loop runs, as some libra
 
 from __future__ import annotations
 
+import faulthandler
 import logging
 import os
 import sys
@@ -56,6 +57,8 @@ def _run(control: Control) -> int:
     config = Config.model_validate(spec.config)
     capture = Capture()
     capture.install()
+    # By number: what is written to it at a crash reaches the supervisor even when nobody here reads any more.
+    faulthandler.enable(2, all_threads=False)
     logs.configure(config.log.level, to=capture.plain)
     control.send(Stage(one_line(f"importing {spec.app}")))
     make_local_on_import(Local(spec.files_url.rpartition("/")[0], Path(spec.data_dir)))

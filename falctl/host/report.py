@@ -15,18 +15,22 @@ from typing import Any, Final
 from falctl.board.board import Board
 from falctl.board.rows import Executing, ModelRow, RunnerRow
 from falctl.clock import monotonic_s
+from falctl.core.residency import Resident
 from falctl.core.types import Epoch, Hint
 from falctl.host.events import EventHub
 from falctl.host.hint_source import Asked, HintSource
 from falctl.host.limits import Limits
 from falctl.host.load_order import LoadOrder
+from falctl.host.previews import as_text
 from falctl.host.prints.logbook import Logbook
 from falctl.host.ticket import Slots, Ticket
 from falctl.toolkit import ModelCache
-from falctl.wire import JOINED, Draining, Hello, HintsChanged, HostSpec, LoadEnded, Released
+from falctl.wire import JOINED, Draining, Hello, HintsChanged, HostSpec, LoadEnded, Released, Stepped
 
 PROGRESS_PAUSE_S: Final = 0.05
-"""Shortest pause between two rows that differ in nothing but steps."""
+"""Shortest pause between two steps of a request that are told; the last one always is."""
+STEPS_LAG_BYTES_MAX: Final = 256 << 10
+"""A reader of the event stream that is so far behind is told of no steps: they are on the board."""
 
 
 class Report:
@@ -48,7 +52,6 @@ class Report:
         self._loads = 0
         self._progress_at = monotonic_s()
         self._loop = asyncio.get_running_loop()
-        self._published_at = 0.0
 
     @property
     def cache(self) -> ModelCache[Any] | None:
@@ -65,7 +68,7 @@ class Report:
         """Write the row as things are now."""
         held = self._slots.held
         working = [t for t in held if not t.waits]
-        now = self._published_at = monotonic_s()
+        now = monotonic_s()
         row = RunnerRow(
             epoch=Epoch(self._epoch),
             slots=self._slots.count,
@@ -76,7 +79,7 @@ class Report:
             loads=self._loads,
             beat_at=now,
             progress_at=max((self._progress_at, *(t.progress_at for t in held))),
-            progress_known=bool(working) and all(t.steps for t in working),
+            progress_known=bool(working) and all(t.step for t in working),
             hints_dropped=self._hints.overflow,
         )
         self._board.put_runner(self._runner, row)
@@ -98,15 +101,20 @@ class Report:
         """Note that a load job has been taken."""
         self._loading.append(hint)
 
-    def load_ended(self, order: LoadOrder, load_s: float | None, tier: str = "disk") -> None:
-        """Note that a load job from *tier* is over (None: it failed); its model is on the board before the event is sent."""
+    def load_ended(self, order: LoadOrder, load_s: float, tier: str) -> None:
+        """Note that a load job from *tier* is over; its model is on the board before the event is sent."""
         self._loading.remove(order.hint)
-        if load_s is not None:
-            self._loads += 1
-            resident = {name for cache in self.caches for name in cache.resident}
-            self._hints.presume(loaded=Hint(order.hint), evicted=set(order.evict) - resident)
+        self._loads += 1
+        resident = {name for cache in self.caches for name in cache.resident}
+        self._hints.presume(loaded=Hint(order.hint), evicted=set(order.evict) - resident)
         self.publish()
-        self.events.emit(LoadEnded(self._epoch, order.hint, load_s is not None, load_s or 0.0, tier))
+        self.events.emit(LoadEnded(self._epoch, order.hint, ok=True, load_s=load_s, tier=tier))
+
+    def load_failed(self, order: LoadOrder, why: str) -> None:
+        """Note that a load job is over, and has loaded nothing."""
+        self._loading.remove(order.hint)
+        self.publish()
+        self.events.emit(LoadEnded(self._epoch, order.hint, ok=False, load_s=0.0, error=why))
 
     def changed(self, asked: Asked | None) -> None:
         """Note that a model cache has changed, or that hints were asked for."""
@@ -142,11 +150,25 @@ class Report:
             retry_skips=list(self.limits.retry_skips),
         )
 
-    def step_done(self) -> None:
-        """Note that an app thread has reported a step; from any thread, as often as it likes."""
-        if monotonic_s() - self._published_at >= PROGRESS_PAUSE_S:
-            self._published_at = monotonic_s()
-            self.soon(self.publish)
+    @property
+    def loads_now(self) -> bool:
+        """Return whether a model is on its way in, so that how far it is is worth a row now and then."""
+        return any(r.state == "loading" for cache in self.caches for r in cache.residents())
+
+    def step_done(self, ticket: Ticket, picture: bytes | None) -> None:
+        """Note that the app's thread has reported a step of *ticket*, with a *picture* of it or None; as often as it likes."""
+        last = ticket.step == ticket.steps > 0
+        if last or picture is not None or ticket.progress_at - ticket.told_at >= PROGRESS_PAUSE_S:
+            ticket.told_at = ticket.progress_at
+            stepped = Stepped(self._epoch, ticket.request, ticket.step, ticket.steps, as_text(picture))
+            self.soon(self._stepped, ticket, stepped)
+
+    def _stepped(self, ticket: Ticket, stepped: Stepped) -> None:
+        if ticket.over.is_set():
+            return  # its end has been told
+        self.publish()
+        if self.events.lag_bytes <= STEPS_LAG_BYTES_MAX:
+            self.events.emit(stepped)
 
     def soon(self, call: Callable[..., None], *args: Any) -> None:
         """Call *call* on the event loop; from any thread."""
@@ -154,9 +176,29 @@ class Report:
 
     def _models(self) -> tuple[ModelRow, ...]:
         seen = [resident for cache in self.caches for resident in cache.residents()]
-        return tuple(
-            ModelRow(r.name, r.state, r.used_at, r.load_s, r.tier, r.device_bytes, r.host_bytes) for r in seen
-        )
+        return tuple(_row(resident) for resident in seen)
+
+
+def _row(seen: Resident) -> ModelRow:
+    return ModelRow(
+        seen.name,
+        seen.state,
+        seen.used_at,
+        seen.load_s,
+        tier=seen.tier,
+        size_bytes=_size_bytes(seen),
+        vram_bytes=seen.device_bytes,
+        ram_bytes=seen.host_bytes,
+        fraction=seen.loaded,
+        pinned=seen.pinned,
+        keep_until=seen.keep_until,
+    )
+
+
+def _size_bytes(seen: Resident) -> int:
+    """Return what a model takes on the device; 0: that cannot be told while only some of its bytes are anywhere."""
+    whole = seen.state == "ready" and seen.tier != "disk"
+    return max(seen.device_bytes, seen.host_bytes) if whole else 0
 
 
 def _tier(ticket: Ticket) -> str:

@@ -33,6 +33,8 @@ class Ticket:
     task: asyncio.Task[None] = field(repr=False)
     lifetime: Lifetime | None = None
     """Of the files that are stored while it is served; None: it does not say."""
+    keep_alive_s: float | None = None
+    """How long the models that it uses may idle, less than 0: for ever; None: it does not say."""
     transcript: Transcript = field(init=False, repr=False)
     """What is printed for it."""
     path: str = ""
@@ -47,6 +49,12 @@ class Ticket:
     progress_at: float = 0.0
     step: int = 0
     steps: int = 0
+    told_at: float = 0.0
+    """When its steps were last told on the event stream."""
+    previews: bool = False
+    """Somebody wants pictures of how far it is."""
+    preview_at: float = 0.0
+    """When the last one was made."""
     leases: dict[str, Verdict] = field(default_factory=dict)
     load_s: float = 0.0
     in_endpoint_thread: bool = False

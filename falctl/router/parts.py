@@ -57,11 +57,15 @@ from falctl.router.own.model_loads import ModelLoads
 from falctl.router.own.model_routes import model_routes
 from falctl.router.own.publish import Publisher
 from falctl.router.own.reasons import Reasons
+from falctl.router.own.request_events import Previews, RequestEvents
 from falctl.router.own.request_logs import RequestLogs
+from falctl.router.own.request_states import RequestStates
 from falctl.router.own.routes import make_routes
 from falctl.router.own.standing import StandingModels
+from falctl.router.own.steps import Steps
 from falctl.router.passing.direct import Direct
 from falctl.router.passing.http_talk import HttpTalk
+from falctl.router.passing.names import Names
 from falctl.router.passing.proxy import Proxy, ProxyRules
 from falctl.router.passing.websockets import WebSockets
 from falctl.router.runners.fleet import FleetLinks
@@ -108,7 +112,6 @@ class Parts:
             activity=self.activity,
         )
         websockets = WebSockets(self.fleet, self._proxy, ledger=self.ledger, activity=self.activity)
-        direct = Direct(self.apps, self._proxy, websockets)
         # What cannot be opened is said before anything is served.
         store, signer = JobStore(home.jobs, _store_limits(config)), open_signer(home.webhook_key)
         self.keeper = Keeper(
@@ -116,6 +119,7 @@ class Parts:
             self.apps,
             Courier(self.fleet, self.apps, self.ledger, timeout_s=config.runners.request_timeout),
         )
+        direct = Direct(self.apps, self._proxy, websockets, Names(self.apps, self.keeper))
         self.webhooks = Deliverer(store, signer, self.ledger)
         self.watchers = Watchers(self.keeper.position)
         self.keeper.observers += [self.webhooks.hear, self.watchers.hear]
@@ -125,6 +129,7 @@ class Parts:
         self.memory = Memory(home.learnt, {app.alias: app.driver.scheduler.state for app in self.apps})
         models = Models(self.apps, config, since=int(wall_s()))
         rooms = self._rooms(direct, OpenAiApi(self._proxy, models, self._intake, self.files), spec.epoch)
+        rooms["falctl/requests"] = self._request_events().serve
         rooms[KEYS_ROOM] = keys_room(signer)
         self._edge = Edge(guard, rooms=rooms, bare=direct.serve_bare, ledger=self.ledger)
         self._edge.rooms["api/fal"] = JsProxy(self._edge.route).serve
@@ -145,6 +150,12 @@ class Parts:
             "files": self.uploads.beside(ours),
         }
 
+    def _request_events(self) -> RequestEvents:
+        states = RequestStates(self.apps, self.keeper, self.fleet, self.ledger)
+        self.request_watchers = Watchers(states.live, always=True)
+        steps = Steps(self.fleet, news=self.request_watchers.wake)
+        return RequestEvents(states, steps, self.request_watchers, Previews(self.apps, self.fleet))
+
     def _own_routes(self, reasons: Reasons) -> ASGIApp:
         return make_routes(
             status=self._report,
@@ -157,6 +168,11 @@ class Parts:
                 *model_routes(self._standing.orders, ModelLoads(self._standing.orders, self._wishes)),
             ],
         )
+
+    def end_streams(self) -> None:
+        """End all streams of events about requests, now and in future."""
+        self.watchers.close()
+        self.request_watchers.close()
 
     def tls(self) -> Tls:
         """Return what the second port needs. Blocks. Raises StartError."""
@@ -194,7 +210,9 @@ class Parts:
         )
 
     def _report(self) -> dict[str, Any]:
-        return self.publisher.report(self.fleet) | {"watching": len(self.watchers)}
+        return self.publisher.report(self.fleet) | {
+            "watching": len(self.watchers) + len(self.request_watchers)
+        }
 
     def _health(self) -> dict[str, int]:
         return {app.alias: self.fleet.up_count(app) for app in self.apps}

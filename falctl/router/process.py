@@ -70,7 +70,7 @@ class Router:
         log.debug("router.ready")
         while not isinstance(message := await messages.get(), wire.Stop):
             self._obey(message, control)
-        parts.watchers.close()
+        parts.end_streams()
         await parts.listener.close(within_s=_CLOSE_WITHIN_S)
         for helper in helpers:
             helper.cancel()
@@ -103,7 +103,7 @@ class Router:
     async def _drained(self, control: Control) -> None:
         await self._parts.activity.idle()
         await self._parts.keeper.idle()
-        self._parts.watchers.close()  # after what has ended has been told
+        self._parts.end_streams()  # after what has ended has been told
         await self._parts.webhooks.settle(within_s=_CLOSE_WITHIN_S)  # the next router may be days away
         control.send(wire.Drained())
 

@@ -58,6 +58,8 @@ class Ground:
     tls_url: str = ""
     memory_bytes: int = 0
     """What the runners may hold of weights together; 0: each has memory of its own."""
+    cpu_bytes: int = 0
+    """What each CPU runner may fill with models and drawings."""
 
 
 class Fleet:
@@ -155,6 +157,8 @@ class Fleet:
             files_url=self._files_url(),
             config=self.config.model_dump(mode="json"),
             data_dir=str(ground.home.data),
+            state_dir=str(ground.home.root),
+            cpu_bytes=None if planned.cards else ground.cpu_bytes,
         )
         return Launch(
             module="falctl.host",

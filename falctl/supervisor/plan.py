@@ -54,6 +54,11 @@ class Plan:
             found.setdefault(planned.alias, []).append(planned)
         return found
 
+    def cpu_share(self, total_bytes: int) -> int:
+        """Return what each CPU runner has of *total_bytes* that they share; 0: there is none."""
+        count = sum(not planned.cards for planned in self.runners)
+        return total_bytes // count if count else 0
+
     def told(self) -> list[str]:
         """Return the runners of each of several apps in words: ``draw: 2 runners of draw.py::Draw on GPU 0 and 1``."""
         return [_told(alias, runners) for alias, runners in self.apps.items() if alias]

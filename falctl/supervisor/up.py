@@ -71,11 +71,23 @@ def _ground(config: Config, keeper: Keeper, announcer: Announcer, *, detached: b
         board.put_fleet(
             FleetRow(__version__, os.getpid(), url, config.app_names, config.routing.policy, monotonic_s())
         )
-        memory_bytes = suggested_bytes() if config.cache.host_memory is None else config.cache.host_memory
+        suggested = suggested_bytes()
+        memory_bytes = suggested if config.cache.host_memory is None else config.cache.host_memory
+        cpu_bytes = plan.cpu_share(suggested) if config.cache.cpu_memory is None else config.cache.cpu_memory
         board.put_memory(MemoryRow(memory_bytes))
         keeper.describe(Instance(os.getpid(), url, detached, tls_url))
         yield Ground(
-            keeper.home, plan, board, listener, life_read, url, keeper.token, tls, tls_url, memory_bytes
+            keeper.home,
+            plan,
+            board,
+            listener,
+            life_read,
+            url,
+            keeper.token,
+            tls,
+            tls_url,
+            memory_bytes=memory_bytes,
+            cpu_bytes=cpu_bytes,
         )
 
 

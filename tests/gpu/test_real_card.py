@@ -158,10 +158,12 @@ def test_a_card_that_the_caller_hides_is_not_used(gpu: nvml.Machine) -> None:
         assert used_bytes(gpu) <= before + NOISE_BYTES
 
 
-def test_weights_in_an_arena_swap_on_a_real_card(gpu: nvml.Machine) -> None:
+@pytest.mark.parametrize("child", ["arena_child", "memory_child"])
+def test_weights_swap_on_a_real_card(gpu: nvml.Machine, child: str) -> None:
+    """In an arena; from host memory that runners share, registered with CUDA."""
     before = used_bytes(gpu)
     done = subprocess.run(
-        [sys.executable, "-m", "tests.gpu.arena_child"],
+        [sys.executable, "-m", f"tests.gpu.{child}"],
         capture_output=True,
         text=True,
         timeout=START_S,

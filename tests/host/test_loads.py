@@ -124,6 +124,7 @@ def test_what_left_the_device_comes_back_from_host_memory_and_the_runner_says_so
             assert 0 < rows["digits-ember"].vram_bytes <= rows["digits-ember"].ram_bytes
             left = rows["digits-ink"]
             assert left.vram_bytes < left.ram_bytes, "what it shares with the other is still there"
+            assert left.size_bytes == left.ram_bytes
             order(host, "digits-ink")
             assert events.until(LoadEnded).tier == "ram"
             reply = host.post("/", draws("digits-ember"))

@@ -67,6 +67,19 @@ def test_two_runners_share_one_copy_that_outlives_both_and_ends_with_the_supervi
         assert not ask(f, 0, "unet", value=4)["filled"]
 
 
+def test_who_writes_into_shared_weights_is_ended_with_its_stack_and_nobody_else_draws_otherwise() -> None:
+    with Falctl(APP, config=CONFIG, args=("--runners", "2")) as f:
+        ask(f, 0, "unet", value=3)
+        ask(f, 1, "unet")
+        epoch = f.life(1).epoch
+        reply = f.post("/scribble", headers={"X-Fal-Runner-Hint": "runner-1"})
+        assert reply.status == 503
+        f.wait_line(r"\[cpu1\] Fatal Python error: Segmentation fault")
+        f.wait_line(r"\[cpu1\] .*memory_app.py.* in scribble")
+        until(lambda: f.life(1).epoch > epoch, within_s=START_S, what="it is started anew")
+        assert ask(f, 1, "unet") == {"runner": 1, "filled": True, "sum": 3 * 8 * MB}
+
+
 def test_a_runner_is_the_first_to_go_when_the_machine_runs_out_of_memory() -> None:
     with Falctl(APP, args=("--runners", "1")) as f:
         pids = f.pids()

@@ -95,6 +95,8 @@ class FakeHost:
     cancelled: list[str] = field(default_factory=list)
     cancels_asked: int = 0
     """Those included that came before their request."""
+    previewed: list[str] = field(default_factory=list)
+    """Requests that it was asked to make pictures of."""
     door: threading.Event | None = None
     """Requests stand before it, still without a slot, until it is set."""
     at_door: int = 0
@@ -220,6 +222,9 @@ class FakeHost:
                 await self._stream(send)
         elif path.startswith(wire.CANCEL_PATH):
             await self._cancel(path.removeprefix(wire.CANCEL_PATH), send)
+        elif path.startswith(wire.PREVIEW_PATH):
+            self.previewed.append(path.removeprefix(wire.PREVIEW_PATH))
+            await answer(send, status=202)
         else:
             await self._work(scope, receive, send)
 

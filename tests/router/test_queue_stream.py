@@ -21,12 +21,13 @@ from tests.wait import until
 class Stream:
     """One client that reads a status stream, on a thread of its own."""
 
-    def __init__(self, setup: Setup, request: str, query: str = "") -> None:
+    def __init__(self, setup: Setup, request: str, query: str = "", *, path: str = "") -> None:
         self.events: list[dict[str, Any]] = []
         self.status = 0
         self.headers = httpx.Headers()
         self.error: Exception | None = None
-        self._url = f"http://127.0.0.1:{setup.port}/queue/owner/app/requests/{request}/status/stream{query}"
+        path = path or f"/queue/owner/app/requests/{request}/status/stream"
+        self._url = f"http://127.0.0.1:{setup.port}{path}{query}"
         self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
 

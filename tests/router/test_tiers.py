@@ -64,7 +64,10 @@ def test_a_model_is_loaded_by_the_runner_that_has_it_in_host_memory(three: Setup
 
 def test_what_fits_no_card_is_sent_to_a_runner_all_the_same_if_it_could_be_run(three: Setup) -> None:
     for host in three.hosts.values():
-        host.models = (model("large", "ram", ram=40 << 30), model("vast", "ram", ram=90 << 30))
+        host.models = (
+            model("large", "ram", ram=40 << 30, size_bytes=40 << 30),
+            model("vast", "ram", ram=90 << 30, size_bytes=90 << 30),
+        )
         host.tell(wire.HintsChanged(host.epoch))
     refusal = ask(three, headers={HINT: "vast"})
     assert (refusal.status, refusal.value("x-fal-error-type")) == (507, "model_too_large")
@@ -94,12 +97,11 @@ def test_a_model_goes_where_its_base_is_if_the_app_says_what_joins_them() -> Non
 @pytest.mark.parametrize(
     ("row", "in_ram", "size"),
     [
-        (model("m", "vram", 7, 7), True, 7),
-        (model("m", "vram", 7, 6), False, 7),
+        (model("m", "vram", 7, 7, size_bytes=7), True, 7),
+        (model("m", "vram", 7, 6, size_bytes=7), False, 7),
         (model("m", "vram", 0, 0), False, None),
-        (model("m", "ram", 2, 7), True, 7),
-        (model("m", "disk", 2, 3), False, None),
-        (ModelRow("m", "loading", 1.0, tier="vram", vram_bytes=3, ram_bytes=3), True, None),
+        (model("m", "ram", 2, 7), True, None),
+        (model("m", "disk", 2, 3, size_bytes=9), False, 9),
     ],
 )
 def test_a_model_is_in_host_memory_if_that_has_all_that_the_card_lacks_or_would_lack(

@@ -31,6 +31,11 @@ def cards(found: Plan) -> dict[str, list[list[int]]]:
     return {alias: [[c.index for c in p.cards] for p in runners] for alias, runners in found.apps.items()}
 
 
+def test_cpu_runners_share_memory_and_those_with_cards_take_no_part() -> None:
+    assert plan({}, app="a:B", machine=None, cpu_count=3).cpu_share(100) == 33
+    assert plan({}, app="a:B").cpu_share(100) == 0
+
+
 def test_one_app_is_planned_as_ever() -> None:
     found = plan({}, app="a:B", count=5)
     assert cards(found) == {"": [[0], [1], [2], [3], [0]]}

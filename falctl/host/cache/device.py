@@ -45,6 +45,11 @@ class Device(Protocol):
         """What `allocate` may still hand out: advice where other processes use the device, too."""
         ...
 
+    @property
+    def measures_drawings(self) -> bool:
+        """Return whether what a drawing allocates counts, too; else it counts weights alone."""
+        ...
+
     def reset_peak(self) -> None:
         """Measure the peak anew, from what is in use now."""
         ...
@@ -95,6 +100,11 @@ class CpuDevice:
     @property
     def free_bytes(self) -> int:
         return self.budget_bytes - self.used_bytes
+
+    @property
+    def measures_drawings(self) -> bool:
+        """No: torch allocates the CPU's activations elsewhere."""
+        return False
 
     def reset_peak(self) -> None:
         self._peak_bytes = self.used_bytes
@@ -158,6 +168,10 @@ class CudaDevice:
             - stats.get("inactive_split_bytes.all.current", 0)
         )
         return int(free + max(0, unused))
+
+    @property
+    def measures_drawings(self) -> bool:
+        return True
 
     def reset_peak(self) -> None:
         torch.cuda.reset_peak_memory_stats(self._device)

@@ -24,6 +24,7 @@ from falctl import memory_wire as wire
 from falctl.errors import FalctlError
 from falctl.host.cache.host_memory import HostMemoryFullError
 from falctl.host.cache.mapping import Mapping, allocate
+from falctl.host.cache.pinning import Pinning
 
 log = logging.getLogger(__name__)
 
@@ -63,16 +64,15 @@ class SharedBlock:
     def seal(self) -> None:
         """Declare the bytes complete, and give them to who waits. Views of `flat` stay valid, to be read."""
         assert not self._filled, "it was filled by another, or sealed before"
+        self._memory.pin(self.mapping, read_only=False)  # as long as it is not: that works on every platform
         self.mapping.protect()
         self._filled = True
         self._memory.post(wire.Seal(self._block))
 
     def release(self) -> None:
         """Give the reference back, as soon as no tensor views it; an unsealed block is another's to fill at once."""
-        if self._mapping is None:
-            return
         if not self._filled:
-            self._memory.post(wire.Abandon(self._block))
+            self._memory.post(wire.Abandon(self._block))  # the second time it changes nothing
         self._mapping = None
 
 
@@ -100,10 +100,17 @@ class _Question:
 
 
 class SharedMemory:
-    """A `HostMemory` over *channel* (SOCK_SEQPACKET), whose other end the supervisor has."""
+    """
+    A `HostMemory` over *channel* (SOCK_SEQPACKET), whose other end the supervisor has.
 
-    def __init__(self, channel: socket.socket, *, patience_s: float = PATIENCE_S) -> None:
+    *pinning* registers what is filled with CUDA; None: it stays pageable.
+    """
+
+    def __init__(
+        self, channel: socket.socket, *, pinning: Pinning | None = None, patience_s: float = PATIENCE_S
+    ) -> None:
         self._channel = channel
+        self._pinning = pinning
         self._patience_s = patience_s
         self._numbers = itertools.count(1)
         self._outgoing: SimpleQueue[bytes | None] = SimpleQueue()
@@ -143,6 +150,14 @@ class SharedMemory:
         """Send *message* soon; from any thread, finalisers included."""
         self._outgoing.put(wire.encode(message))
 
+    def pin(self, mapping: Mapping, *, read_only: bool) -> None:
+        """Register *mapping* with CUDA until it goes, if that can be; blocks while the kernel pins its pages."""
+        if self._pinning is None:
+            return
+        end = self._pinning.pin(mapping.address, mapping.nbytes, read_only=read_only)
+        if end is not None:
+            mapping.before_unmap.append(end)
+
     def close(self) -> None:
         """Ask nothing any more: every question, waiting or new, raises `HostMemoryLostError`. Mappings stay."""
         with contextlib.suppress(OSError):
@@ -153,6 +168,8 @@ class SharedMemory:
             allocate(fd, nbytes)
         let_go = wire.LetGo(answer.block)
         mapping = Mapping(fd, nbytes, writable=not answer.filled, gone=lambda: self.post(let_go))
+        if answer.filled:
+            self.pin(mapping, read_only=True)
         return SharedBlock(self, mapping, block=answer.block, filled=answer.filled)
 
     def _ask(self, key: str, nbytes: int) -> tuple[wire.Given, int]:

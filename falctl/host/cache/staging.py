@@ -55,6 +55,10 @@ class Movable(Protocol):
         ...
 
 
+def _nothing() -> int:
+    return 0
+
+
 @dataclass(frozen=True, slots=True)
 class StagedPart:
     """One component of a pipeline."""
@@ -62,8 +66,8 @@ class StagedPart:
     name: str
     module: torch.nn.Module
     weights: Movable
-    peak_bytes: int = 0
-    """What has to be free beside its weights while it runs."""
+    peak_bytes: Callable[[], int] = _nothing
+    """Return what has to be free beside its weights while it runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +178,7 @@ class Staging:
                 return
             self._watches[id(watch.part.module)] = self._watches.pop(id(watch.part.module))
             here = weights.tier == "device"
-            self._make_room(watch, watch.part.peak_bytes + (0 if here else weights.nbytes))
+            self._make_room(watch, watch.part.peak_bytes() + (0 if here else weights.nbytes))
             if not here:
                 weights.to_device(self._device)
                 log.debug("stage.entered part=%s bytes=%s", watch.part.name, size_text(weights.nbytes))
@@ -203,20 +207,6 @@ def moved(value: Any, device: torch.device) -> Any:
     if type(value) is dict:
         return {key: moved(one, device) for key, one in value.items()}
     return value
-
-
-@contextmanager
-def tiled_decoding(pipe: Any) -> Iterator[bool]:
-    """Have *pipe* decode tile by tile for a block; yields whether that changes anything: it can, and did not before."""
-    vae: Any = getattr(pipe, "vae", None)
-    changes = hasattr(vae, "enable_tiling") and not getattr(vae, "use_tiling", False)
-    if changes:
-        vae.enable_tiling()
-    try:
-        yield changes
-    finally:
-        if changes:
-            vae.disable_tiling()
 
 
 def _replaced(module: torch.nn.Module, name: str, value: object) -> Callable[[], None]:

@@ -11,6 +11,7 @@ from falctl.core.types import Priority, Wanted
 from falctl.errors import BadRequestError
 from falctl.router.edge.call import Call
 from falctl.router.passing.lifetime import wanted_lifetime
+from falctl.router.passing.options import check_keep_alive, wants_previews
 
 _PRIORITY: Final = b"x-fal-queue-priority"
 _START_TIMEOUT: Final = b"x-fal-request-timeout"
@@ -27,6 +28,8 @@ def arrival(call: Call, wanted: Wanted | None, *, start_timeout_s: float | None 
         BadRequestError: a header that cannot be followed; names it and the fix.
     """
     wanted_lifetime(call.head)  # the host reads it anew, and the app's SDK does: it must be one
+    wants_previews(call.head)  # as this
+    check_keep_alive(call.head)  # and this
     return Arrived(
         call.request,
         wanted,

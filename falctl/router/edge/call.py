@@ -41,7 +41,7 @@ class ClientEnd(Protocol):
 class Call:
     """The ASGI triple with what the router knows of the request. One task owns it."""
 
-    __slots__ = ("_send", "body_read", "connection", "cors", "head", "held_bytes", "receive", "request", "scope", "started", "started_at")  # fmt: skip
+    __slots__ = ("_send", "body_read", "connection", "cors", "head", "held_bytes", "outlives_client", "receive", "request", "scope", "started", "started_at")  # fmt: skip
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.scope = scope
@@ -56,6 +56,8 @@ class Call:
         self.started_at = monotonic_s()
         self.started = False
         self.body_read = False
+        self.outlives_client = False
+        """Its request runs to its end although nobody will read the answer."""
         self.held_bytes = 0
         """Bytes of its body that are counted against `queue.max_bytes`."""
 
@@ -69,6 +71,15 @@ class Call:
     def wants_websocket(self) -> bool:
         """Return whether it asks for a websocket, well or not."""
         return self.head.get(b"upgrade", b"").lower() == b"websocket"
+
+    @property
+    def abandoned(self) -> bool:
+        """Return whether its client is gone, and its request is to go, too."""
+        return self.connection.gone and not self.outlives_client
+
+    def when_abandoned(self, then: Callable[[], None]) -> None:
+        """Have *then* called, in the place of what was to be, when it is `abandoned`, unless it is already."""
+        self.connection.on_gone = None if self.outlives_client else then
 
     async def start(self, status: int, headers: RawHeaders) -> None:
         """Send status and headers."""

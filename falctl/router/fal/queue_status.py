@@ -1,51 +1,29 @@
 """
 How far a queued job is, as fal's clients are told: asked for once, or pushed as server-sent events until it has ended.
 
-A stream's events bear only the logs that are new, as fal's JavaScript client expects, which adds them up. Its text is
-ASCII: that client decodes it piece by piece.
+A stream's events bear only the logs that are new, as fal's JavaScript client expects, which adds them up.
 """
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 from falctl.clock import wall_clock
 from falctl.core.retries import Outcome
 from falctl.core.types import RequestId
 from falctl.errors import NotFoundError
-from falctl.router.edge.answers import ORIGIN, REQUEST_ID
 from falctl.router.edge.call import Call
 from falctl.router.jobs.envelope import unpack
 from falctl.router.jobs.keeper import Keeper
 from falctl.router.jobs.live import Live
+from falctl.router.jobs.push import push
 from falctl.router.jobs.records import LogLine, SavedJob
 from falctl.router.jobs.told import detail_of
-from falctl.router.jobs.watch import Watch, Watchers
+from falctl.router.jobs.watch import Watchers
 from falctl.router.own.request_logs import RequestLogs
 
-KEEP_ALIVE_S: Final = 10.0
-"""A stream says something at least this often: fal's JavaScript client takes 15 s of silence for a failure."""
-_PING: Final = b": ping\n\n"
-
 _Table = dict[str, Any]
-
-
-@dataclass(slots=True)
-class _Stream:
-    """One client's stream, and what it has said so far."""
-
-    call: Call
-    watch: Watch
-    logs: bool
-    status: _Table | None = None
-    lines: int = 0
-
-    @property
-    def complete(self) -> bool:
-        """Return whether it has said all that it ever will."""
-        return self.watch.over or (self.status is not None and self.status["status"] == "COMPLETED")
 
 
 class QueueStatus:
@@ -90,14 +68,7 @@ class QueueStatus:
     async def stream(self, call: Call, request: RequestId, *, logs: bool) -> None:
         """Push it until the job has ended, the client is gone or the router ends. Raises NotFoundError."""
         with self._watchers.watch(request) as watch:  # before the first look: nothing is missed in between
-            stream = _Stream(call, watch, logs)
-            event = await self._next(stream)
-            await call.start(200, _event_stream(request))
-            call.connection.on_gone = watch.end
-            if not call.connection.gone and call.scope["method"] != "HEAD":
-                await self._push(stream, event)
-            call.connection.on_gone = None
-            await call.body(b"", last=True)
+            await push(call, request, _Teller(self, call, logs), watch)
 
     async def saved(self, request: RequestId) -> SavedJob:
         """Return the job as it stands on the disk. Raises NotFoundError."""
@@ -107,43 +78,36 @@ class QueueStatus:
             raise NotFoundError(msg)
         return saved
 
-    async def _push(self, stream: _Stream, event: bytes) -> None:
-        while True:
-            if event:
-                await stream.call.body(event, last=False)
-            if stream.complete:
-                return
-            event = _PING
-            if await stream.watch.changed(within_s=KEEP_ALIVE_S) and not stream.call.connection.gone:
-                try:
-                    event = await self._next(stream)
-                except NotFoundError:
-                    return  # it has ended, and its place was wanted at once
-
-    async def _next(self, stream: _Stream) -> bytes:
-        """Return the event that says what *stream* has not said; empty: there is nothing."""
-        request = stream.call.request
-        table = await self.now(stream.call, request, logs_from=stream.lines if stream.logs else None)
-        new = table.get("logs") or []
-        if not new and stream.status is not None and _but_logs(table) == _but_logs(stream.status):
-            return b""
-        stream.status, stream.lines = table, stream.lines + len(new)
-        return b"data: " + json.dumps(table).encode() + b"\n\n"
-
     async def _logs(self, request: RequestId, logs_from: int | None) -> list[dict[str, str]] | None:
         if logs_from is None:
             return None
         return [_log(line) for line in await self._printed.lines(request, skip=logs_from)]
 
 
-def _event_stream(request: RequestId) -> list[tuple[bytes, bytes]]:
-    return [
-        (b"content-type", b"text/event-stream; charset=utf-8"),
-        (b"cache-control", b"no-cache"),
-        (b"x-accel-buffering", b"no"),
-        (ORIGIN, b"router"),
-        (REQUEST_ID, request.encode()),
-    ]
+@dataclass(slots=True)
+class _Teller:
+    """Tells one client."""
+
+    owner: QueueStatus
+    call: Call
+    logs: bool
+    status: _Table | None = None
+    lines: int = 0
+
+    @property
+    def complete(self) -> bool:
+        """Return whether the job has ended, as it has said."""
+        return self.status is not None and self.status["status"] == "COMPLETED"
+
+    async def next(self) -> _Table | None:
+        """Return the status with the logs that are new, if any of it is. Raises NotFoundError."""
+        request = self.call.request
+        table = await self.owner.now(self.call, request, logs_from=self.lines if self.logs else None)
+        new = table.get("logs") or []
+        if not new and self.status is not None and _but_logs(table) == _but_logs(self.status):
+            return None
+        self.status, self.lines = table, self.lines + len(new)
+        return table
 
 
 def _but_logs(table: _Table) -> _Table:

@@ -1,8 +1,8 @@
 """
-Wakes those who watch jobs: at once when a job comes into another state, after a moment when its place or its logs change.
+Wakes those who watch requests: at once when a job comes into another state, after a moment when its place or logs change.
 
 Who watches reads for himself what is true then, so that nothing is queued for a slow one. Places are looked at by one
-timer for all, and only while something changes.
+timer for all, and only while something changes, as far as that is told.
 """
 
 from __future__ import annotations
@@ -48,13 +48,18 @@ class Watch:
 
 
 class Watchers:
-    """Owner of who watches which job. One event loop."""
+    """Owner of who watches which request. One event loop."""
 
-    def __init__(self, position: Callable[[RequestId], int | None]) -> None:
-        """*position* tells the place of a job that waits."""
-        self._position = position
+    def __init__(self, look: Callable[[RequestId], object], *, always: bool = False) -> None:
+        """
+        *look* tells what of a request changes without a word: the place of a job that waits.
+
+        *always*: look as long as anybody watches, since nobody tells that there is a reason to.
+        """
+        self._look = look
+        self._always = always
         self._watches: dict[RequestId, set[Watch]] = {}
-        self._positions: dict[RequestId, int | None] = {}
+        self._seen: dict[RequestId, object] = {}
         self._printed = set[RequestId]()
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
@@ -68,20 +73,22 @@ class Watchers:
         watch = Watch()
         watch.over = self._closed
         self._watches.setdefault(request, set()).add(watch)
-        self._positions.setdefault(request, self._position(request))
+        self._seen.setdefault(request, self._look(request))
+        if self._always:
+            self._flush_soon()
         try:
             yield watch
         finally:
             watches = self._watches[request]
             watches.discard(watch)
             if not watches:
-                del self._watches[request], self._positions[request]
+                del self._watches[request], self._seen[request]
 
     def hear(self, live: Live, state: JobState) -> None:
         """Take note of a job's new state; an `Observe` of the keeper."""
         if not self._watches:
             return
-        self._wake(live.job.request)
+        self.wake(live.job.request)
         self._flush_soon()  # whoever stands behind it may have another place now
 
     def printed(self, request: RequestId) -> None:
@@ -105,12 +112,15 @@ class Watchers:
 
     def _flush(self) -> None:
         self._timer = None
-        moved = {r: at for r, before in self._positions.items() if (at := self._position(r)) != before}
-        self._positions |= moved
+        moved = {r: now for r, before in self._seen.items() if (now := self._look(r)) != before}
+        self._seen |= moved
         for request in moved.keys() | self._printed:
-            self._wake(request)
+            self.wake(request)
         self._printed.clear()
+        if self._always and self._watches:
+            self._flush_soon()
 
-    def _wake(self, request: RequestId) -> None:
+    def wake(self, request: RequestId) -> None:
+        """Wake those who watch *request* now."""
         for watch in self._watches.get(request, ()):
             watch.wake()

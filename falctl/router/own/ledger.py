@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from typing import Final
 
 from falctl.board.rows import EventRow
 from falctl.clock import monotonic_s
 from falctl.core.rates import LatencyWindow, RateWindow
+from falctl.core.types import RequestId
 
 EVENTS_MAX: Final = 64
 _RATE_WINDOW_S: Final = 60.0
 _LATENCIES: Final = 512
+_STATUSES_MAX: Final = 4096
+"""As many as the scheduler remembers requests."""
 
 
 class Ledger:
@@ -27,6 +30,7 @@ class Ledger:
         """Tried in vain, and to be tried again."""
         self.changed = True
         self.events: deque[EventRow] = deque(maxlen=EVENTS_MAX)
+        self._statuses: OrderedDict[RequestId, int] = OrderedDict()
         self._rate = RateWindow(window_s=_RATE_WINDOW_S, started_at=self.started_at)
         self._latencies = LatencyWindow(size=_LATENCIES)
 
@@ -45,6 +49,16 @@ class Ledger:
         self._rate.add(now=now)
         self._latencies.add(now - arrived_at)
         self.changed = True
+
+    def answer(self, request: RequestId, status: int) -> None:
+        """A direct request is answered with *status*."""
+        self._statuses[request] = status
+        if len(self._statuses) > _STATUSES_MAX:
+            self._statuses.popitem(last=False)
+
+    def status(self, request: RequestId) -> int | None:
+        """Return what a direct request was answered with; None: nothing yet, or too long ago."""
+        return self._statuses.get(request)
 
     def refuse(self) -> None:
         """A request was refused for want of room or runners."""

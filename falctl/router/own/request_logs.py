@@ -57,7 +57,8 @@ class RequestLogs:
         self._timer: asyncio.TimerHandle | None = None
         self._writes: set[asyncio.Task[None]] = set()
         keeper.observers.append(self._observe)
-        fleet.printed, fleet.released = self._hear, self._released
+        fleet.printed = self._hear
+        fleet.released.append(self._released)
 
     async def lines(self, request: RequestId, *, skip: int = 0) -> list[LogLine]:
         """Return what was printed for *request* so far, in order, after the first *skip*; that only grows at its end."""

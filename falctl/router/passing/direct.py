@@ -8,6 +8,7 @@ from urllib.parse import unquote_to_bytes
 from falctl.router.dispatch.apps import Apps
 from falctl.router.edge.call import Call
 from falctl.router.fal.address import read_address
+from falctl.router.passing.names import Names
 from falctl.router.passing.proxy import Proxy
 from falctl.router.passing.reach import Target
 from falctl.router.passing.websockets import WebSockets
@@ -18,10 +19,11 @@ _SAME_EVERYWHERE: Final = frozenset({b"/openapi.json", b"/docs"})
 class Direct:
     """Two rooms."""
 
-    def __init__(self, apps: Apps, proxy: Proxy, websockets: WebSockets) -> None:
+    def __init__(self, apps: Apps, proxy: Proxy, websockets: WebSockets, names: Names) -> None:
         self._apps = apps
         self._proxy = proxy
         self._websockets = websockets
+        self._names = names
 
     async def serve_bare(self, call: Call) -> None:
         """
@@ -43,10 +45,11 @@ class Direct:
         await self._serve(call, Target(self._apps.find(address.alias), address.path))
 
     async def _serve(self, call: Call, target: Target) -> None:
-        reads = call.scope["method"] in {"GET", "HEAD"}
-        if call.wants_websocket:
-            await self._websockets.serve(call, target)
-        elif reads and unquote_to_bytes(target.path) in _SAME_EVERYWHERE:
-            await self._proxy.serve_directly(call, target)
-        else:
-            await self._proxy.serve(call, target)
+        async with self._names.chosen(call):
+            reads = call.scope["method"] in {"GET", "HEAD"}
+            if call.wants_websocket:
+                await self._websockets.serve(call, target)
+            elif reads and unquote_to_bytes(target.path) in _SAME_EVERYWHERE:
+                await self._proxy.serve_directly(call, target)
+            else:
+                await self._proxy.serve(call, target)

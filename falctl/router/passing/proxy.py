@@ -21,6 +21,7 @@ from falctl.router.edge.body import Intake
 from falctl.router.edge.call import Call
 from falctl.router.own.ledger import Ledger
 from falctl.router.passing.headers import declare_json, to_client, to_host
+from falctl.router.passing.options import outlives_client
 from falctl.router.passing.reach import Reached, Target, reach
 from falctl.router.passing.receipt import Timings, read_timings, receipt
 from falctl.router.runners.fleet import FleetLinks
@@ -58,6 +59,7 @@ class Proxy:
         Raises:
             RequestError: it was not answered, and nothing has been sent.
         """
+        call.outlives_client = outlives_client(call.head)
         with self._activity.one():
             await self._serve(call, target)
 
@@ -97,6 +99,7 @@ class Proxy:
         """Pass on *incoming*, with which a runner has begun to answer *call*."""
         timings = read_timings(incoming.headers).after(reached.dispatch)
         headers = _receipt(call, reached.dispatch, incoming, timings)
+        self._ledger.answer(call.request, incoming.status)
         try:
             whole = await self._pass_on(call, incoming, headers)
         finally:

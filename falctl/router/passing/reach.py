@@ -3,7 +3,7 @@ Takes one request to a runner that lets it in.
 
 The request waits for a dispatch, is delivered, and is delivered elsewhere only if it provably was not let in: the
 runner could not be reached, or its host says so. When the client goes, a waiting request is dropped, and a running one
-cancelled.
+cancelled, unless it is to outlive its client.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ async def reach(
         RequestError: it was refused, or lost.
     """
     driver = app.driver
-    call.connection.on_gone = partial(driver.cancel, call.request)
+    call.when_abandoned(partial(driver.cancel, call.request))
     fleet.refresh()
     arrived = arrival(call, wanted, start_timeout_s=app.start_timeout_s)
     decision = driver.submit(arrived)
@@ -70,7 +70,7 @@ async def reach(
         action = await decision
         if isinstance(action, Refuse):
             raise refusal(action)
-        if action is None or call.connection.gone:
+        if action is None or call.abandoned:
             if action is not None:
                 driver.release(action)
             msg = "the client left while its request waited"
@@ -78,14 +78,14 @@ async def reach(
         link = fleet.find(action.runner, action.epoch)
         if link is not None and (answer := await _try(call, link, deliver)) is not None:
             return Reached(action, link, answer)
-        call.connection.on_gone = partial(driver.cancel, call.request)
+        call.when_abandoned(partial(driver.cancel, call.request))
         decision = driver.bounce(action, arrived)
-        if call.connection.gone:
+        if call.abandoned:
             driver.cancel(call.request)
 
 
 async def _try(call: Call, link: Link, deliver: Deliver[A]) -> A | None:
-    call.connection.on_gone = lambda: _cancel(link, call)
+    call.when_abandoned(lambda: _cancel(link, call))
     try:
         return await deliver(link)
     except LostError as error:

@@ -19,7 +19,7 @@ from falctl.router.dispatch.apps import Apps, LocalApp, settings_of
 from falctl.router.dispatch.driver import Driver
 from falctl.router.own.ledger import Ledger
 from falctl.router.runners import news
-from falctl.router.runners.link import Link, News
+from falctl.router.runners.link import Change, Link, News
 from falctl.router.runners.orphans import Orphans
 from falctl.tasks import spawn
 
@@ -49,8 +49,11 @@ class FleetLinks:
         self.orphans = Orphans(self._links)
 
         self.printed: Callable[[wire.Printed], None] = _nobody
-        """Who hears what apps print; set by `RequestLogs`, as the next."""
-        self.released: Callable[[RequestId], None] = _nobody
+        """Who hears what apps print; set by `RequestLogs`."""
+        self.stepped: Callable[[wire.Stepped], None] = _nobody
+        """Who hears of steps; set by `Steps`."""
+        self.released: list[Callable[[RequestId], None]] = []
+        """Who hears that a request has given its slot back."""
         self.came_up: Callable[[Link], None] = _nobody
         """Who hears that a runner takes work, of a new incarnation or again; set by `StandingModels`."""
 
@@ -164,9 +167,18 @@ class FleetLinks:
             self._driver(runner).handle(RunnerDrains(runner, epoch))
 
     def hear(self, link: Link, message: News) -> None:
-        if not isinstance(message, wire.Printed):
-            self.refresh()
-            self.orphans.look()
+        match message:
+            case wire.Printed():
+                self.printed(message)
+            case wire.Stepped():
+                self.stepped(message)
+            case _:
+                self.refresh()
+                self.orphans.look()
+                self._follow(link, message)
+
+    def _follow(self, link: Link, message: Change) -> None:
+        """Tell the scheduler what has changed."""
         match message:
             case wire.Hello():
                 self._apps.of(link.runner).learn(settings_of(message))
@@ -179,9 +191,8 @@ class FleetLinks:
             case wire.Released():
                 released = news.released(link.runner, message)
                 self._driver(link.runner).handle(released)
-                self.released(released.request)
-            case wire.Printed():
-                self.printed(message)
+                for hear in self.released:
+                    hear(released.request)
             case wire.LoadEnded():
                 self._end_load(link, message)
             case wire.Draining():

@@ -21,6 +21,7 @@ from typing import Any, Final, Protocol, TypeAlias, TypeVar
 from falctl import wire
 from falctl.clock import monotonic_s
 from falctl.core.types import Epoch, RequestId, RunnerId
+from falctl.lines import LineSplitter
 from falctl.router.runners.dialogue import Dialogue
 from falctl.router.runners.transport import Incoming, LostError, Outgoing, Transport, UnreachableError
 from falctl.tasks import spawn
@@ -39,9 +40,9 @@ _BOUNCED: Final = wire.H_BOUNCED.encode()
 
 A = TypeVar("A")
 
-News: TypeAlias = (
-    wire.Hello | wire.Released | wire.LoadEnded | wire.HintsChanged | wire.Printed | wire.Draining
-)
+Change: TypeAlias = wire.Hello | wire.Released | wire.LoadEnded | wire.HintsChanged | wire.Draining
+"""What the scheduler is to know."""
+News: TypeAlias = Change | wire.Printed | wire.Stepped
 
 
 class Ears(Protocol):
@@ -160,6 +161,11 @@ class Link:
         async with asyncio.timeout(CANCEL_TIMEOUT_S):
             return await self.transport.post(wire.CANCEL_PATH + request)
 
+    async def preview(self, request: RequestId) -> None:
+        """Ask the host to make previews of a request that runs there, from now on."""
+        with contextlib.suppress(UnreachableError, LostError):
+            await self.transport.post(wire.PREVIEW_PATH + request)
+
     async def load(self, hint: str, evict: tuple[str, ...]) -> bool:
         """Ask the host for a load job; False when it does not take it. An unreachable one will be heard of anyway."""
         body = json.dumps({"hint": hint, "evict": evict}).encode()
@@ -209,7 +215,7 @@ class Link:
             pause_s = min(2 * pause_s, RECONNECT_MAX_S)
 
     async def _read_stream(self) -> None:
-        lines = wire.LineSplitter()
+        lines = LineSplitter()
         async with contextlib.aclosing(self.transport.events()) as chunks:
             async for chunk in chunks:
                 for line in lines.feed(chunk):

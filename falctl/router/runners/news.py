@@ -26,7 +26,7 @@ def stock_of(row: RunnerRow | None) -> Stock:
     """Return what a row says of where each model would be loaded from, and of how large each is."""
     return Stock(
         frozenset(Hint(model.name) for model in _models(row) if _is_in_ram(model)),
-        {Hint(model.name): size for model in _models(row) if (size := _size_bytes(model))},
+        {Hint(model.name): model.size_bytes for model in _models(row) if model.size_bytes},
     )
 
 
@@ -77,12 +77,6 @@ def _models(row: RunnerRow | None) -> Iterable[ModelRow]:
 def _is_in_ram(model: ModelRow) -> bool:
     """Return whether a load of *model* comes from host memory; of one on the card: once it has left that."""
     return model.tier == "ram" or (model.tier == "vram" and 0 < model.vram_bytes <= model.ram_bytes)
-
-
-def _size_bytes(model: ModelRow) -> int:
-    """Return what *model* takes on the card; 0: that cannot be told while only some of its bytes are anywhere."""
-    whole = model.state == "ready" and model.tier != "disk"
-    return max(model.vram_bytes, model.ram_bytes) if whole else 0
 
 
 def _tier(told: str) -> Tier:

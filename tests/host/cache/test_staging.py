@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import nn
 
 from falctl.host.cache.arena import Arena
 from falctl.host.cache.device import CpuDevice
-from falctl.host.cache.staging import StagedPart, Staging, moved, tiled_decoding
+from falctl.host.cache.staging import StagedPart, Staging, moved
 from tests.host.cache.pipes import components, loaded, picture
 from tests.host.cache.tiny_pipelines import ARCHITECTURES
 
@@ -24,7 +25,7 @@ FolderOf = Callable[[str], Path]
 
 def parts_of(pipe: Any, peaks: dict[str, int] | None = None) -> dict[str, StagedPart]:
     return {
-        name: StagedPart(name, module, Arena(module), (peaks or {}).get(name, 0))
+        name: StagedPart(name, module, Arena(module), partial(int, (peaks or {}).get(name, 0)))
         for name, module in components(pipe).items()
     }
 
@@ -77,7 +78,7 @@ def test_what_a_component_takes_while_it_runs_is_kept_free_for_it(folder_of: Fol
     pipe = loaded(folder_of("sd15"))
     parts = parts_of(pipe)
     total = sum(part.weights.nbytes for part in parts.values())
-    parts["vae"] = StagedPart("vae", pipe.vae, parts["vae"].weights, peak_bytes=total)
+    parts["vae"] = StagedPart("vae", pipe.vae, parts["vae"].weights, peak_bytes=lambda: total)
     device = CpuDevice(total + parts["vae"].weights.nbytes)
     free_at_decode: list[int] = []
     pipe.vae.decoder.register_forward_pre_hook(lambda *_: free_at_decode.append(device.free_bytes))
@@ -224,22 +225,3 @@ def test_inputs_follow_their_component() -> None:
     args, kwargs = moved(([tensor, 3], (tensor,)), there), moved({"a": {"b": tensor}, "c": None}, there)
     assert [args[0][0].device, args[1][0].device, kwargs["a"]["b"].device] == [there] * 3
     assert (args[0][1], kwargs["c"]) == (3, None)
-
-
-def test_tiles_are_turned_off_again_and_what_its_author_turned_on_stays_on(folder_of: FolderOf) -> None:
-    pipe = loaded(folder_of("sd15"))
-
-    def break_off() -> None:
-        with tiled_decoding(pipe) as changes:
-            assert (changes, pipe.vae.use_tiling) == (True, True)
-            raise RuntimeError("mid-drawing")
-
-    with pytest.raises(RuntimeError, match="mid-drawing"):
-        break_off()
-    assert pipe.vae.use_tiling is False
-    pipe.vae.enable_tiling()
-    with tiled_decoding(pipe) as changes:
-        assert not changes
-    assert pipe.vae.use_tiling is True
-    with tiled_decoding(loaded(folder_of("ddpm"))) as changes:
-        assert not changes

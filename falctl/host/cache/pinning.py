@@ -1,0 +1,128 @@
+"""
+Host memory registered with CUDA, so that copies to a card run at the speed of the bus.
+
+Pages are registered where they are (`cudaHostRegister`): `Tensor.pin_memory` would make a second copy, in a buffer that
+is rounded up to a power of two and never given back. It is a gain and no more: whatever fails leaves the memory as
+pageable as it was, which one line in the log tells.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any, Final, Protocol
+
+import torch
+
+from falctl.clock import monotonic_s
+from falctl.host.cache.buffers import host_buffer
+
+log = logging.getLogger(__name__)
+
+CHUNK_BYTES: Final = 64 << 30
+"""One call for 512 GiB fails with some drivers (LMCache #5177)."""
+
+_PORTABLE: Final = 1
+_READ_ONLY: Final = 8
+"""What is mapped read-only can only be registered so; not every platform can."""
+
+_PROBE_BYTES: Final = 64 << 20
+_PROBES: Final = 3
+_FASTER: Final = 1.1
+"""A registration costs 0.1 s a GB and more: copies have to be faster by this factor to be worth it."""
+
+
+class Cudart(Protocol):
+    """What we need of `torch.cuda.cudart()`; both return 0 for success."""
+
+    def cudaHostRegister(self, address: int, nbytes: int, flags: int) -> Any:  # noqa: N802 - CUDA's name
+        ...
+
+    def cudaHostUnregister(self, address: int) -> Any:  # noqa: N802 - CUDA's name
+        ...
+
+
+class Pinning:
+    """Registers memory with *cudart*; *flush* takes an error of its off the card's queue. Thread-safe."""
+
+    def __init__(self, cudart: Cudart, *, flush: Callable[[], None]) -> None:
+        self._cudart = cudart
+        self._flush = flush
+        self._told = False
+
+    def pin(self, address: int, nbytes: int, *, read_only: bool) -> Callable[[], None] | None:
+        """
+        Register *nbytes* at *address*, which is that of a page; return what ends it, to be called before it is unmapped.
+
+        Blocks while the kernel pins the pages. None: it stays pageable. *read_only*: it is mapped so.
+        """
+        done: list[int] = []
+        flags = _PORTABLE | (_READ_ONLY if read_only else 0)
+        for start in range(address, address + nbytes, CHUNK_BYTES):
+            size = min(CHUNK_BYTES, address + nbytes - start)
+            if code := int(self._cudart.cudaHostRegister(start, size, flags)):
+                self._undo(done)
+                self._flush()
+                self._tell(nbytes, code, read_only=read_only)
+                return None
+            done.append(start)
+        return lambda: self._undo(done)
+
+    def _undo(self, starts: list[int]) -> None:
+        for start in starts:
+            self._cudart.cudaHostUnregister(start)
+
+    def _tell(self, nbytes: int, code: int, *, read_only: bool) -> None:
+        if not self._told:
+            self._told = True
+            kind = "read-only " if read_only else ""
+            log.warning(
+                "cache.pageable bytes=%d code=%d: CUDA does not register %shost memory; copies from it are slower",
+                *(nbytes, code, kind),
+            )
+
+
+def card_pinning() -> Pinning | None:
+    """
+    Return the registration of memory for this process's card; None: there is none, or copies are no faster for it.
+
+    Blocking: makes a CUDA context, and measures some copies of 64 MiB.
+    """
+    if not torch.cuda.is_available():
+        return None
+    pinning = Pinning(torch.cuda.cudart(), flush=_flush)
+    pageable, pinned = host_buffer(_PROBE_BYTES), host_buffer(_PROBE_BYTES)
+    end = pinning.pin(pinned.data_ptr(), _PROBE_BYTES, read_only=False)
+    if end is None:
+        return None
+    try:
+        target = torch.empty(_PROBE_BYTES, dtype=torch.uint8, device="cuda")
+        pageable_s, pinned_s = _copy_s(target, pageable), _copy_s(target, pinned)
+    finally:
+        end()
+    worth = pinned_s * _FASTER < pageable_s
+    log.info(
+        "cache.pinning worth=%s pinned_gbps=%.1f pageable_gbps=%.1f",
+        *(worth, _PROBE_BYTES / pinned_s / 1e9, _PROBE_BYTES / pageable_s / 1e9),
+    )
+    return pinning if worth else None
+
+
+def _copy_s(target: torch.Tensor, source: torch.Tensor) -> float:
+    """Return the least time of some copies; the first only finds the pages."""
+    taken_s = []
+    for _ in range(_PROBES + 1):
+        began_at = monotonic_s()
+        target.copy_(source, non_blocking=True)
+        torch.cuda.synchronize()
+        taken_s.append(monotonic_s() - began_at)
+    return min(taken_s[1:])
+
+
+def _flush() -> None:
+    """Let an error that a registration has left behind come up here, and not in somebody's drawing."""
+    try:
+        torch.zeros(1, device="cuda")
+        torch.cuda.synchronize()
+    except RuntimeError as error:
+        log.debug("cache.flushed %s", error)
