@@ -131,6 +131,9 @@ _SHARES: Final = {
 }
 
 
+_NEAR: Final = {"ram": " from RAM", "base": " beside its base"}
+
+
 def _from(tier: str | None) -> str:
     return {"ram": " from RAM", "disk": " from disk"}.get(tier or "", "")
 
@@ -178,6 +181,7 @@ def reasons(told: Facts) -> list[RenderableType]:
         _seconds(told["exec_s"]),
         (", loads in about ", QUIET),
         _seconds(told["load_s"]),
+        (_NEAR.get(told["source"], ""), QUIET),
     )
     parts: list[RenderableType] = [head, Text(_safe(told["conclusion"]))]
     if told["runners"]:

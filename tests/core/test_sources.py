@@ -30,6 +30,7 @@ from falctl.core.policies.look import look_at
 from falctl.core.scheduler import Scheduler
 from falctl.core.sources import SHARES, SOURCES, Stock, Tier, bases
 from falctl.core.types import Caps, Epoch, GiB, Hint, RequestId, RunnerId, Wanted
+from falctl.core.why import brief, why
 
 A, B, C, D = map(Hint, "ABCD")
 BASE, UPON, OTHER = Hint("base"), Hint("base+lora"), Hint("base+other")
@@ -525,6 +526,15 @@ def test_affinity_holds_as_long_as_it_may_for_what_would_come_from_disk() -> Non
     assert only_dispatch(s.feed(Tick())).runner == 1
 
 
+def test_what_a_load_under_way_still_takes_depends_on_where_it_comes_from() -> None:
+    s = Scene()
+    s.up(0, ram="A")
+    s.come("1", A)
+    s.now = 0.4
+    assert "0.6 s left" in why(s.scheduler.state, s.scheduler.policy, A, now=s.now).conclusion
+    assert "0.6 s left" in brief(s.scheduler.state, A, now=s.now)
+
+
 # --- asking ------------------------------------------------------------------------------------------
 
 
@@ -537,4 +547,7 @@ def test_asking_why_tells_where_each_runner_would_load_from() -> None:
     s.come("1", A)
     candidates = auto.weigh(s.scheduler.state, A, now=s.now)
     assert [c.source for c in candidates] == ["ram", None]
+    told = why(s.scheduler.state, s.scheduler.policy, A, now=s.now)
+    assert (told.source, told.load_s) == ("ram", 1.0)
+    assert why(s.scheduler.state, s.scheduler.policy, D, now=s.now).source == "disk"
     assert look_at(s.scheduler.state, Auto().knobs, now=s.now).queues.load_s(A) == 1.0
