@@ -230,6 +230,21 @@ class ModelCache(Generic[M]):
             self._hooks.changed()
         return self._holdings.due_at()
 
+    def give_way(self, lacking_bytes: int) -> bool:
+        """
+        Have *lacking_bytes* of idle parts leave the device, all of them if there are not so many; blocks.
+
+        For others who need it; return whether anything left.
+        """
+        with LOADING:
+            before = self._holdings.idle_bytes()
+            if not self._holdings.make_room(lacking_bytes):
+                self._holdings.evict_idle()
+            left = self._holdings.idle_bytes() < before
+        if left:
+            self._hooks.changed()
+        return left
+
     def _take(self, name: str, drawing: Drawing | None) -> tuple[M, Callable[[], None]]:
         asked_at = monotonic_s()
         entry, verdict = self._loader.get(name, drawing=drawing)
