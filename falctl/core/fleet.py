@@ -105,12 +105,27 @@ class Runner:
         """Return the model that it holds and on which *hint* is laid; None: it holds none, or its hints say nothing."""
         return next((base for base in bases(hint, self.caps.joint) if base in (self.hints or ())), None)
 
+    def kin(self, hint: Hint) -> Hint | None:
+        """Return another model that it holds and that has one base with *hint*, or is it; None: it holds none."""
+        return next(self._akin(hint, self.hints or ()), None) if self.caps.joint else None
+
     def source(self, hint: Hint) -> Source:
         """Return where it would load *hint* from, also if it holds it now: then, once it is evicted."""
+        if self.kin(hint) is not None:
+            return "base"
+        return self.source_alone(hint)
+
+    def source_alone(self, hint: Hint) -> Source:
+        """Return the same if nothing that is laid upon *hint*, or beside it upon its base, may be counted on."""
         if self.base(hint) is not None:
             return "base"
-        known = hint in self.in_ram or any(base in self.in_ram for base in bases(hint, self.caps.joint))
+        known = hint in self.in_ram or (self.caps.joint and any(self._akin(hint, self.in_ram)))
         return "ram" if known else "disk"
+
+    def _akin(self, hint: Hint, others: Collection[Hint]) -> Iterator[Hint]:
+        joint = self.caps.joint
+        stems = {hint, *bases(hint, joint)}
+        return (o for o in others if o != hint and not stems.isdisjoint((o, *bases(o, joint))))
 
     def loads_from(self, hint: Hint) -> Source:
         """Return where the load of *hint* comes from that is under way."""

@@ -98,7 +98,7 @@ class Context:
             )
         )
 
-    def pipeline_cache(self, find: Callable[[str], ModelSource]) -> ModelCache[Any]:
+    def pipeline_cache(self, find: Callable[[str], ModelSource], *, joint: str = "") -> ModelCache[Any]:
         """Return a cache of diffusers pipelines that publishes the hints whenever it changes; see `RunnerContext`."""
         # Only what an app asks for is imported: torch and diffusers take seconds.
         from falctl.host.cache.opening import open_store
@@ -111,6 +111,7 @@ class Context:
             cpu_bytes=self._cpu_bytes,
             state=self._state,
         )
+        self._report.joint = joint
         return self._serve(ModelCache(store, policy=self._policy, hooks=self._hooks))
 
     @property

@@ -42,6 +42,8 @@ class Report:
         self.caches: list[ModelCache[Any]] = []
         self.limits = Limits()
         """What the app declares, once it is there."""
+        self.joint = ""
+        """What its models' names have between a base and what is laid upon it."""
         self._board = board
         self._runner = spec.runner
         self._epoch = spec.epoch
@@ -141,6 +143,7 @@ class Report:
             overlaps=cache is not None and cache.overlaps,
             models_max=0 if cache is None else cache.models_max,
             vram_bytes=total_bytes,
+            joint=self.joint,
             run_bytes=total_bytes and total_bytes + _machine_bytes(),
             loading=list(self._loading),
             app_name=self.limits.app_name,

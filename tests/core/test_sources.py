@@ -123,6 +123,16 @@ def test_a_plus_in_a_hint_means_nothing_unless_the_app_says_so() -> None:
     assert (runner.base(UPON), runner.source(UPON)) == (None, "disk")
 
 
+def test_who_holds_what_is_laid_upon_a_base_holds_the_base_and_serves_its_other_kin() -> None:
+    runner = Runner(RunnerId(0), E1, 1, frozenset({UPON}), JOINED)
+    assert (runner.source(BASE), runner.source(OTHER), runner.source(UPON)) == ("base", "base", "disk")
+    assert (runner.kin(BASE), runner.kin(OTHER), runner.kin(UPON)) == (UPON, UPON, None)
+    assert runner.source_alone(BASE) == "disk", "it would go with the last that has it"
+    assert (runner.source(Hint("bas")), runner.source(Hint("other"))) == ("disk", "disk")
+    runner.hints, runner.in_ram = frozenset(), frozenset({UPON})
+    assert {runner.source(hint) for hint in (BASE, UPON, OTHER)} == {"ram"}
+
+
 # --- costs ---------------------------------------------------------------------------------------
 
 

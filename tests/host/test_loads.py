@@ -115,6 +115,7 @@ def test_what_left_the_device_comes_back_from_host_memory_and_the_runner_says_so
         with host.events() as events:
             hello = events.until(Hello)
             assert 0 < hello.vram_bytes < hello.run_bytes
+            assert hello.joint == "+"
             order(host, "digits-ink")
             assert events.until(LoadEnded).tier == "disk"
             host.post("/", draws("digits-ember"))

@@ -49,7 +49,7 @@ class Room:
         missing = self._size(hint, runner) - shelf.free
         if missing <= 0 and shelf.places > 0:
             return NOBODY
-        keeps = (keep, runner.base(hint))
+        keeps = (keep, runner.base(hint) or runner.kin(hint))
         return self._choose(shelf, runner, missing, key, keeps) if shelf.last_turn > key else None
 
     def last_turn(self, runners: Iterable[Runner]) -> float:
@@ -153,7 +153,8 @@ def _size(hint: Hint, runner: Runner, costs: Costs) -> float:
         # One of unknown size is tried, also where the mean would not fit.
         pinned = sum(costs.size_bytes(other) or 0 for other in runner.pinned)
         size = min(costs.mean_size.value, max(float(limit - pinned), 1.0))
-    if (base := runner.base(hint)) is not None:
+    base = runner.base(hint) if hint in (runner.hints or ()) else runner.kin(hint)
+    if base is not None:
         return max(size - (costs.size_bytes(base) or size), 1.0)
     return size
 

@@ -64,7 +64,7 @@ class Worth:
 
         What would come back from host memory is worth a load from there, not one from disk.
         """
-        source = runner.source(hint)
+        source = runner.source_alone(hint)
         known = self._values[source].get(hint)
         if known is None:
             copies = len(self.queues.copies.get(hint, ()))
