@@ -103,6 +103,8 @@ class Runner:
 
     def base(self, hint: Hint) -> Hint | None:
         """Return the model that it holds and on which *hint* is laid; None: it holds none, or its hints say nothing."""
+        if not self.caps.joint:
+            return None
         return next((base for base in bases(hint, self.caps.joint) if base in (self.hints or ())), None)
 
     def kin(self, hint: Hint) -> Hint | None:
@@ -111,15 +113,19 @@ class Runner:
 
     def source(self, hint: Hint) -> Source:
         """Return where it would load *hint* from, also if it holds it now: then, once it is evicted."""
+        if not self.caps.joint:  # asked some hundred times for a decision
+            return "ram" if hint in self.in_ram else "disk"
         if self.kin(hint) is not None:
             return "base"
         return self.source_alone(hint)
 
     def source_alone(self, hint: Hint) -> Source:
         """Return the same if nothing that is laid upon *hint*, or beside it upon its base, may be counted on."""
+        if not self.caps.joint:
+            return "ram" if hint in self.in_ram else "disk"
         if self.base(hint) is not None:
             return "base"
-        known = hint in self.in_ram or (self.caps.joint and any(self._akin(hint, self.in_ram)))
+        known = hint in self.in_ram or any(self._akin(hint, self.in_ram))
         return "ram" if known else "disk"
 
     def _akin(self, hint: Hint, others: Collection[Hint]) -> Iterator[Hint]:
