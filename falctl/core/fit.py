@@ -118,14 +118,10 @@ class Plan:
 class TooLarge:
     """Nothing fits."""
 
-    available_bytes: int
+    least_bytes: int
+    """What the last of the ways takes: blocks that move, tiles if they help."""
     tried: tuple[str, ...]
-
-    @property
-    def text(self) -> str:
-        """Return why, for the client: the number that is there, and those that each way would take."""
-        there = f"{size_text(self.available_bytes)} of the device can be had for it"
-        return f"{there}, which is too little in every way: {'; '.join(self.tried)}"
+    """All that was considered, with what each takes, for the client to read."""
 
 
 def fit(
@@ -153,7 +149,7 @@ def fit(
                 return plan
             tried.append(f"{plan.name} takes {size_text(plan.nbytes)}")
     if not quantised:
-        tried.append("the folder has no quantised weights")
+        tried.append("no quantised weights are there that could be used")
     return _offloaded(sets, peaks, available_bytes, tried)
 
 
@@ -229,6 +225,7 @@ def _offloaded(
 ) -> Plan | TooLarge:
     # The smallest weights move fastest, and everything else has been tried with each of them.
     weights, parts = sets[-1]
+    least: list[int] = []
     for tiled in (False, True) if _tiles_help(parts, peaks) else (False,):
         stages = _stages(parts, peaks, tiled=tiled)
         squeezed = tuple(_squeezed(stage, available_bytes) for stage in stages)
@@ -237,8 +234,9 @@ def _offloaded(
         plan = Plan("offloaded", most, tiled, weights, blocks, tuple(tried))
         if most <= available_bytes:
             return plan
+        least.append(most)
         tried.append(f"{plan.name} takes {size_text(most)}")
-    return TooLarge(available_bytes, tuple(tried))
+    return TooLarge(min(least), tuple(tried))
 
 
 def _squeezed(stage: _Stage, available_bytes: int) -> tuple[int, BlockPlan | None]:

@@ -93,14 +93,15 @@ class ModelCache(Generic[M]):
         while True:
             with self.lease(name, drawing) as model:
                 try:
-                    return call(model)
+                    with self._policy.around(name, drawing):
+                        return call(model)
                 except Exception as error:
                     if not runs_out_of_memory(error):
                         raise
                     detail = str(error)
             # Outside the `except`: the error held the frames of the call, and all that they had allocated.
             attempt += 1
-            self._give_way(name)
+            self.give_way(keep=name)
             if self._policy.recover(OutOfMemory(name, drawing, attempt, detail)) == "raise":
                 raise self._loader.too_large(name, drawing, f"ran out of memory ({detail})")
 
@@ -216,6 +217,13 @@ class ModelCache(Generic[M]):
 
     # What the host does from time to time
 
+    def give_way(self, *, keep: str) -> None:
+        """Have everything leave the device that nobody uses or has pinned, but *keep*; blocks."""
+        with LOADING:
+            left = self._holdings.evict_idle(keep=keep)
+        if left:
+            self._hooks.changed()
+
     def due_at(self) -> float | None:
         """Return when `tend` has something to do, on `monotonic_s`'s clock; None: as things are, never."""
         return self._holdings.due_at()
@@ -268,9 +276,3 @@ class ModelCache(Generic[M]):
             finally:
                 LOADING.release()
         self._hooks.idle()
-
-    def _give_way(self, name: str) -> None:
-        with LOADING:
-            left = self._holdings.evict_idle(keep=name)
-        if left:
-            self._hooks.changed()

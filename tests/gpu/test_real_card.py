@@ -170,9 +170,9 @@ def test_a_card_that_the_caller_hides_is_not_used(gpu: nvml.Machine) -> None:
         assert used_bytes(gpu) <= before + NOISE_BYTES
 
 
-@pytest.mark.parametrize("child", ["arena_child", "memory_child", "guest_child"])
+@pytest.mark.parametrize("child", ["arena_child", "memory_child", "staging_child", "guest_child"])
 def test_weights_swap_on_a_real_card(gpu: nvml.Machine, child: str) -> None:
-    """In an arena; from host memory that runners share, registered with CUDA; and the card has back what was taken."""
+    """In an arena; from shared host memory, registered with CUDA; of pipelines that do not fit; and given back."""
     before = used_bytes(gpu)
     done = subprocess.run(
         [sys.executable, "-m", f"tests.gpu.{child}"],

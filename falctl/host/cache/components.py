@@ -20,15 +20,16 @@ from typing import Final, Protocol
 
 import torch
 
-from falctl.core.fit import role_of
+from falctl.core.fit import BlockPlan, role_of, size_text
 from falctl.core.residency import Part, Tier
-from falctl.errors import HostMemoryFullError, ModelFilesError
+from falctl.errors import HostMemoryFullError, ModelFilesError, ModelTooLargeError
 from falctl.host.cache.arena import Arena
 from falctl.host.cache.buffers import host_buffer
 from falctl.host.cache.device import Device
 from falctl.host.cache.folder import Component
 from falctl.host.cache.host_memory import HostBlock, HostMemory
 from falctl.host.cache.layout import Layout, NotPackableError, survey
+from falctl.host.cache.offload import Offloaded, blocks_in, offloaded
 from falctl.host.cache.reading import Placement
 from falctl.host.cache.refill import read_again
 from falctl.host.cache.tensor_names import find_placements, moved_to
@@ -78,6 +79,29 @@ class HeldComponent(Protocol):
         """Leave its bytes to whoever still uses the module, and let go of them with it."""
         ...
 
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        """Return the bytes of the blocks that can come and go one after the other; () where it cannot be divided."""
+        ...
+
+    @property
+    def whole_bytes(self) -> int:
+        """Return what all of it takes on a device."""
+        ...
+
+    @property
+    def device_bytes(self) -> int:
+        """Return what it takes on a device as it is to come there now: see `offload`."""
+        ...
+
+    def offload(self, plan: BlockPlan | None) -> None:
+        """
+        Have it come onto a device as *plan* says from now on, None: whole; one that is there otherwise leaves.
+
+        Raises ModelTooLargeError where its bytes have no room in host memory, from which the blocks come.
+        """
+        ...
+
 
 def hold(module: torch.nn.Module, source: Component, *, key: str, memory: HostMemory) -> HeldComponent:
     """
@@ -108,6 +132,8 @@ class PackedComponent:
         self._lock = threading.Lock()
         self._block: HostBlock | None = None
         self._placements: Sequence[Placement] | None = None
+        self._plan: BlockPlan | None = None
+        self._offloaded: Offloaded | None = None
         layout, tensors = survey(module)
         self._block_key = f"{key}-{_fingerprint(layout, tensors)}"
         try:
@@ -123,8 +149,10 @@ class PackedComponent:
 
     @property
     def part(self) -> Part:
+        moving, once = self._offloaded, _runs_once(self._source)
+        if moving is not None and moving.tier == "device":
+            return Part(self._key, moving.nbytes, "vram", once=once)
         tier, host = self._arena.tier, self._arena.host
-        once = _runs_once(self._source)
         return Part(self._key, self._arena.nbytes, _TIERS[tier], host=host is not None, once=once)
 
     def has_also(self, source: Component) -> None:
@@ -148,8 +176,39 @@ class PackedComponent:
                 raise
             self._block = block
 
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        return tuple(block.nbytes for block in blocks_in(self._arena.layout))
+
+    @property
+    def whole_bytes(self) -> int:
+        return self._arena.nbytes
+
+    @property
+    def device_bytes(self) -> int:
+        return self._arena.nbytes if self._offloaded is None else self._offloaded.nbytes
+
+    def offload(self, plan: BlockPlan | None) -> None:
+        if plan == self._plan:
+            return
+        self.evict()
+        with self._lock:
+            self._plan, self._offloaded = None, None
+            if plan is None:
+                return
+            if self._arena.host is None:
+                msg = (
+                    f"its {self._source.name} would go through the device block by block, out of host memory, "
+                    f"which has no room for its {size_text(self._arena.nbytes)} (cache.host_memory)"
+                )
+                raise ModelTooLargeError(msg)
+            self._plan, self._offloaded = plan, offloaded(self.module, self._arena, plan)
+
     def to_device(self, device: Device) -> None:
         with self._lock:
+            if self._offloaded is not None:
+                self._offloaded.to_device(device)
+                return
             if self._arena.tier != "skeleton":
                 self._arena.to_device(device)
                 return
@@ -160,6 +219,9 @@ class PackedComponent:
 
     def evict(self) -> None:
         with self._lock:
+            if self._offloaded is not None:
+                self._offloaded.evict()
+                return
             device = self._arena.device
             if device is None:
                 return
@@ -174,6 +236,10 @@ class PackedComponent:
         with self._lock:
             if self._arena.host is None:
                 return
+            if self._offloaded is not None:
+                if self._offloaded.tier == "device":
+                    return  # its blocks come from there
+                self._plan, self._offloaded = None, None
             if self._proved():
                 self._arena.drop_host()
                 self._release()
@@ -228,6 +294,8 @@ class PackedComponent:
 class LooseComponent:
     """A component that moves tensor by tensor."""
 
+    blocks: tuple[int, ...] = ()
+
     def __init__(self, module: torch.nn.Module, *, key: str, once: bool) -> None:
         self.module = module
         self.users: set[str] = set()
@@ -241,6 +309,17 @@ class LooseComponent:
     def part(self) -> Part:
         here = self._device is None
         return Part(self._key, self._nbytes, "ram" if here else "vram", host=here, once=self._once)
+
+    @property
+    def whole_bytes(self) -> int:
+        return self._nbytes
+
+    @property
+    def device_bytes(self) -> int:
+        return self._nbytes
+
+    def offload(self, plan: BlockPlan | None) -> None:
+        assert plan is None, "it has no blocks"
 
     def has_also(self, source: Component) -> None:
         """Do nothing: it never reads its files again."""

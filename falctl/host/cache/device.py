@@ -10,12 +10,16 @@ from __future__ import annotations
 
 import itertools
 import threading
-from typing import Protocol
+from typing import Final, Protocol
 
 import torch
 
+from falctl.clock import monotonic_s
 from falctl.host.cache.buffers import host_buffer
 from falctl.host.cache.recovery import wait_recovered
+
+_TELLING_BYTES: Final = 1 << 20
+"""A smaller copy tells of calls, not of rates."""
 
 
 class Device(Protocol):
@@ -47,6 +51,11 @@ class Device(Protocol):
         ...
 
     @property
+    def copy_rate(self) -> float | None:
+        """Bytes a second of the largest copies so far; None: there was none that tells."""
+        ...
+
+    @property
     def measures_drawings(self) -> bool:
         """Return whether what a drawing allocates counts, too; else it counts weights alone."""
         ...
@@ -68,6 +77,18 @@ class Device(Protocol):
         ...
 
 
+class _Copies:
+    """How fast copies were."""
+
+    def __init__(self) -> None:
+        self.rate: float | None = None
+        self._largest_bytes = _TELLING_BYTES
+
+    def took(self, nbytes: int, seconds: float) -> None:
+        if nbytes >= self._largest_bytes and seconds > 0:
+            self._largest_bytes, self.rate = nbytes, nbytes / seconds
+
+
 class CpuDevice:
     """The machine's own memory as a device of *budget_bytes*: it copies, and it runs out. `allocate` is thread-safe."""
 
@@ -81,6 +102,7 @@ class CpuDevice:
         self._live: dict[int, int] = {}
         self._numbers = itertools.count()
         self._peak_bytes = 0
+        self._copies = _Copies()
 
     @property
     def name(self) -> str:
@@ -101,6 +123,10 @@ class CpuDevice:
     @property
     def free_bytes(self) -> int:
         return self.budget_bytes - self.used_bytes
+
+    @property
+    def copy_rate(self) -> float | None:
+        return self._copies.rate
 
     @property
     def measures_drawings(self) -> bool:
@@ -128,7 +154,9 @@ class CpuDevice:
 
     def copy_in(self, flat: torch.Tensor, host: torch.Tensor) -> None:
         _check_lengths(flat, host)
+        began_at = monotonic_s()
         flat.copy_(host)
+        self._copies.took(flat.numel(), monotonic_s() - began_at)
 
     def give_back(self) -> None:
         """Do nothing: a buffer of this device is unmapped with its last view."""
@@ -140,6 +168,7 @@ class CudaDevice:
     def __init__(self, index: int = 0) -> None:
         """Take CUDA's device *index* of this process; inside a runner its first card is always 0."""
         self._device = torch.device("cuda", index)
+        self._copies = _Copies()
 
     @property
     def name(self) -> str:
@@ -171,6 +200,10 @@ class CudaDevice:
         return free + int(max(0, unused))
 
     @property
+    def copy_rate(self) -> float | None:
+        return self._copies.rate
+
+    @property
     def measures_drawings(self) -> bool:
         return True
 
@@ -182,8 +215,11 @@ class CudaDevice:
 
     def copy_in(self, flat: torch.Tensor, host: torch.Tensor) -> None:
         _check_lengths(flat, host)
+        torch.cuda.synchronize(self._device)  # what else is queued is no part of the copy
+        began_at = monotonic_s()
         flat.copy_(host, non_blocking=True)
         torch.cuda.synchronize(self._device)
+        self._copies.took(flat.numel(), monotonic_s() - began_at)
 
     def give_back(self) -> None:
         """As `Device.give_back`; returns when the card has it, or after `RECOVERY_S` seconds."""
