@@ -89,6 +89,15 @@ def parse_keep_alive(value: object) -> object:
     return FOR_EVER if negative else value
 
 
+def read_keep_alive(text: str) -> float | None:
+    """Return the seconds, or `FOR_EVER`, that a request says in *text*; None: it says no such thing."""
+    try:
+        value = parse_keep_alive(text.strip())
+    except ValueError:
+        return None
+    return value if isinstance(value, float) and value <= KEEP_ALIVE_MAX_S else None
+
+
 def format_keep_alive(seconds: float) -> str:
     """Return the shortest text that `parse_keep_alive` reads as *seconds*."""
     return "-1" if seconds < 0 else format_duration(seconds)

@@ -30,10 +30,10 @@ LOAD_PATH: Final = "/falctl/load"
 
 MODELS_PATH: Final = "/falctl/models"
 """
-POST ``{"do": "load|unload|pin|unpin", "model": name, "tier": "vram|ram|disk"}`` on a host's socket: what a person wants.
+POST ``{"do": "load|unload|pin|unpin", "model": name, "tier": "ram|disk"}`` on a host's socket: what a person wants.
 
-Answered when it is done: ``{"tier": …, "changed": …}``, or an error as an app's requests have them. tier: of a load where to;
-of an unload what the model leaves, with all above: "disk" is everything.
+Answered when it is done: ``{"tier": where it is then, "changed": whether that is new}``, or an error as an app's requests have
+them. tier: where an unload ends, "disk" is nowhere but there; of a load always "ram", as one onto the card is a load job.
 """
 
 RESERVED_PREFIXES: Final = (
@@ -116,7 +116,7 @@ class HostSpec:
     """Its number among the *peers* runners of its app, from 0."""
     peers: int = 1
     state_dir: str = ""
-    """Where a host keeps what it has learnt; empty: nowhere."""
+    """Where what was learnt is kept for the next start; empty: nowhere."""
     cpu_bytes: int | None = None
     """What a CPU runner may fill with models and drawings; None: nobody has said."""
     given: list[str] = field(default_factory=list)

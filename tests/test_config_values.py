@@ -20,6 +20,7 @@ from falctl.config_values import (
     parse_gpus,
     parse_keep_alive,
     parse_size,
+    read_keep_alive,
 )
 
 CARDS = st.integers(0, 1023) | st.from_regex(r"(GPU|MIG)-[a-f0-9-]{1,36}", fullmatch=True)
@@ -237,3 +238,11 @@ def test_a_configuration_that_arrives_with_an_unknown_key_is_refused() -> None:
 def test_a_configuration_cannot_be_changed() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         Config().server.port = 1
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("10m", 600.0), (" 0 ", 0.0), ("-1", -1.0), ("-5m", -1.0), ("soon", None), ("400d", None), ("", None)],
+)
+def test_a_request_says_how_long_models_are_kept(text: str, seconds: float | None) -> None:
+    assert read_keep_alive(text) == seconds

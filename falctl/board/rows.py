@@ -79,7 +79,7 @@ class RunnerRow:
     progress_at: float = 0.0
     """A request started or ended, a step was done or a model loaded, at this instant."""
     progress_known: bool = False
-    """Whether the request that runs has reported steps of its own, so that silence is a stall."""
+    """Whether the request that runs has done steps of its own, so that silence is a stall."""
     hints_dropped: int = 0
     """Hints that did not fit the row."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeAlias
 
 import typer
 
@@ -19,6 +19,12 @@ cli = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Every GPU in a workstation behind one local endpoint, each request sent to the card that is warm for it.",
 )
+
+Model: TypeAlias = Annotated[str, typer.Argument(help="the model, as requests name it")]
+Runner: TypeAlias = Annotated[int | None, typer.Option(help="its number, as `falctl status` shows it", min=0)]
+ModelApp: TypeAlias = Annotated[
+    str | None, typer.Option("--app", help="whose model it is, where there are several apps", metavar="ALIAS")
+]
 
 
 def main() -> None:
@@ -223,6 +229,55 @@ def cancel(
     from falctl.cli.jobs import cancel_command
 
     raise typer.Exit(cancel_command(request))
+
+
+@cli.command()
+def load(
+    model: Model,
+    *,
+    runner: Runner = None,
+    tier: Annotated[
+        str | None, typer.Option(help="how far: vram, the card (default), or ram, host memory")
+    ] = None,
+    app: ModelApp = None,
+) -> None:
+    """Load a model ahead of any request, where that costs least or on one runner."""
+    from falctl.cli.models import Options, load_command
+
+    raise typer.Exit(load_command(Options(model, runner, app, tier)))
+
+
+@cli.command()
+def unload(
+    model: Model,
+    *,
+    runner: Runner = None,
+    tier: Annotated[
+        str | None,
+        typer.Option(help="ram: off the card, but kept in host memory; disk: out of both (default)"),
+    ] = None,
+    app: ModelApp = None,
+) -> None:
+    """Have a model leave every runner that has it, or one."""
+    from falctl.cli.models import Options, change_command
+
+    raise typer.Exit(change_command("unload", Options(model, runner, app, tier)))
+
+
+@cli.command()
+def pin(model: Model, *, runner: Runner = None, app: ModelApp = None) -> None:
+    """Let a model leave for nothing on every runner that has it; on one, it is loaded there if need be."""
+    from falctl.cli.models import Options, change_command
+
+    raise typer.Exit(change_command("pin", Options(model, runner, app)))
+
+
+@cli.command()
+def unpin(model: Model, *, runner: Runner = None, app: ModelApp = None) -> None:
+    """Let a pinned model leave again."""
+    from falctl.cli.models import Options, change_command
+
+    raise typer.Exit(change_command("unpin", Options(model, runner, app)))
 
 
 @cli.command()

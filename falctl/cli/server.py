@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from email.message import Message
 from typing import Any, Final
 
@@ -29,6 +31,15 @@ class AnswerError(StartError):
     def __init__(self, detail: str, status: int) -> None:
         super().__init__(f"{detail} (HTTP {status})")
         self.detail = detail
+        self.status = status
+
+
+class RefusedError(StartError):
+    """It refuses what was asked of it; the message says why."""
+
+    def __init__(self, detail: str, status: int) -> None:
+        super().__init__(detail)
+        self.status = status
 
 
 class KeyNeededError(StartError):
@@ -46,18 +57,33 @@ def read(path: str) -> dict[str, Any]:
     return _tell(path, None)
 
 
-def post(path: str) -> dict[str, Any]:
+def post(path: str, *, timeout_s: float | None = ANSWER_WITHIN_S) -> dict[str, Any]:
     """Have the falctl that runs do what a path of ours names; return its answer. Raises as `read`."""
-    return _tell(path, b"{}")
+    return _tell(path, b"{}", timeout_s=timeout_s)
 
 
-def _tell(path: str, body: bytes | None) -> dict[str, Any]:
+def post_lines(path: str) -> Iterator[dict[str, Any]]:
+    """Do the same where each line of the answer is a JSON object, told as it comes, however long that takes."""
+    home = find_home()
+    url = f"{find_instance(home).url}{path}"
+    try:
+        with _open(url, b"{}", _credentials(home), timeout_s=None) as answer:
+            for line in answer:
+                yield json.loads(line)
+    except AnswerError as error:
+        raise RefusedError(error.detail, error.status) from None
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        msg = f"falctl went away: {error}"
+        raise StartError(msg) from error
+
+
+def _tell(path: str, body: bytes | None, *, timeout_s: float | None = ANSWER_WITHIN_S) -> dict[str, Any]:
     home = find_home()
     url = find_instance(home).url
     try:
-        answer, _ = ask(f"{url}{path}", body, _credentials(home), timeout_s=ANSWER_WITHIN_S)
+        answer, _ = ask(f"{url}{path}", body, _credentials(home), timeout_s=timeout_s)
     except AnswerError as error:
-        raise StartError(error.detail) from None
+        raise RefusedError(error.detail, error.status) from None
     table: dict[str, Any] = json.loads(answer)
     return table
 
@@ -71,13 +97,30 @@ def ask(
     with_key: bool = True,
 ) -> tuple[bytes, Message]:
     """Return body and headers of the answer to a POST of *body*, or to a GET if it is None. Raises StartError."""
+    try:
+        with _open(url, body, headers, timeout_s=timeout_s, with_key=with_key) as answer:
+            return answer.read(), answer.headers
+    except OSError as error:
+        msg = f"no answer from {url}: {error}"
+        raise StartError(msg) from error
+
+
+def _open(
+    url: str,
+    body: bytes | None,
+    headers: dict[str, str],
+    *,
+    timeout_s: float | None,
+    with_key: bool = True,
+) -> http.client.HTTPResponse:
+    """Return the answer, to be read and closed. Raises AnswerError, KeyNeededError, StartError."""
     known = with_key and ENV_KEY in os.environ
     key = {"Authorization": f"Key {os.environ[ENV_KEY]}"} if known else {}
     headers = {"Content-Type": "application/json", **key, **headers}
     request = urllib.request.Request(url, data=body, headers=headers)  # noqa: S310 - the URL is our own server's
     try:
-        with _opener.open(request, timeout=timeout_s) as answer:
-            return answer.read(), answer.headers
+        answer: http.client.HTTPResponse = _opener.open(request, timeout=timeout_s)
+        return answer  # noqa: TRY300 - what may raise stands above
     except urllib.error.HTTPError as error:
         if error.code == _UNAUTHORIZED:
             msg = f"this falctl asks for an API key: set {ENV_KEY}=<key> (`falctl key` makes one)"

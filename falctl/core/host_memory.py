@@ -164,6 +164,7 @@ class _Block:
     size_bytes: int
     state: Literal["filling", "sealed", "abandoned"]
     used_at: float
+    """When it was last let go of; what somebody refers to never leaves."""
     refs: dict[Holder, int]
     waiting: list[Asked] = field(default_factory=list)
 
@@ -230,7 +231,7 @@ class Ledger:
             return done
         match event:
             case Sealed():
-                return done + self._seal(block, now)
+                return done + self._seal(block)
             case Abandoned():
                 return done + self._abandon(block, now)
             case LetGo():
@@ -246,7 +247,7 @@ class Ledger:
         if block.state == "filling":
             block.waiting.append(asked)
             return []
-        return [self._give(block, asked, now)]
+        return [self._give(block, asked)]
 
     def _begin(self, asked: Asked, now: float) -> list[Action]:
         size = -(-asked.nbytes // PAGE_BYTES) * PAGE_BYTES
@@ -266,17 +267,16 @@ class Ledger:
             asked.holder, asked.number, asked.nbytes, self.used_bytes, self.budget_bytes, tuple(runners)
         )
 
-    def _give(self, block: _Block, asked: Asked, now: float) -> Give:
+    def _give(self, block: _Block, asked: Asked) -> Give:
         block.refs[asked.holder] = block.refs.get(asked.holder, 0) + 1
-        block.used_at = now
         return Give(asked.holder, asked.number, block.number, asked.nbytes)
 
-    def _seal(self, block: _Block, now: float) -> list[Action]:
+    def _seal(self, block: _Block) -> list[Action]:
         if block.state != "filling":
             return []
         block.state = "sealed"
         waiting, block.waiting = block.waiting, []
-        return [Protect(block.number), *(self._give(block, asked, now) for asked in waiting)]
+        return [Protect(block.number), *(self._give(block, asked) for asked in waiting)]
 
     def _abandon(self, block: _Block, now: float) -> list[Action]:
         """Let *block*, if it is being filled, be found no more; who waited for it is answered as if it asked now."""

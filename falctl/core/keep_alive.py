@@ -9,8 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Final
 
 from falctl.core.residency import Held, Part
+
+HEADER: Final = "x-falctl-keep-alive"
+"""Client to router to host: how long the models that this request uses may idle, as `cache.keep_alive` says it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -98,7 +98,7 @@ class Room:
     free_bytes: int
     total_bytes: int
     reserve_bytes: int = 0
-    """Left free for others."""
+    """To be left free for others; where they have taken of it, idle models make up for that."""
     own_bytes: int = 0
     """Of the model itself, on the device already."""
     idle_bytes: int = 0
@@ -111,11 +111,11 @@ class Room:
     @property
     def most_bytes(self) -> int:
         """Return what the model can have, weights that are there and drawing together, if all that may leaves."""
-        return self.own_bytes + self.idle_bytes + max(self.free_bytes - self.reserve_bytes, 0)
+        return max(0, self.own_bytes + self.idle_bytes + self.free_bytes - self.reserve_bytes)
 
     def lacking(self, need_bytes: int) -> int:
         """Return how many bytes must be evicted for a model that needs *need_bytes* in all; 0: none."""
-        return max(0, need_bytes - self.own_bytes - max(self.free_bytes - self.reserve_bytes, 0))
+        return max(0, need_bytes - self.own_bytes - self.free_bytes + self.reserve_bytes)
 
     def told(self, need_bytes: int) -> str:
         """Return for a person why *need_bytes* can or cannot be had."""

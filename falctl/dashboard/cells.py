@@ -15,7 +15,7 @@ from typing import Final
 from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
-from falctl.core.types import GiB
+from falctl.core.types import GiB, MiB
 
 QUIET: Final = "dim"
 """The style of what is read second. Not "bright_black": some palettes make that the background's colour."""
@@ -31,14 +31,15 @@ class Glyphs:
     bar: str
     bar_rest: str
     ready: str
+    in_ram: str
     loading: str
     runs: str
     ellipsis: str
     degree: str
 
 
-UNICODE: Final = Glyphs("━", "─", "●", "◐", "▸", "…", "°")
-ASCII: Final = Glyphs("#", "-", "*", "o", ">", "~", " ")
+UNICODE: Final = Glyphs("━", "─", "●", "○", "◐", "▸", "…", "°")
+ASCII: Final = Glyphs("#", "-", "*", "+", "o", ">", "~", " ")
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +165,11 @@ def latency(seconds: float) -> str:
 def rate(per_second: float) -> str:
     """Return a rate in at most four digits."""
     return f"{per_second:.1f}" if per_second < 99.95 else f"{per_second:,.0f}"
+
+
+def size(size_bytes: float) -> str:
+    """Return a size with its unit: ``6.46 GiB``, ``12 MiB``."""
+    return f"{gib(size_bytes)} GiB" if size_bytes >= 0.0995 * GiB else f"{size_bytes / MiB:.0f} MiB"
 
 
 def gib(size_bytes: float) -> str:

@@ -7,9 +7,23 @@ from dataclasses import dataclass
 
 from rich.text import Text
 
-from falctl.dashboard.cells import QUIET, Line, Pen, beside, fit, flow, gib, ink, level, right, span, wrap
+from falctl.dashboard.cells import (
+    QUIET,
+    Line,
+    Pen,
+    beside,
+    fit,
+    flow,
+    gib,
+    ink,
+    level,
+    right,
+    size,
+    span,
+    wrap,
+)
 from falctl.dashboard.columns import AMOUNT_CELLS, CONDENSED_UTIL_CELLS, GAP, Columns
-from falctl.dashboard.snapshot import CardFacts, ExecutingFacts, FleetSnapshot, RunnerFacts
+from falctl.dashboard.snapshot import CardFacts, ExecutingFacts, FleetSnapshot, ModelFacts, RunnerFacts
 
 STATE_STYLES = {
     "ready": "green",
@@ -173,14 +187,14 @@ def _runner_lines(
     if columns.wide:
         who = fit(who, columns.left - columns.index - 1 - restarts.cell_len) + ink(" ") + restarts
         now = _now_lines(runner, columns.mid, pen)
-        holds = _limited(_models(runner, columns.right, pen), columns.right, model_lines)
+        holds = _holds(runner, columns.right, pen, lines_max=model_lines)
         body = beside(now, holds, left_cells=columns.mid + GAP)
         lines = beside([_indented(who, columns)], body, left_cells=columns.left + GAP)
     else:
         inner = columns.width - columns.index
         who = flow([who, restarts], inner, gap=2)[0] if runner.restarts else who
         now = _now_lines(runner, max(20, inner - who.cell_len - 3), pen)
-        holds = _limited(_models(runner, inner - 2, pen), inner - 2, model_lines)
+        holds = _holds(runner, inner - 2, pen, lines_max=model_lines)
         first = flow([who, *now[:1]], inner)
         lines = [_indented(line, columns) for line in first]
         lines += [_indented(ink("  ") + line, columns) for line in [*now[1:], *holds]]
@@ -251,16 +265,22 @@ def _executing(job: ExecutingFacts, cells: int, pen: Pen) -> Line:
     return line + Text.assemble("  ", (step, "cyan"), "  ", (elapsed, QUIET))
 
 
-def _models(runner: RunnerFacts, cells: int, pen: Pen) -> list[Line]:
+def _holds(runner: RunnerFacts, cells: int, pen: Pen, *, lines_max: int) -> list[Line]:
+    """Return what a runner holds in at most *lines_max* lines: with sizes if there is room, else what fits."""
+    pieces = _models(runner, cells, pen, sizes=True)
+    if len(flow(pieces, cells)) > lines_max:
+        pieces = _models(runner, cells, pen, sizes=False)
+    return _limited(pieces, cells, lines_max)
+
+
+def _models(runner: RunnerFacts, cells: int, pen: Pen, *, sizes: bool) -> list[Line]:
     """Return the models of a runner, then the hints that are no model of its cache; each with its state in words."""
     if runner.state not in {"ready", "draining", "unknown"}:
         return []
-    held: list[tuple[str, bool, str]] = [
-        (model.name, model.state == "ready", model.state) for model in runner.models
-    ]
+    known = sorted(runner.models, key=_rank)
+    pieces = [_model(model, pen, cells=cells, sizes=sizes) for model in known if _rank(model) <= _RAM]
     names = {model.name for model in runner.models}
-    held += [(hint, True, "warm") for hint in runner.hints or () if hint not in names]
-    pieces = [_model(name, state, pen, ready=ready, cells=cells) for name, ready, state in held]
+    pieces += [_warm(hint, pen, cells=cells) for hint in runner.hints or () if hint not in names]
     if runner.hints_dropped > 0:
         pieces.append(ink(f"+{runner.hints_dropped} hints", QUIET))
     if not pieces:
@@ -268,10 +288,41 @@ def _models(runner: RunnerFacts, cells: int, pen: Pen) -> list[Line]:
     return pieces
 
 
-def _model(name: str, state: str, pen: Pen, *, ready: bool, cells: int) -> Line:
-    glyph, style = (pen.glyphs.ready, "green") if ready else (pen.glyphs.loading, "yellow")
-    shown = pen.safe(name, cells=min(NAME_CELLS_MAX, max(1, cells - len(state) - 3)))
-    return Text.assemble((glyph, style), " ", shown, " ", (state, QUIET if ready else style))
+_RAM = 1
+
+
+def _rank(model: ModelFacts) -> int:
+    """Return where *model* stands in the list: what is on the card or on its way, what is in host memory, the rest."""
+    on_card = model.tier == "vram" or model.state == "loading"
+    return 0 if on_card else _RAM if model.tier == "ram" else _RAM + 1
+
+
+def _model(model: ModelFacts, pen: Pen, *, cells: int, sizes: bool) -> Line:
+    """Return ``● name ready 6.46 GiB pinned``: the name gives way first."""
+    if model.state == "loading":
+        glyph, style = pen.glyphs.loading, "yellow"
+        done = "" if model.fraction is None else f" {100 * model.fraction:.0f} %"
+        state = Text.assemble((f"loading{done}", style))
+    elif model.tier == "vram":
+        glyph, style = pen.glyphs.ready, "green"
+        state = ink("ready", QUIET)
+    else:
+        glyph, style = pen.glyphs.in_ram, QUIET
+        state = ink("in RAM", QUIET)
+    if sizes and model.size_bytes:
+        state += ink(f" {size(model.size_bytes)}", QUIET)
+    if model.pinned:
+        state += ink(" pinned", "cyan")
+    return _held(model.name, state, pen, glyph=(glyph, style), cells=cells)
+
+
+def _warm(hint: str, pen: Pen, *, cells: int) -> Line:
+    return _held(hint, ink("warm", QUIET), pen, glyph=(pen.glyphs.ready, "green"), cells=cells)
+
+
+def _held(name: str, state: Line, pen: Pen, *, glyph: tuple[str, str], cells: int) -> Line:
+    shown = pen.safe(name, cells=min(NAME_CELLS_MAX, max(1, cells - state.cell_len - 3)))
+    return Text.assemble(glyph, " ", shown, " ") + state
 
 
 def _limited(pieces: Sequence[Line], cells: int, lines_max: int) -> list[Line]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from falctl.board.board import Board
-from falctl.board.rows import GpuRow, LifeRow, MemoryRow, RouterRow, RunnerRow
+from falctl.board.rows import GpuRow, LifeRow, MemoryRow, ModelRow, RouterRow, RunnerRow
 
 STALE_S: Final = 3.0
 """A process whose last beat is older is shown as silent; it is only shown, nothing is killed for it."""
@@ -94,12 +94,24 @@ class ExecutingFacts:
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """A model in a runner's cache, or on its way in."""
+    """A model that a runner's cache knows, wherever its bytes are, or that is on its way in."""
 
     name: str
     state: Literal["loading", "ready"]
     load_s: float
     idle_s: float
+    tier: Literal["vram", "ram", "disk"]
+    """Where all of it is; while it loads, where from."""
+    size_bytes: int
+    """What it takes on the card; 0: nobody counts."""
+    vram_bytes: int
+    ram_bytes: int
+    """What of it is on the card, and in host memory; parts that models share are counted for each."""
+    fraction: float | None
+    """How much of its load is done, between 0 and 1; None: it does not load, or nobody can tell."""
+    pinned: bool
+    leaves_in_s: float | None
+    """Until it leaves its tier if nobody uses it before; None: not for that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,11 +325,25 @@ def _runner(runner: int, *, life: LifeRow | None, row: RunnerRow | None, now: fl
         hints=row.hints if row else (),
         hints_dropped=row.hints_dropped if row else 0,
         executing=_executing(row, now=now),
-        models=tuple(ModelFacts(m.name, m.state, _finite(m.load_s), _age(m.used_at, now)) for m in row.models)
-        if row
-        else (),
+        models=tuple(_model(model, now=now) for model in row.models) if row else (),
         served=row.served if row else 0,
         loads=row.loads if row else 0,
+    )
+
+
+def _model(row: ModelRow, *, now: float) -> ModelFacts:
+    return ModelFacts(
+        name=row.name,
+        state=row.state,
+        load_s=_finite(row.load_s),
+        idle_s=_age(row.used_at, now),
+        tier=row.tier,
+        size_bytes=row.size_bytes or max(row.vram_bytes, row.ram_bytes),
+        vram_bytes=row.vram_bytes,
+        ram_bytes=row.ram_bytes,
+        fraction=None if row.fraction is None else min(1.0, max(0.0, _finite(row.fraction))),
+        pinned=row.pinned,
+        leaves_in_s=None if row.keep_until is None else _finite(max(0.0, row.keep_until - now)),
     )
 
 

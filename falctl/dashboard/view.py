@@ -14,10 +14,10 @@ from typing import Final, NamedTuple
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from falctl.dashboard.cells import QUIET, Line, Pen, beside, fit, flow, ink, latency, rate, right, span
+from falctl.dashboard.cells import QUIET, Line, Pen, beside, fit, flow, gib, ink, latency, rate, right, span
 from falctl.dashboard.columns import columns_for
 from falctl.dashboard.fleet import APP_CELLS_MAX, Block, block_lines, blocks_of, table_head
-from falctl.dashboard.snapshot import EventFacts, FleetSnapshot, QueuedFacts, RouterFacts
+from falctl.dashboard.snapshot import EventFacts, FleetSnapshot, MemoryFacts, QueuedFacts, RouterFacts
 
 WIDTH_MIN: Final = 40
 TAIL_BESIDE_FROM: Final = 110
@@ -75,7 +75,17 @@ def _margin(line: Line, width: int) -> Line:
 
 
 def _head(snapshot: FleetSnapshot, cells: int, pen: Pen) -> list[Line]:
-    return [*_title(snapshot, cells, pen), *_metrics(snapshot.router, cells)]
+    gap = 4 if cells >= 100 else 3
+    pieces = [*_metrics(snapshot.router), *_host_memory(snapshot.memory)]
+    return [*_title(snapshot, cells, pen), *flow(pieces, cells, gap=gap)]
+
+
+def _host_memory(memory: MemoryFacts | None) -> list[Line]:
+    """Return what the runners share of host memory for weights, and may; nothing while that is nothing."""
+    if memory is None or not memory.held_bytes:
+        return []
+    amount = f"{gib(memory.held_bytes)} / {gib(memory.budget_bytes)} GiB"
+    return [Text.assemble(("host memory ", QUIET), (amount, "bold"))]
 
 
 def _title(snapshot: FleetSnapshot, cells: int, pen: Pen) -> list[Line]:
@@ -95,7 +105,7 @@ def _title(snapshot: FleetSnapshot, cells: int, pen: Pen) -> list[Line]:
     return flow([name, up, policy, url], cells)
 
 
-def _metrics(router: RouterFacts | None, cells: int) -> list[Line]:
+def _metrics(router: RouterFacts | None) -> list[Line]:
     if router is None:
         return [ink("the router has not reported yet", "cyan")]
     if router.served == 0 and router.queued == 0 and not any(router.in_flight):
@@ -116,10 +126,9 @@ def _metrics(router: RouterFacts | None, cells: int) -> list[Line]:
     if router.webhooks_failing:
         pairs.append(("webhooks failing ", f"{router.webhooks_failing:,}", ""))
     value_style = QUIET if router.stale else "bold"
-    pieces = [
+    return [
         Text.assemble((before, QUIET), (value, value_style), (after, QUIET)) for before, value, after in pairs
     ]
-    return flow(pieces, cells, gap=4 if cells >= 100 else 3)
 
 
 def _notices(snapshot: FleetSnapshot, cells: int, pen: Pen) -> list[Line]:
@@ -265,7 +274,7 @@ def _events(events: Sequence[EventFacts], cells: int, pen: Pen, *, lines_max: in
 
 def _foot(cells: int, pen: Pen) -> Line:
     glyphs = pen.glyphs
-    legend = ink(f"{glyphs.ready} ready   {glyphs.loading} loading", QUIET)
+    legend = ink(f"{glyphs.ready} ready   {glyphs.in_ram} in RAM   {glyphs.loading} loading", QUIET)
     leave = ink("q or Ctrl-C to leave", QUIET)
     if legend.cell_len + leave.cell_len + 3 > cells:
         return leave

@@ -6,18 +6,20 @@ import socket
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from functools import cached_property
+from dataclasses import replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from falctl.app import SimulatedCosts
 from falctl.clock import monotonic_s
-from falctl.config import UNCOUNTED_MODELS_MAX, Config
+from falctl.config import UNCOUNTED_MODELS_MAX, CacheConfig, Config
 from falctl.core.residency import Verdict
 from falctl.host.app_threads import AppThreads
 from falctl.host.hint_source import HintSource
 from falctl.host.previews import make_preview
 from falctl.host.report import Report
+from falctl.host.tending import Tending
 from falctl.host.ticket import CURRENT
 from falctl.toolkit import ModelCache, ModelSource, RequestCancelled
 from falctl.toolkit.cache_hooks import CacheHooks, CachePolicy, Kept
@@ -44,12 +46,22 @@ class Context:
         self.models_dtype: str = config.models.dtype
         self._dtype = config.models.dtype
         self._cpu_bytes = spec.cpu_bytes
-        self._state_dir = Path(spec.state_dir) if spec.state_dir else None
+        self._state = Path(spec.state_dir) if spec.state_dir else None
         costs = config.simulated
         self.simulated = SimulatedCosts(costs.load_s, costs.exec_s, costs.size)
-        self._models_max = config.cache_of(spec.alias).max_models
+        cache = config.cache_of(spec.alias)
+        self.tending = Tending(report.caches, threads)
+        self._policy = CachePolicy(
+            models_max=cache.max_models,
+            keep_alive_s=partial(_keep_alive_s, cache),
+        )
         self._hooks = CacheHooks(
-            changed=self._cache_changed, leased=_leased, kept=_kept, cancelled=_cancelled, run=threads.run
+            changed=self._cache_changed,
+            leased=_leased,
+            idle=self.tending.wake,
+            kept=_kept,
+            cancelled=_cancelled,
+            run=threads.run,
         )
         self._report = report
         self._hints = hints
@@ -81,7 +93,7 @@ class Context:
             ModelCache(
                 OpaqueStore(load, unload=unload, check=check),
                 overlaps=overlaps,
-                policy=CachePolicy(models_max=self._models_max or UNCOUNTED_MODELS_MAX),
+                policy=replace(self._policy, models_max=self._policy.models_max or UNCOUNTED_MODELS_MAX),
                 hooks=self._hooks,
             )
         )
@@ -98,10 +110,10 @@ class Context:
             dtype=self._dtype,
             cuda=self.device == "cuda",
             cpu_bytes=self._cpu_bytes,
+            state=self._state,
         )
-        admission = Admission(store, folder=self._state_dir)
-        policy = admission.policy(CachePolicy(models_max=self._models_max))
-        return self._serve(ModelCache(store, policy=policy, hooks=self._hooks))
+        admission = Admission(store, folder=self._state)
+        return self._serve(ModelCache(store, policy=admission.policy(self._policy), hooks=self._hooks))
 
     @property
     def cancelled(self) -> bool:
@@ -146,6 +158,14 @@ class Context:
 
     def _tell(self) -> None:
         self._report.soon(self._report.changed, self._hints.ask() if self._hints.given else None)
+
+
+def _keep_alive_s(cache: CacheConfig, name: str) -> float:
+    """Return how long *name* may idle: as the request that is served wants it, else as configured."""
+    ticket = CURRENT.get()
+    if ticket is not None and ticket.keep_alive_s is not None:
+        return ticket.keep_alive_s
+    return cache.keep_alive_by.get(name, cache.keep_alive)
 
 
 def _kept() -> Kept | None:

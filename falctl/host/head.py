@@ -7,14 +7,17 @@ import secrets
 from dataclasses import dataclass
 from typing import Final
 
-from falctl.core import lifetimes
+from falctl.config_values import read_keep_alive
+from falctl.core import keep_alive, lifetimes
 from falctl.core.lifetimes import Lifetime
 from falctl.core.types import Hint, RequestId
 from falctl.wire import H_HINT, H_PREVIEW, H_RAW, H_REQUEST_ID, H_WANTED
 
 RawHeaders = list[tuple[bytes, bytes]]
 
-_INTERNAL: Final = frozenset({H_RAW.encode(), H_WANTED.encode(), H_PREVIEW.encode()})
+_INTERNAL: Final = frozenset(
+    {H_RAW.encode(), H_WANTED.encode(), H_PREVIEW.encode(), keep_alive.HEADER.encode()}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +32,8 @@ class RequestHead:
     """Of the files that are stored while it is served; None: it does not say."""
     previews: bool = False
     """Somebody wants pictures of how far it is."""
+    keep_alive_s: float | None = None
+    """How long the models that it uses may idle, less than 0: for ever; None: it does not say."""
 
 
 def read_head(raw: RawHeaders) -> RequestHead:
@@ -45,6 +50,7 @@ def read_head(raw: RawHeaders) -> RequestHead:
         headers=headers,
         lifetime=_lifetime(known.get(lifetimes.HEADER.encode())),
         previews=internal.get(H_PREVIEW.encode()) == b"1",
+        keep_alive_s=read_keep_alive(internal.get(keep_alive.HEADER.encode(), b"").decode("latin-1")),
     )
 
 

@@ -38,6 +38,7 @@ class Keeper:
         ticket = Ticket(head.request, head.hint, warm=warm, task=task, path=path, websocket=websocket)
         self.report.logbook.drain()
         ticket.lifetime, ticket.previews = head.lifetime, head.previews
+        ticket.keep_alive_s = head.keep_alive_s
         self.slots.take(ticket)
         self.report.started(ticket)
         return ticket

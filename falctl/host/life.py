@@ -20,6 +20,8 @@ from falctl.wire import EXIT_RETIRED, Drain, Drained, Ending, Message, Ready, St
 log = logging.getLogger(__name__)
 
 BEAT_S: Final = 1.0
+LOADING_BEAT_S: Final = 0.2
+"""While a model loads: each beat tells how far it is."""
 """The row is written, and the socket's file looked for, at least this often."""
 
 
@@ -111,7 +113,7 @@ async def _outcome(starting: Coroutine[Any, Any, Served]) -> Served | FalctlErro
 
 async def _beat(served: Served) -> None:
     while True:
-        await asyncio.sleep(BEAT_S)
+        await asyncio.sleep(LOADING_BEAT_S if served.report.loads_now else BEAT_S)
         served.report.publish()
         await served.listener.check()
 

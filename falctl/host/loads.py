@@ -19,8 +19,8 @@ from falctl.host.ending import end_process
 from falctl.host.load_order import LoadOrder
 from falctl.host.prints.aside import aside
 from falctl.host.report import Report
-from falctl.host.telling import from_the_app
-from falctl.toolkit import ModelCache
+from falctl.host.telling import from_the_app, said
+from falctl.toolkit import ModelCache, RequestError
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +57,7 @@ class Loads:
                 end_process(EXIT_CARD_BROKEN)
             # The app's code; whoever asks for this model hears of it.
             log.warning("load.failed model=%s %s: %s", order.hint, type(error).__name__, error)
-            self._report.soon(self._report.load_ended, order, None)
+            why = error.detail if isinstance(error, RequestError) else said(error)
+            self._report.soon(self._report.load_failed, order, why)
         else:
             self._report.soon(self._report.load_ended, order, load_s)

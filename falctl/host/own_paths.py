@@ -1,4 +1,4 @@
-"""What a host answers the router under /falctl/: the event stream, cancellations, previews, load jobs."""
+"""What a host answers the router under /falctl/: the event stream, cancellations, previews, load jobs, orders."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from falctl.host.failures import render
 from falctl.host.keeper import Keeper
 from falctl.host.load_order import read_order
 from falctl.host.loads import Loads
+from falctl.host.model_orders import ModelOrders, read_model_order
 from falctl.host.ticket import Ticket
 from falctl.tasks import spawn
 from falctl.toolkit import BadRequestError, NotFoundError, RequestError
-from falctl.wire import CANCEL_PATH, EVENTS_PATH, LOAD_PATH, PREVIEW_PATH
+from falctl.wire import CANCEL_PATH, EVENTS_PATH, LOAD_PATH, MODELS_PATH, PREVIEW_PATH
 
 log = logging.getLogger(__name__)
 
@@ -24,10 +25,11 @@ log = logging.getLogger(__name__)
 class OwnPaths:
     """An ASGI application."""
 
-    def __init__(self, keeper: Keeper, loads: Loads, canceller: Canceller) -> None:
+    def __init__(self, keeper: Keeper, loads: Loads, canceller: Canceller, models: ModelOrders) -> None:
         self._keeper = keeper
         self._loads = loads
         self._canceller = canceller
+        self._models = models
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -50,6 +52,8 @@ class OwnPaths:
             return JSONResponse({"status": "PREVIEWING"}, 202)
         if path == LOAD_PATH and method == "POST":
             return self._load(await request.body())
+        if path == MODELS_PATH and method == "POST":
+            return JSONResponse(await self._models.obey(read_model_order(await request.body())))
         msg = f"Path {path} not found"
         raise NotFoundError(msg)
 

@@ -14,6 +14,7 @@ from typing import Any, Final
 from falctl.board.board import Board
 from falctl.board.rows import Executing, ModelRow, RunnerRow
 from falctl.clock import monotonic_s
+from falctl.core.residency import Resident
 from falctl.core.types import Epoch, Hint
 from falctl.host.events import EventHub
 from falctl.host.hint_source import Asked, HintSource
@@ -77,7 +78,7 @@ class Report:
             loads=self._loads,
             beat_at=now,
             progress_at=max((self._progress_at, *(t.progress_at for t in held))),
-            progress_known=bool(working) and all(t.steps for t in working),
+            progress_known=bool(working) and all(t.step for t in working),
             hints_dropped=self._hints.overflow,
         )
         self._board.put_runner(self._runner, row)
@@ -99,15 +100,20 @@ class Report:
         """Note that a load job has been taken."""
         self._loading.append(hint)
 
-    def load_ended(self, order: LoadOrder, load_s: float | None) -> None:
-        """Note that a load job is over (None: it failed); its model is on the board before the event is sent."""
+    def load_ended(self, order: LoadOrder, load_s: float) -> None:
+        """Note that a load job is over; its model is on the board before the event is sent."""
         self._loading.remove(order.hint)
-        if load_s is not None:
-            self._loads += 1
-            resident = {name for cache in self.caches for name in cache.resident}
-            self._hints.presume(loaded=Hint(order.hint), evicted=set(order.evict) - resident)
+        self._loads += 1
+        resident = {name for cache in self.caches for name in cache.resident}
+        self._hints.presume(loaded=Hint(order.hint), evicted=set(order.evict) - resident)
         self.publish()
-        self.events.emit(LoadEnded(self._epoch, order.hint, load_s is not None, load_s or 0.0))
+        self.events.emit(LoadEnded(self._epoch, order.hint, ok=True, load_s=load_s))
+
+    def load_failed(self, order: LoadOrder, why: str) -> None:
+        """Note that a load job is over, and has loaded nothing."""
+        self._loading.remove(order.hint)
+        self.publish()
+        self.events.emit(LoadEnded(self._epoch, order.hint, ok=False, load_s=0.0, error=why))
 
     def changed(self, asked: Asked | None) -> None:
         """Note that a model cache has changed, or that hints were asked for."""
@@ -140,6 +146,11 @@ class Report:
             retry_skips=list(self.limits.retry_skips),
         )
 
+    @property
+    def loads_now(self) -> bool:
+        """Return whether a model is on its way in, so that how far it is is worth a row now and then."""
+        return any(r.state == "loading" for cache in self.caches for r in cache.residents())
+
     def step_done(self, ticket: Ticket, picture: bytes | None) -> None:
         """Note that the app's thread has reported a step of *ticket*, with a *picture* of it or None; as often as it likes."""
         last = ticket.step == ticket.steps > 0
@@ -161,4 +172,19 @@ class Report:
 
     def _models(self) -> tuple[ModelRow, ...]:
         seen = [resident for cache in self.caches for resident in cache.residents()]
-        return tuple(ModelRow(r.name, r.state, r.used_at, r.load_s) for r in seen)
+        return tuple(_row(resident) for resident in seen)
+
+
+def _row(seen: Resident) -> ModelRow:
+    return ModelRow(
+        seen.name,
+        seen.state,
+        seen.used_at,
+        seen.load_s,
+        tier=seen.tier,
+        vram_bytes=seen.device_bytes,
+        ram_bytes=seen.host_bytes,
+        fraction=seen.loaded,
+        pinned=seen.pinned,
+        keep_until=seen.keep_until,
+    )

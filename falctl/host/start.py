@@ -23,6 +23,7 @@ from falctl.host.keeper import Keeper
 from falctl.host.limits import Limits, within
 from falctl.host.listener import Listener
 from falctl.host.loads import Loads
+from falctl.host.model_orders import ModelOrders
 from falctl.host.own_paths import OwnPaths
 from falctl.host.pins import prove_cards
 from falctl.host.prints.capture import Capture
@@ -74,6 +75,7 @@ async def start(app_class: type[App], control: Control, config: Config, *, captu
     capture.attach(report.logbook, slots, control.native)
     app.runner = context = Context(spec, config, report=report, hints=hints, threads=threads)
     context.memory_channel = control.memory
+    context.tending.start()
     web = build_web(app, threads=threads, hints=hints)
     limits = report.limits = limits_of(app, spec, config)
     control.send(limits.declared(config))
@@ -81,7 +83,9 @@ async def start(app_class: type[App], control: Control, config: Config, *, captu
     await within(limits.startup_timeout_s, call_hook(app.setup, "setup()", threads=threads))
     report.changed(await threads.run(hints.ask) if hints.given else None)
     keeper = Keeper(slots=slots, hints=hints, report=report, threads=threads)
-    ours = OwnPaths(keeper, Loads(report, threads), Canceller(web, cancels_of(app)))
+    ours = OwnPaths(
+        keeper, Loads(report, threads), Canceller(web, cancels_of(app)), ModelOrders(report, threads)
+    )
     listener = Listener(Gate(web, ours, keeper, limits.request_timeout_s), Path(spec.socket))
     await listener.listen()
     return Served(app, slots, threads, report, listener, limits, health_of(app))

@@ -33,6 +33,8 @@ class Ticket:
     task: asyncio.Task[None] = field(repr=False)
     lifetime: Lifetime | None = None
     """Of the files that are stored while it is served; None: it does not say."""
+    keep_alive_s: float | None = None
+    """How long the models that it uses may idle, less than 0: for ever; None: it does not say."""
     transcript: Transcript = field(init=False, repr=False)
     """What is printed for it."""
     path: str = ""

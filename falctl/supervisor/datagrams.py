@@ -34,8 +34,6 @@ class Datagrams:
 
     def send(self, datagram: bytes, *fds: int) -> None:
         """Send *datagram* with copies of *fds*, later if the other end does not read now; nothing if it is closed."""
-        if self._closed:
-            return
         if not self._waiting and self._sent(datagram, fds):
             return
         if len(self._waiting) >= WAITING_MAX:

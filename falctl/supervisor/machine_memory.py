@@ -90,10 +90,9 @@ def _groups(self: Path) -> Iterator[tuple[Path, _Version]]:
 
 
 def _up(path: str, *, root: str, mounted: Path) -> Iterator[Path]:
-    """Yield the folders of the group *path* and of all above it; a container sees its own as the root, perhaps."""
+    """Yield the folders of the group *path* and of all above it; some are not there where a container hides them."""
     inside = Path(path)
-    below = inside.relative_to(root) if inside.is_relative_to(root) else Path()
-    folder = mounted / below if ".." not in below.parts and (mounted / below).is_dir() else mounted
+    folder = mounted / inside.relative_to(root) if inside.is_relative_to(root) else mounted
     while folder != mounted:
         yield folder
         folder = folder.parent

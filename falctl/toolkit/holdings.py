@@ -247,17 +247,23 @@ class Holdings(Generic[M]):
         with self.lock:
             held = self._held()
         now = monotonic_s()
-        plan = make_room(lacking_bytes, held, now=now, tier="ram")
-        if plan is None:
-            plan = Plan(tuple(p.key for p in loose(held, tier="ram")), 0.0)
-        return self._drop(plan.keys)
+        if (plan := make_room(lacking_bytes, held, now=now, tier="ram")) is not None:
+            return self._drop(plan.keys)
+        off = loose(held, tier="ram")
+        # What is on the device needs its copy only when it leaves, and can be read again then.
+        copied = tuple(replace(m, parts=tuple(p for p in m.parts if p.host)) for m in held)
+        on = loose(copied, tier="vram")
+        lacking_bytes -= sum(p.nbytes for p in off)
+        plan = make_room(lacking_bytes, copied, now=now) or Plan(tuple(p.key for p in on), 0.0)
+        return self._drop([*(p.key for p in off), *plan.keys])
 
     def drop(self, name: str) -> bool:
-        """Have *name* leave host memory, but for what other models have; return whether anything did."""
+        """Have *name* leave host memory, but for what models have that are there; return whether anything did."""
         with self.lock:
             held = self._held()
         mine = [m for m in held if m.name == name and not m.kept]
-        others = {p.key for m in held if m.name != name for p in m.parts}
+        there = (m for m in held if m.name != name and (m.kept or tier_of(m.parts) != "disk"))
+        others = {p.key for m in there for p in m.parts}
         return self._drop(_keys(mine, tier="ram", stays=others))
 
     def forget(self, name: str) -> bool:
@@ -275,7 +281,7 @@ class Holdings(Generic[M]):
         for key in keys:
             self._store.drop(key)
             part = self._store.parts().get(key)
-            dropped = dropped or part is None or part.tier == "disk"
+            dropped = dropped or part is None or not part.host
         return dropped
 
     def _surplus(self, incoming: int) -> tuple[str, ...]:
@@ -306,7 +312,7 @@ class Holdings(Generic[M]):
         there = self._store.parts()
         for name, entry in tuple(self._entries.items()):
             entry.constructed = entry.constructed and all(p.key in there for p in entry.parts)
-            if not (entry.constructed or entry.load or entry.leases):
+            if not (entry.constructed or entry.leases):
                 del self._entries[name]
 
     def _tier(self, entry: Entry) -> Tier:

@@ -99,7 +99,6 @@ class ModelCache(Generic[M]):
                     if not runs_out_of_memory(error):
                         raise
                     detail = str(error)
-                del model
             # Outside the `except`: the error held the frames of the call, and all that they had allocated.
             attempt += 1
             self.give_way(keep=name)

@@ -28,6 +28,9 @@ M = TypeVar("M")
 _HOST_WAIT_S: Final = 60.0
 """How long a load that only reads waits for those that move, to have them let go of host memory."""
 
+_LOOK_S: Final = 0.05
+"""How late a request that joins a load hears that it is cancelled."""
+
 _here = threading.local()
 
 
@@ -64,7 +67,7 @@ class ModelLoader(Generic[M]):
                     return entry, "ram" if moved else verdict
             except RequestCancelled:
                 self._holdings.release(entry)
-                if mine:
+                if mine or self._hooks.cancelled().is_set():
                     raise
                 # The request that was loading it was cancelled; ours was not.
             except BaseException:
@@ -97,9 +100,16 @@ class ModelLoader(Generic[M]):
             with LOADING:
                 if not load.done.is_set() and load.thread in {None, threading.get_ident()}:
                     self._perform(entry, load, drawing, first)
-        load.done.wait()
+        self._wait(load)
         if load.error is not None:
             raise load.error
+
+    def _wait(self, load: Load) -> None:
+        """Return when *load* is over; no longer than the request that waits for it is wanted."""
+        cancelled = self._hooks.cancelled()
+        while not load.done.wait(_LOOK_S):
+            if cancelled.is_set():
+                raise RequestCancelled
 
     def _perform(self, entry: Entry, load: Load, drawing: Drawing | None, first: Collection[str]) -> None:
         if load.thread is not None:

@@ -80,7 +80,7 @@ class ModelStore(Protocol[M_co]):
         ...
 
     def drop(self, key: str) -> None:
-        """Let go of the host memory of the part *key*, which is off the device, if its files can bring it back."""
+        """Let go of the host memory of the part *key*, on the device or not, if its files can bring it back."""
         ...
 
     def forget(self, name: str) -> None:

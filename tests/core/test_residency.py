@@ -196,11 +196,12 @@ def test_the_device_has_what_is_free_what_is_its_own_and_what_may_leave() -> Non
     )
 
 
-def test_a_reserve_that_others_have_taken_already_is_no_debt() -> None:
+def test_idle_models_make_up_for_a_reserve_of_which_others_have_taken() -> None:
     room = Room(GIB, 24 * GIB, reserve_bytes=3 * GIB, idle_bytes=5 * GIB)
-    assert room.most_bytes == 5 * GIB
-    assert room.lacking(GIB) == GIB
-    assert room.told(GIB) == "it needs 1.00 GiB, and can have 5.00 GiB of 24.00 GiB"
+    assert room.most_bytes == 3 * GIB
+    assert room.lacking(GIB) == 3 * GIB
+    assert room.told(GIB) == "it needs 1.00 GiB, and can have 3.00 GiB of 24.00 GiB"
+    assert Room(0, 24 * GIB, reserve_bytes=3 * GIB).most_bytes == 0
     assert gib(3 * GIB // 2) == "1.50 GiB"
 
 

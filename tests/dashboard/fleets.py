@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from falctl.board.board import Board
@@ -45,7 +46,12 @@ def put_busy(board: Board, *, now: float = NOW, pid: int = 4100) -> None:
             1,
             hints("sdxl-turbo", "flux.1-dev"),
             executing=(Executing(RequestId("r-81"), Hint("flux.1-dev"), now - 3.2, 14, 28),),
-            models=(model("flux.1-dev"), model("sdxl-turbo")),
+            models=(
+                sized("flux.1-dev", 22.2),
+                replace(sized("sdxl-turbo", 6.5), pinned=True, keep_until=now + 90),
+                replace(sized("sdxl-base", 6.5), tier="ram", vram_bytes=0),
+                replace(sized("old", 6.5), tier="disk", vram_bytes=0, ram_bytes=0),
+            ),
             served=5120,
             loads=9,
             beat_at=now - 0.2,
@@ -57,7 +63,10 @@ def put_busy(board: Board, *, now: float = NOW, pid: int = 4100) -> None:
             Epoch(1),
             1,
             hints("stable-diffusion-3.5-large", "lora:watercolour"),
-            models=(model("stable-diffusion-3.5-large"), ModelRow("qwen-image", "loading", now - 6.0)),
+            models=(
+                model("stable-diffusion-3.5-large"),
+                ModelRow("qwen-image", "loading", now - 6.0, tier="ram", fraction=0.43),
+            ),
             executing=(Executing(RequestId("r-84"), Hint("qwen-image"), now - 6.4),),
             served=4022,
             loads=31,
@@ -203,6 +212,12 @@ def hints(*names: str) -> tuple[Hint, ...]:
 
 def model(name: str) -> ModelRow:
     return ModelRow(name, "ready", NOW - 12, 5.5)
+
+
+def sized(name: str, size_gib: float) -> ModelRow:
+    """Return a model that is on the card, and in host memory too."""
+    size = int(size_gib * GiB)
+    return replace(model(name), size_bytes=size, vram_bytes=size, ram_bytes=size)
 
 
 def new_board(folder: Path, *, runners: int, gpus: int) -> Board:

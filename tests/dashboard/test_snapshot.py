@@ -39,6 +39,22 @@ def test_instants_become_ages(board: Board) -> None:
     ]
 
 
+def test_a_model_tells_its_tier_its_pin_and_when_it_leaves(board: Board) -> None:
+    fleets.put_busy(board)
+    flux, turbo, base, _ = take(board, now=NOW).runners[0].models
+    assert (flux.tier, flux.pinned, flux.leaves_in_s, flux.fraction) == ("vram", False, None, None)
+    assert (turbo.pinned, turbo.leaves_in_s) == (True, 90.0)
+    assert (base.tier, base.vram_bytes, base.ram_bytes) == ("ram", 0, base.size_bytes)
+    assert take(board, now=NOW).runners[1].models[1].fraction == 0.43
+
+
+def test_a_model_whose_size_nobody_told_takes_what_it_holds(board: Board) -> None:
+    row = replace(fleets.model("m"), vram_bytes=5, ram_bytes=7, keep_until=NOW - 1, fraction=7.5)
+    board.put_runner(0, RunnerRow(Epoch(1), 1, (), models=(row,), beat_at=NOW))
+    (model,) = take(board, now=NOW).runners[0].models
+    assert (model.size_bytes, model.leaves_in_s, model.fraction) == (7, 0.0, 1.0)
+
+
 def test_the_queue_is_oldest_first_whatever_its_order_on_the_board(board: Board) -> None:
     queue = tuple(
         QueuedRow(RequestId(f"r{n}"), None, "c", NOW - age) for n, age in enumerate((1.0, 9.0, 4.0))

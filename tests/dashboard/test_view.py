@@ -11,7 +11,7 @@ import pytest
 from rich.cells import cell_len
 
 from falctl.board.board import Board
-from falctl.board.rows import EventRow, Executing, ModelRow, QueuedRow, RunnerRow
+from falctl.board.rows import EventRow, Executing, MemoryRow, ModelRow, QueuedRow, RunnerRow
 from falctl.core.types import Epoch, Hint, RequestId
 from falctl.dashboard.snapshot import FleetSnapshot, take
 from tests.dashboard import fleets
@@ -75,7 +75,10 @@ def test_every_fact_is_there_at_every_width(busy: FleetSnapshot, width: int) -> 
         "step 14/28",
         "3.2 s",
         "● sdxl-turbo ready",
-        "◐ qwen-image loading",
+        "pinned",
+        "○ sdxl-base in RAM",
+        "◐ qwen-image loading 43 %",
+        "host memory 41.0 / 64.0 GiB",
         "● lora:watercolour warm",
         "runner 4 backoff",
         "restarts in 3.0 s",
@@ -349,6 +352,51 @@ def test_eight_cards_fit_a_terminal_of_40_lines(tmp_path: Path) -> None:
     assert all(f"model-{n}-{m} ready" in text for n in range(8) for m in range(3))
     assert "EVENTS" in text
     assert "8f14e45fceea" in text
+
+
+def test_each_model_says_how_large_it_is_and_what_is_only_on_the_disk_is_left_out(
+    busy: FleetSnapshot,
+) -> None:
+    text = "\n".join(lines(busy, width=200))
+    assert "● flux.1-dev ready 22.2 GiB" in text
+    assert "● sdxl-turbo ready 6.50 GiB pinned" in text
+    assert "○ sdxl-base in RAM 6.50 GiB" in text
+    assert "old" not in text
+
+
+def test_a_small_model_is_told_in_mib(board: Board) -> None:
+    rows = (replace(fleets.sized("tiny", 0.011), tier="vram"), replace(fleets.sized("mid", 0.1)))
+    board.put_runner(2, RunnerRow(Epoch(1), 1, (), models=rows, beat_at=NOW))
+    text = "\n".join(lines(take(board, now=NOW), width=120))
+    assert "tiny ready 11 MiB" in text
+    assert "mid ready 0.10 GiB" in text
+
+
+def test_sizes_give_way_where_lines_are_short(tmp_path: Path) -> None:
+    (tmp_path / "eight").mkdir()
+    made = fleets.new_board(tmp_path / "eight", runners=8, gpus=8)
+    for n in range(8):
+        made.put_gpu(n, fleets.h100(n, util_pct=n, temp_c=40, power_w=90, used_gib=3, at=NOW))
+        made.put_life(n, fleets.life(n, gpus=(n,)))
+        held = [replace(fleets.sized(f"model-{n}-{m}", 6.5), pinned=m == 0) for m in range(3)]
+        held.append(replace(fleets.sized(f"model-{n}-3", 6.5), tier="ram"))
+        made.put_runner(n, RunnerRow(Epoch(1), 1, (), models=tuple(held), beat_at=NOW))
+    made.put_router(fleets.busy_router())
+    snapshot = take(made, now=NOW)
+    made.close()
+    tall, short = ("\n".join(lines(snapshot, width=80, height=height)) for height in (50, 38))
+    for n in range(8):
+        assert f"● model-{n}-0 ready 6.50 GiB pinned" in tall
+        assert f"○ model-{n}-3 in RAM 6.50 GiB" in tall
+        assert f"● model-{n}-0 ready pinned" in short
+    assert short.count("   +2 more") >= 8
+    assert "6.50 GiB" not in short
+    assert "EVENTS" in short
+
+
+def test_host_memory_is_left_out_while_nothing_is_held(board: Board) -> None:
+    board.put_memory(MemoryRow(32 << 30))
+    assert "host memory" not in "\n".join(lines(take(board, now=NOW), width=120))
 
 
 def test_many_models_wrap_and_the_rest_is_counted(board: Board) -> None:

@@ -92,7 +92,18 @@ JOBS = facts(
     elapsed_s=SECONDS,
 )
 MODELS = facts(
-    ModelFacts, name=ANY_TEXT, state=st.sampled_from(["loading", "ready"]), load_s=SECONDS, idle_s=SECONDS
+    ModelFacts,
+    name=ANY_TEXT,
+    state=st.sampled_from(["loading", "ready"]),
+    load_s=SECONDS,
+    idle_s=SECONDS,
+    tier=st.sampled_from(["vram", "ram", "disk"]),
+    size_bytes=COUNTS,
+    vram_bytes=COUNTS,
+    ram_bytes=COUNTS,
+    fraction=st.none() | st.floats(0, 1),
+    pinned=FLAGS,
+    leaves_in_s=st.none() | SECONDS,
 )
 RUNNERS = facts(
     RunnerFacts,

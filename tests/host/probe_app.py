@@ -305,6 +305,20 @@ class Cached(App):
         async with self.models.lease(body["model"]) as model:
             return {"model": model, "asked_on": sorted(self.asked_on)}
 
+    @endpoint("/index")
+    def index(self, body: dict[str, str]) -> dict[str, Any]:
+        model = self.models[body["model"]]
+        return {"model": model, "leases": {r.name: r.leases for r in self.models.residents()}}
+
+    @endpoint("/index-stream")
+    def index_stream(self, body: dict[str, str]) -> StreamingResponse:
+        model = self.models[body["model"]]
+        return StreamingResponse(f"{model} {self.models.residents()[0].leases}\n" for _ in range(2))
+
+    @endpoint("/leases")
+    def leases(self) -> dict[str, int]:
+        return {r.name: r.leases for r in self.models.residents()}
+
     @endpoint("/lease")
     def lease(self, body: dict[str, str]) -> str:
         with self.models.lease(body["model"]) as model:
@@ -317,3 +331,32 @@ class Cached(App):
     @endpoint("/idle")
     def idle(self) -> str:
         return "no model"
+
+
+class Ported(App):
+    """The example of fal's page on hints, its dict of models a cache by one line."""
+
+    def setup(self) -> None:
+        self.models = self.runner.model_cache(unload=self.unload)
+        self.unloaded: list[str] = []
+
+    def provide_hints(self) -> Iterable[str]:
+        return self.models.keys()
+
+    def unload(self, model: str) -> None:
+        self.unloaded.append(model)
+
+    def load_model(self, name: str) -> str:
+        if name in self.models:
+            return self.models[name]
+
+        model = name.upper()
+
+        self.models[name] = model
+        return model
+
+    @endpoint("/")
+    def run_model(self, body: dict[str, str]) -> dict[str, Any]:
+        model = self.load_model(body["model"])
+        leases = {r.name: r.leases for r in self.models.residents()}
+        return {"model": model, "leases": leases, "unloaded": self.unloaded}

@@ -38,7 +38,7 @@ class Stepping(App):
     @endpoint("/asks")
     def asks(self, work: Work) -> str:
         """Look at whether it is cancelled, and end by itself."""
-        self.runner.progress(0, 0)
+        self.runner.progress(0, 5)
         while not self.runner.cancelled:
             threading.Event().wait(0.002)
         return "ended"
@@ -55,3 +55,22 @@ class Stepping(App):
                 return Pil.fromarray(noise)
             case _:
                 return Pil.new("L", (work.side, work.side // 2), 128)
+
+
+class Loading(App):
+    """Its models are folders: one is loaded once it holds the file ``open``."""
+
+    max_multiplexing = 2
+
+    def setup(self) -> None:
+        self.models = self.runner.model_cache(load=self._load)
+
+    @endpoint("/")
+    def lease(self, body: dict[str, str]) -> str:
+        with self.models.lease(body["model"]) as model:
+            return model
+
+    def _load(self, name: str) -> str:
+        while not (Path(name) / "open").exists():
+            threading.Event().wait(0.002)
+        return name

@@ -14,13 +14,15 @@ import pytest
 from PIL import Image
 
 from falctl.board.board import Board
+from falctl.core.types import RequestId
+from falctl.host import previews
 from falctl.host.previews import PREVIEW_BYTES_MAX
 from falctl.host.report import STEPS_LAG_BYTES_MAX
-from falctl.host.ticket import Slots
+from falctl.host.ticket import Slots, Ticket
 from falctl.toolkit.latents import PREVIEW_SIDE_MAX
 from falctl.wire import Released, Stepped
 from runners.demo import demo_model_path
-from tests.host.harness import STEP_S, Events, Host, idle
+from tests.host.harness import STEP_S, Events, Host, executing, idle
 from tests.host.test_events import Peer, settle
 from tests.host.test_keeper import HEAD, keeper_on
 from tests.wait import until
@@ -83,6 +85,7 @@ def test_a_step_is_on_the_board_when_it_is_told(host: Host, work: dict[str, Any]
         told = events.until(Stepped)
         (executing,) = host.row.executing
         assert executing.step >= told.step
+        assert host.row.progress_known, "so that silence is a stall"
 
 
 def test_pictures_are_made_for_who_asks_with_the_request(host: Host, work: dict[str, Any]) -> None:
@@ -126,6 +129,8 @@ def test_of_what_makes_no_picture_only_the_steps_are_told(host: Host, work: dict
 def test_a_picture_that_fails_does_not_fail_the_request(host: Host, work: dict[str, Any]) -> None:
     later = host.later("/", work | {"picture": "broken"}, named("broken", **PREVIEWS))
     until(lambda: "preview.failed request=broken" in host.output(), within_s=STEP_S, what="it failed")
+    # Each step takes 2 ms at least, so that the next picture would be due.
+    until(lambda: host.row.executing[0].step > 500, within_s=STEP_S, what="it goes on")
     (Path(work["folder"]) / "open").touch()
     assert later.reply().json == {"made": 1}, "and it is not tried again"
 
@@ -134,7 +139,8 @@ def test_an_app_that_reports_no_steps_can_ask_whether_it_is_cancelled(
     host: Host, work: dict[str, Any]
 ) -> None:
     later = host.later("/asks", work, named("asks"))
-    until(lambda: host.row.executing, within_s=STEP_S, what="it runs")
+    until(lambda: host.row.executing[0].steps if host.row.executing else 0, within_s=STEP_S, what="it runs")
+    assert not host.row.progress_known, "the first step may take as long as it likes"
     assert not later.done
     assert host.post("/falctl/cancel/asks").status == 202
     assert later.reply().json == "ended"
@@ -171,6 +177,32 @@ def test_a_reader_that_takes_nothing_is_sent_no_steps_beyond_a_bound(tmp_path: P
     lag_bytes = asyncio.run(scene())
     assert STEPS_LAG_BYTES_MAX < lag_bytes < STEPS_LAG_BYTES_MAX + 50_000
     board.close()
+
+
+def test_who_waits_for_the_load_of_another_is_cancelled_at_once(tmp_path: Path) -> None:
+    with Host("tests.host.stepping_app:Loading") as host:
+        loads = host.later("/", {"model": str(tmp_path)}, named("loads"))
+        executing(host, "loads")
+        joins = host.later("/", {"model": str(tmp_path)}, named("joins"))
+        executing(host, "joins")
+        assert host.post("/falctl/cancel/joins").status == 202
+        assert joins.reply().status == 499
+        assert not loads.done
+        (tmp_path / "open").touch()
+        assert loads.reply().json == str(tmp_path)
+
+
+def test_a_picture_that_is_too_large_all_the_same_is_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(previews, "PREVIEW_BYTES_MAX", 100)
+
+    async def scene() -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        ticket = Ticket(RequestId("r"), None, warm=True, task=task, previews=True)
+        assert previews.make_preview(ticket, lambda: Image.new("L", (64, 64))) is None
+        assert ticket.previews, "the next may be smaller"
+
+    asyncio.run(scene())
 
 
 @pytest.fixture(scope="module")

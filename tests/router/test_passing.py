@@ -55,6 +55,17 @@ def test_timings_that_make_no_sense_are_left_out(plain: Setup, value: bytes) -> 
     assert reply.values("x-falctl-cache") == []
 
 
+def test_how_long_models_may_idle_is_told_to_the_runner_and_checked_before(plain: Setup) -> None:
+    for path in ("/", "/queue/me/app"):
+        ask(plain, path=path, body=b"{}", headers={"X-Falctl-Keep-Alive": "10m"})
+    until(lambda: len(plain.hosts[0].seen) == 2, within_s=PATIENCE_S, what="both have run")
+    assert [seen.values("x-falctl-keep-alive") for seen in plain.hosts[0].seen] == [[b"10m"]] * 2
+    for nonsense in ("soon", "9999d", "10", "nan"):
+        reply = ask(plain, headers={"X-Falctl-Keep-Alive": nonsense})
+        assert reply.status == 400
+        assert b"write 0, up to" in reply.body
+
+
 def test_each_request_gets_an_id_of_ours_whatever_the_client_or_the_app_says(plain: Setup) -> None:
     theirs = ((b"x-fal-request-id", b"of-the-app"),)
     plain.hosts[0].handler = lambda _, send: answer(send, headers=theirs)

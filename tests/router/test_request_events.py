@@ -11,6 +11,7 @@ import pytest
 from falctl import wire
 from falctl.board.rows import Executing, ModelRow, RunnerRow
 from falctl.core.types import Epoch, Hint, RequestId
+from falctl.router.own.ledger import Ledger
 from falctl.router.own.steps import PREVIEWS_MAX
 from tests.router.client import Later, Raw, ask, request_bytes
 from tests.router.fake_host import PATIENCE_S, FakeHost, Gate
@@ -174,20 +175,14 @@ def test_a_load_is_told_with_how_much_of_it_is_there(one: Setup) -> None:
     until(lambda: host.executing, within_s=PATIENCE_S, what="it runs")
     follow = Follow(one, name)
 
-    def put(tier: Any, ram_bytes: int, vram_bytes: int, size_bytes: int = 1000) -> None:
-        model = ModelRow("m", "loading", 0.0, 0.0, tier, size_bytes, vram_bytes, ram_bytes)
+    def put(fraction: float | None) -> None:
+        model = ModelRow("m", "loading", 0.0, fraction=fraction)
         executing = (Executing(RequestId(name), Hint("m"), 0.0),)
         row = RunnerRow(Epoch(1), 1, (), executing=executing, models=(model,))
         host.call(lambda: host._board.put_runner(0, row))
 
-    for given, fraction in (
-        (("disk", 500, 0), 0.25),
-        (("disk", 1000, 500), 0.75),
-        (("ram", 1000, 900), 0.9),
-        (("ram", 1000, 5000), 1.0),
-        (("disk", 0, 0, 0), None),
-    ):
-        put(*given)
+    for there, fraction in ((0.25, 0.25), (0.756, 0.76), (None, None)):
+        put(there)
         told = follow.until(f"{fraction}", lambda e: e.get("fraction", "") == fraction)  # noqa: B023
         assert told == {
             "request_id": name, "state": "loading", "model": "m", "runner": 0, "fraction": fraction,
@@ -290,6 +285,14 @@ def test_pictures_of_requests_that_never_end_are_bounded(one: Setup) -> None:
     until(lambda: "preview" not in shown_now(one, name), within_s=PATIENCE_S, what="the oldest left")
     gate.opened.set()
     later.all()
+
+
+def test_what_direct_requests_were_answered_with_is_remembered_of_the_last_ones_alone() -> None:
+    ledger = Ledger()
+    for n in range(5000):
+        ledger.answer(RequestId(f"r{n}"), 200)
+    assert (ledger.status(RequestId("r0")), ledger.status(RequestId("r4999"))) == (None, 200)
+    assert sum(ledger.status(RequestId(f"r{n}")) is not None for n in range(5000)) == 4096
 
 
 def shown_now(setup: Setup, name: str) -> dict[str, Any]:

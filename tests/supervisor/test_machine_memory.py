@@ -79,7 +79,7 @@ def test_a_container_sees_its_own_group_as_the_root(machine: Machine) -> None:
     assert machine.read() == MachineMemory(2 * GB, GB)
 
 
-@pytest.mark.parametrize("path", ["/docker/abc", "/../../outside"])
+@pytest.mark.parametrize("path", ["/docker/abc", "/../proc"])
 def test_a_group_that_lies_outside_of_what_is_mounted_is_read_at_the_mount(
     machine: Machine, path: str
 ) -> None:

@@ -20,7 +20,7 @@ from typing import Final, Protocol
 
 import torch
 
-from falctl.core.fit import BlockPlan, size_text
+from falctl.core.fit import BlockPlan, role_of, size_text
 from falctl.core.residency import Part, Tier
 from falctl.errors import HostMemoryFullError, ModelFilesError, ModelTooLargeError
 from falctl.host.cache.arena import Arena
@@ -115,7 +115,7 @@ def hold(module: torch.nn.Module, source: Component, *, key: str, memory: HostMe
         log.warning(
             "cache.loose component=%s class=%s: %s; moved by .to()", source.name, source.class_name, error
         )
-        return LooseComponent(module, key=key)
+        return LooseComponent(module, key=key, once=_runs_once(source))
 
 
 class PackedComponent:
@@ -151,9 +151,10 @@ class PackedComponent:
     def part(self) -> Part:
         moving = self._offloaded
         if moving is not None and moving.tier == "device":
-            return Part(self._key, moving.nbytes, "vram")
+            return Part(self._key, moving.nbytes, "vram", once=_runs_once(self._source))
         tier, host = self._arena.tier, self._arena.host
-        return Part(self._key, self._arena.nbytes, _TIERS[tier], host=host is not None)
+        once = _runs_once(self._source)
+        return Part(self._key, self._arena.nbytes, _TIERS[tier], host=host is not None, once=once)
 
     def has_also(self, source: Component) -> None:
         with self._lock:
@@ -296,19 +297,19 @@ class LooseComponent:
 
     blocks: tuple[int, ...] = ()
 
-    def __init__(self, module: torch.nn.Module, *, key: str) -> None:
+    def __init__(self, module: torch.nn.Module, *, key: str, once: bool) -> None:
         self.module = module
         self.users: set[str] = set()
         self._key = key
         self._nbytes = _element_bytes(module)
+        self._once = once
         self._device: Device | None = None
         self._reserved: torch.Tensor | None = None
 
     @property
     def part(self) -> Part:
-        return Part(
-            self._key, self._nbytes, "ram" if self._device is None else "vram", host=self._device is None
-        )
+        here = self._device is None
+        return Part(self._key, self._nbytes, "ram" if here else "vram", host=here, once=self._once)
 
     @property
     def whole_bytes(self) -> int:
@@ -382,6 +383,10 @@ def _fingerprint(layout: Layout, tensors: Sequence[torch.Tensor]) -> str:
             plain = tensor.detach().contiguous().view(-1).view(torch.uint8)
             digest.update(memoryview(plain.numpy()))
     return digest.hexdigest()[:16]
+
+
+def _runs_once(source: Component) -> bool:
+    return role_of(source.name) == "encoder"
 
 
 def _element_bytes(module: torch.nn.Module) -> int:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Final, Literal
 
 import torch
 
+from falctl.host.cache.content_key import FileDigests
 from falctl.host.cache.device import CpuDevice, CudaDevice
+from falctl.host.cache.digest_file import DigestFile
 from falctl.host.cache.estimate import Wanted
 from falctl.host.cache.host_memory import HostMemory
 from falctl.host.cache.pipeline_store import PipelineStore
@@ -19,22 +22,27 @@ _UNTOLD_BYTES: Final = 4 << 30
 """What a CPU runner may take where no supervisor has counted the machine's memory."""
 
 
-def open_store(
+def open_store(  # noqa: PLR0913 - what the host knows, said once
     find: Callable[[str], ModelSource],
     *,
     memory: HostMemory,
     dtype: Wanted | Literal["auto"],
     cuda: bool,
     cpu_bytes: int | None = None,
+    state: Path | None = None,
 ) -> PipelineStore:
     """
     Return a store on this process's card, or on the CPU with *cpu_bytes* for models and drawings (None: nobody has said).
 
-    Blocking: imports diffusers, seconds that no request should pay for.
+    *state* is a folder for what the next process should not have to work out again. Blocking: imports diffusers,
+    seconds that no request should pay for.
     """
     import_libraries()
     device = CudaDevice() if cuda else CpuDevice(_UNTOLD_BYTES if cpu_bytes is None else cpu_bytes)
-    return PipelineStore(find, device=device, memory=memory, dtype=wanted_dtype(dtype, cuda=cuda))
+    digests = FileDigests(None if state is None else DigestFile(state))
+    return PipelineStore(
+        find, device=device, memory=memory, dtype=wanted_dtype(dtype, cuda=cuda), digests=digests
+    )
 
 
 def wanted_dtype(configured: Wanted | Literal["auto"], *, cuda: bool) -> Wanted:

@@ -23,6 +23,7 @@ from falctl.core.residency import Part
 from falctl.errors import ModelFilesError
 from falctl.host.cache.arrangement import Arrangement, Arrangements
 from falctl.host.cache.components import HeldComponent, hold
+from falctl.host.cache.content_key import FileDigests
 from falctl.host.cache.device import Device
 from falctl.host.cache.estimate import Wanted, block_bytes, usual_drawing, weight_bytes
 from falctl.host.cache.host_memory import HostMemory
@@ -50,13 +51,19 @@ class PipelineStore:
     """A `falctl.toolkit.model_store.ModelStore` of pipelines on one device."""
 
     def __init__(
-        self, find: Callable[[str], ModelSource], *, device: Device, memory: HostMemory, dtype: Wanted
+        self,
+        find: Callable[[str], ModelSource],
+        *,
+        device: Device,
+        memory: HostMemory,
+        dtype: Wanted,
+        digests: FileDigests | None = None,
     ) -> None:
         """*find* says where a name's model is, and raises a RequestError for one that there is not."""
         self.device = device
         self._find = find
         self._memory = memory
-        self._recipes = Recipes(dtype)
+        self._recipes = Recipes(dtype, digests or FileDigests())
         self._models: dict[str, _Model] = {}
         self._components: dict[str, HeldComponent] = {}
         self._sizes: dict[

@@ -57,10 +57,10 @@ class Recipe:
 class Recipes:
     """Recipes by folder, all for one dtype. Thread-safe; blocking: stats, and reads what has changed."""
 
-    def __init__(self, dtype: Wanted) -> None:
+    def __init__(self, dtype: Wanted, digests: FileDigests) -> None:
         self.dtype: Wanted = dtype
         self._known: OrderedDict[Path, Recipe] = OrderedDict()
-        self._digests = FileDigests()
+        self._digests = digests
         self._keyed: dict[Path, tuple[Recipe, dict[str, str]]] = {}
         self._lock = threading.Lock()
 
@@ -98,9 +98,10 @@ class Recipes:
             known = self._keyed.get(root)
         if known is not None and known[0] is recipe:
             return known[1]
+        digests = self._digests.of_all(file for component in recipe.weighty for file in component.weights)
         keys = {
             component.name: component_key(
-                component, dtype=recipe.dtype, versions=_versions(), digests=self._digests
+                component, dtype=recipe.dtype, versions=_versions(), digests=digests
             )
             for component in recipe.weighty
         }

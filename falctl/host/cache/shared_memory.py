@@ -71,10 +71,8 @@ class SharedBlock:
 
     def release(self) -> None:
         """Give the reference back, as soon as no tensor views it; an unsealed block is another's to fill at once."""
-        if self._mapping is None:
-            return
         if not self._filled:
-            self._memory.post(wire.Abandon(self._block))
+            self._memory.post(wire.Abandon(self._block))  # the second time it changes nothing
         self._mapping = None
 
 

@@ -11,7 +11,7 @@ from falctl.core.types import Priority, Wanted
 from falctl.errors import BadRequestError
 from falctl.router.edge.call import Call
 from falctl.router.passing.lifetime import wanted_lifetime
-from falctl.router.passing.options import wants_previews
+from falctl.router.passing.options import check_keep_alive, wants_previews
 
 _PRIORITY: Final = b"x-fal-queue-priority"
 _START_TIMEOUT: Final = b"x-fal-request-timeout"
@@ -29,6 +29,7 @@ def arrival(call: Call, wanted: Wanted | None, *, start_timeout_s: float | None 
     """
     wanted_lifetime(call.head)  # the host reads it anew, and the app's SDK does: it must be one
     wants_previews(call.head)  # as this
+    check_keep_alive(call.head)  # and this
     return Arrived(
         call.request,
         wanted,

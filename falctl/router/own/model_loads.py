@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator
 from typing import Final
 
 from falctl.core.events import TellWish, WishNews
+from falctl.core.fleet import Runner
 from falctl.core.types import RunnerId
 from falctl.errors import UnavailableError
 from falctl.router.dispatch.apps import LocalApp
@@ -46,7 +47,9 @@ class ModelLoads:
         """
         app, runner = self._orders.place(asked)
         if asked.tier == "ram":
-            return self._load_aside(asked.model, self._quietest(app) if runner is None else runner)
+            return self._load_aside(
+                asked.model, self._aside_on(app, asked.model) if runner is None else runner
+            )
         return self._load(app, asked.model, runner)
 
     async def _load(self, app: LocalApp, model: str, runner: RunnerId | None) -> AsyncGenerator[Facts, None]:
@@ -84,11 +87,18 @@ class ModelLoads:
         else:
             yield {"state": "loaded" if answer.told["changed"] else "there", **told, **answer.told}
 
-    def _quietest(self, app: LocalApp) -> RunnerId:
+    def _aside_on(self, app: LocalApp, model: str) -> RunnerId:
+        """Return who is to have *model* in host memory: who has it there or on its card, else who is least busy."""
         views = [view for view in app.driver.scheduler.fleet.runners.values() if view.takes_jobs]
         if not views:
             raise UnavailableError(_WHY["takes_no_loads"])
-        return min(views, key=lambda view: (len(view.in_use) + len(view.loading), view.runner)).runner
+        names = self._orders.names(model)
+
+        def rank(view: Runner) -> tuple[bool, int, RunnerId]:
+            row = self._orders.row(view.runner, names)
+            return row is None or row.tier == "disk", len(view.in_use) + len(view.loading), view.runner
+
+        return min(views, key=rank).runner
 
     def _fraction(self, runner: RunnerId, model: str) -> float | None:
         row = self._orders.row(runner, self._orders.names(model))

@@ -78,9 +78,9 @@ class ModelOrders:
             self._check_up(runner)
             runners = [runner]
         else:
-            runners = [r for r in sorted(app.runners) if self._concerns(deed, r, names)]
+            runners = [r for r in sorted(app.runners) if _concerns(deed, asked, self.row(r, names))]
         if not runners:
-            raise NotFoundError(_nowhere(deed, asked.model))
+            raise NotFoundError(_nowhere(deed, asked))
         tier = {} if asked.tier is None else {"tier": asked.tier}
         answers = await asyncio.gather(
             *(
@@ -148,10 +148,6 @@ class ModelOrders:
         row = self.row(runner, names)
         return model if row is None else row.name
 
-    def _concerns(self, deed: Deed, runner: RunnerId, names: Collection[str]) -> bool:
-        row = self.row(runner, names)
-        return row is not None and (row.pinned or deed != "unpin")
-
     def _check_up(self, runner: RunnerId) -> None:
         if self._fleet.link(runner) is None:
             _, state = self._fleet.states().get(runner, (0, "starting"))
@@ -159,12 +155,22 @@ class ModelOrders:
             raise UnavailableError(msg)
 
 
-def _nowhere(deed: Deed, model: str) -> str:
-    name = model if model.isprintable() else ascii(model)
+def _concerns(deed: Deed, asked: Asked, row: ModelRow | None) -> bool:
+    """Return whether a runner with this row of the model has something to do."""
+    if row is None:
+        return False
+    if deed == "unload":
+        return row.tier == "vram" or (row.tier == "ram" and asked.tier != "ram")
+    return row.pinned or deed == "pin"
+
+
+def _nowhere(deed: Deed, asked: Asked) -> str:
+    name = asked.model if asked.model.isprintable() else ascii(asked.model)
     if deed == "unpin":
         return f"{name} is pinned on no runner"
     fix = "; name a runner to have it loaded and pinned there: --runner N" if deed == "pin" else ""
-    return f"no runner has {name}{fix}"
+    where = " on its card" if deed == "unload" and asked.tier == "ram" else ""
+    return f"no runner has {name}{where}{fix}"
 
 
 def _nobody(runner: RunnerId, model: str, pinned: bool) -> None:  # noqa: FBT001 - the shape of a callback

@@ -2,7 +2,8 @@
 The paths under which models are loaded, unloaded, pinned and unpinned; writes, so that they need the admin token.
 
 ``POST /falctl/load?model=NAME[&runner=N][&tier=vram|ram][&app=ALIAS]`` answers a line of JSON for each thing that happens;
-``unload`` (``tier`` is what the model leaves: vram, ram, or disk for everything), ``pin`` and ``unpin`` answer when it is done.
+``unload`` (``tier=ram``: it stays in host memory; disk, the default: it leaves that, too), ``pin`` and ``unpin`` answer when
+it is done.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from falctl.wire import H_ERROR_TYPE
 
 _KEYS: Final = frozenset({"model", "runner", "tier", "app"})
 _LOAD_TIERS: Final = ("vram", "ram")
-_UNLOAD_TIERS: Final = ("vram", "ram", "disk")
+_UNLOAD_TIERS: Final = ("ram", "disk")
 
 
 def model_routes(orders: ModelOrders, loads: ModelLoads) -> list[Route]:

@@ -114,11 +114,7 @@ def _model(row: RunnerRow | None, hint: Hint) -> ModelRow | None:
 
 
 def _loading(hint: Hint, view: Runner, model: ModelRow | None) -> Table:
-    """Return the state; of what is read from the disk a half is to be read, and a half to be moved to the card."""
-    fraction = None
-    if model is not None and model.size_bytes:
-        there = model.vram_bytes if model.tier == "ram" else (model.ram_bytes + model.vram_bytes) / 2
-        fraction = round(min(there / model.size_bytes, 1.0), 2)
+    fraction = None if model is None or model.fraction is None else round(model.fraction, 2)
     return {"state": "loading", "model": hint, "runner": view.runner, "fraction": fraction}
 
 

@@ -37,7 +37,7 @@ class StandingModels:
 
     def __init__(self, apps: Apps, fleet: FleetLinks, wishes: ModelWishes, *, ledger: Ledger) -> None:
         self.orders = ModelOrders(apps, fleet)
-        self.orders.pinned = self._note_pin
+        self.orders.pinned = self._pinned
         fleet.came_up = self._came_up
         self._apps = apps
         self._fleet = fleet
@@ -46,6 +46,7 @@ class StandingModels:
         self._preloads: dict[str, list[tuple[str, RunnerId | None]]] = {}
         self._pins: dict[RunnerId, set[str]] = {}
         self._epochs: dict[RunnerId, Epoch] = {}
+        self._spreading: dict[str, asyncio.Task[None]] = {}
         self._deadly: set[tuple[str, str]] = set()
         """App and model of preloads whose runner died while it loaded them."""
 
@@ -53,6 +54,22 @@ class StandingModels:
         """Have what *config* says preloaded by runners that come up from now on."""
         for app in self._apps:
             self._preloads[app.alias] = [read_preload(entry) for entry in config.cache_of(app.alias).preload]
+        numbers = {runner for app in self._apps for runner in app.runners}
+        nowhere = {
+            (m, r) for wanted in self._preloads.values() for m, r in wanted if r not in numbers | {None}
+        }
+        for model, runner in sorted(nowhere, key=str):
+            self._warn(
+                f"{model} is not loaded ahead: cache.preload wants it on runner {runner}, and there is none"
+            )
+
+    def _pinned(self, runner: RunnerId, model: str, pinned: bool) -> None:  # noqa: FBT001 - a callback's
+        """Somebody has pinned a model, which is loaded if it is not there, or has unpinned it."""
+        self._note_pin(runner, model, pinned)
+        seen = self.orders.row(runner, (model,))
+        if pinned and (seen is None or seen.tier != "vram"):
+            work = self._load(self._apps.of(runner), model, runner, first=True)
+            spawn(work, name=f"pinned-{runner}-{model[:64]}")
 
     def _note_pin(self, runner: RunnerId, model: str, pinned: bool) -> None:  # noqa: FBT001 - a callback's
         names = self._pins.setdefault(runner, set())
@@ -69,35 +86,44 @@ class StandingModels:
             return  # its stream had broken, no more
         self._epochs[runner] = link.epoch
         app = self._apps.of(runner)
-        if self._pins.get(runner) or self._preloads.get(app.alias):
-            spawn(self._furnish(app, runner), name=f"furnish-{runner}-{link.epoch}")
+        spawn(self._furnish(app, runner), name=f"furnish-{runner}-{link.epoch}")
+        if (known := self._spreading.get(app.alias)) is None or known.done():
+            self._spreading[app.alias] = spawn(self._spread(app), name=f"preload-{app.alias}")
 
     async def _furnish(self, app: LocalApp, runner: RunnerId) -> None:
+        """Give *runner* the models that are meant for it."""
         for model in sorted(self._pins.get(runner, ())):
             answer = await self.orders.order(runner, {"do": "pin", "model": model})
             if answer.failed:
                 self._warn(f"{model} is not pinned any more on {answer.detail}")
                 self._note_pin(runner, model, False)  # noqa: FBT003 - as it is called by others
             else:
-                spawn(self._load(app, model, runner, to_be="pinned"), name=f"pinned-{runner}-{model[:64]}")
-        await self._gather(app)
-        for model, on in self._preloads.get(app.alias, ()):
-            if on in (None, runner) and (app.alias, model) not in self._deadly:
-                spawn(self._load(app, model, on, to_be="preloaded"), name=f"preload-{runner}-{model[:64]}")
+                spawn(self._load(app, model, runner), name=f"pinned-{runner}-{model[:64]}")
+        self._preload(app, runner)
 
-    async def _load(self, app: LocalApp, model: str, runner: RunnerId | None, *, to_be: str) -> None:
+    async def _spread(self, app: LocalApp) -> None:
+        """Give the runners of *app* the models that are meant for any."""
+        await self._gather(app)
+        self._preload(app, None)
+
+    def _preload(self, app: LocalApp, runner: RunnerId | None) -> None:
+        for model, on in self._preloads.get(app.alias, ()):
+            if on == runner and (app.alias, model) not in self._deadly:
+                spawn(self._load(app, model, on), name=f"preload-{model[:64]}")
+
+    async def _load(self, app: LocalApp, model: str, runner: RunnerId | None, *, first: bool = False) -> None:
         try:
-            with self._wishes.wish(app, model, runner=runner, first=False) as wish:
+            with self._wishes.wish(app, model, runner=runner, first=first) as wish:
                 end = await wish.end()
         except QueueFullError as error:
-            self._warn(f"{model} is not {to_be}: {error}")
+            self._warn(f"{model} is not loaded ahead: {error}")
             return
         if end.news == "lost":
             self._deadly.add((app.alias, model))
         if end.news == "loaded":
-            log.info("model.%s model=%s runner=%s load_s=%.2f", to_be, model, end.runner, end.load_s)
+            log.info("model.loaded_ahead model=%s runner=%s load_s=%.2f", model, end.runner, end.load_s)
         elif end.news != "there":
-            self._warn(f"{model} is not {to_be}: {why_failed(app, end)}")
+            self._warn(f"{model} is not loaded ahead: {why_failed(app, end)}")
 
     async def _gather(self, app: LocalApp) -> None:
         """Return when no other runner of *app* is on its way, or after `GATHER_S`."""

@@ -8,7 +8,7 @@ from typing import Final
 
 from falctl.core.types import RequestId, Wanted
 from falctl.router.edge.answers import RawHeaders
-from falctl.router.passing.options import PREVIEW
+from falctl.router.passing.options import FOR_HOSTS
 from falctl.wire import H_RAW, H_REQUEST_ID, H_WANTED
 
 _OURS: Final = b"x-falctl-"
@@ -58,7 +58,7 @@ def to_host(
     kept: list[tuple[str, str]] = [(H_REQUEST_ID, request)]
     raw: list[tuple[str, str]] = []
     for name, value in headers:
-        if name in drop or (name.startswith(_OURS) and name != PREVIEW):
+        if name in drop or (name.startswith(_OURS) and name not in FOR_HOSTS):
             continue
         # Blanks around a value are no part of it (RFC 9110, 5.5), but our parser leaves those behind it.
         text = value.decode("latin-1").rstrip(" \t")

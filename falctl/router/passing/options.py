@@ -6,6 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import Final
 
+from falctl.config_values import KEEP_ALIVE_CHOICE, read_keep_alive
+from falctl.core import keep_alive
 from falctl.core.types import RequestId
 from falctl.errors import BadRequestError
 from falctl.wire import H_PREVIEW
@@ -13,6 +15,9 @@ from falctl.wire import H_PREVIEW
 ON_DISCONNECT: Final = b"x-falctl-on-disconnect"
 REQUEST_ID: Final = b"x-falctl-request-id"
 PREVIEW: Final = H_PREVIEW.encode()
+KEEP_ALIVE: Final = keep_alive.HEADER.encode()
+FOR_HOSTS: Final = frozenset({PREVIEW, KEEP_ALIVE})
+"""What the runner is told, too."""
 
 _NAME: Final = re.compile(rb"[A-Za-z0-9_-]{8,64}")
 _FLAGS: Final = {b"0": False, b"1": True}
@@ -26,6 +31,14 @@ def wants_previews(head: Mapping[bytes, bytes]) -> bool:
         msg = f"X-Falctl-Preview: {_shown(given)} is neither 1 nor 0"
         raise BadRequestError(msg)
     return _FLAGS[given]
+
+
+def check_keep_alive(head: Mapping[bytes, bytes]) -> None:
+    """Raise BadRequestError if what is said of how long models may idle is not what `cache.keep_alive` could say."""
+    given = head.get(KEEP_ALIVE)
+    if given is not None and read_keep_alive(given.decode("latin-1")) is None:
+        msg = f'X-Falctl-Keep-Alive: {_shown(given)} is no time to keep a model; write {KEEP_ALIVE_CHOICE}, as "10m"'
+        raise BadRequestError(msg)
 
 
 def outlives_client(head: Mapping[bytes, bytes]) -> bool:

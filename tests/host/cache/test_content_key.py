@@ -20,11 +20,9 @@ YEAR_2001_NS = 1_000_000_000 * 10**9
 
 
 def keys(root: Path, *, dtype: str = "float32", versions: Mapping[str, str] = VERSIONS) -> dict[str, str]:
-    digests = FileDigests()
-    return {
-        part.name: component_key(part, dtype=dtype, versions=versions, digests=digests)
-        for part in read_folder(root).components
-    }
+    parts = read_folder(root).components
+    digests = FileDigests().of_all(file for part in parts for file in part.weights)
+    return {part.name: component_key(part, dtype=dtype, versions=versions, digests=digests) for part in parts}
 
 
 def test_equal_text_encoders_of_two_folders_have_one_key_and_other_unets_two(tmp_path: Path) -> None:

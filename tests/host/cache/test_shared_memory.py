@@ -8,6 +8,7 @@ import os
 import threading
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -110,6 +111,17 @@ def test_a_reference_ends_with_the_last_view_and_not_before(
     assert view.eq(7).all()
     del view
     server.wait_used(0)
+
+
+def test_a_block_costs_no_descriptor(server: MemoryServer, memory: SharedMemory) -> None:
+    before = descriptors()
+    blocks = [filled(memory, str(number), 4096) for number in range(5)]
+    assert obtained(memory, "0", 4096).filled
+    assert descriptors() - before == len(blocks), "one each, and those are the supervisor's"
+
+
+def descriptors() -> int:
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
 
 def test_a_block_that_was_released_has_no_bytes(memory: SharedMemory) -> None:

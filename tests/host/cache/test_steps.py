@@ -126,6 +126,17 @@ def test_a_solver_that_asks_twice_for_a_step_makes_no_more_steps_of_it(name: str
     assert {total for _, total in heard.told} == {steps}
 
 
+@pytest.mark.parametrize("name", ["sd15", "pixart"])
+def test_a_second_drawing_in_the_same_block_takes_no_step_back(name: str) -> None:
+    pipe, heard = built(name), Heard()
+    with watched(pipe, heard, total=STEPS) as extra:
+        draw(pipe, **extra)
+        draw(pipe, **extra)
+    done = [step for step, _ in heard.told]
+    assert done == sorted(done)
+    assert done[-1] == STEPS
+
+
 class Twice(diffusers.DDPMPipeline):  # type: ignore[misc]  # it is untyped
     """Guides without a batch: two calls for each step."""
 
