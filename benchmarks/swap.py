@@ -99,6 +99,7 @@ class Folder:
 
     place: str
     local: bool = True
+    loras: tuple[str, ...] = ()
 
 
 class Swap:

@@ -97,7 +97,8 @@ class RunnerContext(Protocol):
         a part that two pipelines have in common is held once. Pipelines leave the device for host memory, and that
         for their files, by what they cost; the modules stay the same objects. A lease or a run that is told what is
         to be drawn makes room for it, too. Blocking: imports torch and diffusers, which takes seconds; call it in
-        `setup`. What a pipeline's weights are must not be changed, by fusing a LoRA for instance.
+        `setup`. What a pipeline's weights are must not be changed, by fusing a LoRA for instance: those of
+        `ModelSource.loras` are adapters ``lora0``, ``lora1`` beside them, whose scales ``pipeline.set_adapters`` sets.
         """
         ...
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, get_args
 
 EVENTS_PATH: Final = "/falctl/events"
 CANCEL_PATH: Final = "/falctl/cancel/"
@@ -115,10 +115,8 @@ class HostSpec:
     place: int = 0
     """Its number among the *peers* runners of its app, from 0."""
     peers: int = 1
-    state_dir: str = ""
-    """Where what was learnt is kept for the next start; empty: nowhere."""
-    cpu_bytes: int | None = None
-    """What a CPU runner may fill with models and drawings; None: nobody has said."""
+    state_dir: str = ""  # where what was learnt is kept for the next start; empty: nowhere
+    cpu_bytes: int | None = None  # what a CPU runner may fill with models and drawings; None: nobody has said
     given: list[str] = field(default_factory=list)
     """The keys of [runners] that somebody has written: they go before what the app declares."""
 
@@ -341,30 +339,7 @@ Message: TypeAlias = (
     | Draining
 )
 
-_KINDS: Final[dict[str, type[Any]]] = {
-    kind.__name__: kind
-    for kind in (
-        HostSpec,
-        RouterSpec,
-        RunnerChanged,
-        Drain,
-        Ending,
-        Stop,
-        Reload,
-        Stage,
-        Declared,
-        Ready,
-        Failed,
-        Drained,
-        Hello,
-        Released,
-        LoadEnded,
-        Stepped,
-        HintsChanged,
-        Printed,
-        Draining,
-    )
-}
+_KINDS: Final[dict[str, type[Any]]] = {kind.__name__: kind for kind in get_args(Message)}
 
 
 def encode(message: Message) -> bytes:

@@ -19,6 +19,17 @@ from runners.model_names import Source, find_model
 _SEEDS: Final = 1 << 32
 
 
+class Lora(BaseModel):
+    """What the model is to be drawn with."""
+
+    path: str = Field(
+        max_length=128,
+        pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$",
+        description="a safetensors file in a folder of models.paths, with or without its ending",
+    )
+    scale: float = Field(1.0, ge=-10, le=10)
+
+
 class Prompt(BaseModel):
     """What to draw, and how."""
 
@@ -26,6 +37,9 @@ class Prompt(BaseModel):
         min_length=1,
         max_length=256,
         description="a demo model, a folder of models.paths, a Hub id of models.allow",
+    )
+    loras: list[Lora] = Field(
+        default=[], max_length=8, description="added to the model; the hint for both is MODEL+LORA"
     )
     prompt: str = Field(max_length=10_000)
     negative_prompt: str = Field("", max_length=10_000)
@@ -81,15 +95,17 @@ class AnyModelRunner(App):
     @endpoint("/")
     def draw(self, request: Prompt) -> Drawing:
         seed = secrets.randbelow(_SEEDS) if request.seed is None else request.seed
+        name = "+".join((request.model, *(lora.path.removesuffix(".safetensors") for lora in request.loras)))
         asked_at = time.perf_counter()
         loaded_at = asked_at
 
         def run(pipeline: Any) -> list[Any]:
             nonlocal loaded_at
             loaded_at = time.perf_counter()
+            self._scale_loras(pipeline, name, request)
             return self._run(pipeline, request, seed=seed)
 
-        images = self.models.run(request.model, run, _size(request))
+        images = self.models.run(name, run, _size(request))
         timings = {"load": loaded_at - asked_at, "inference": time.perf_counter() - loaded_at}
         pictures = [_picture(image, request) for image in images]
         return Drawing(images=pictures, seed=seed, model=request.model, timings=timings)
@@ -118,6 +134,13 @@ class AnyModelRunner(App):
             # Also what a pipeline says that does not draw from text alone.
             msg = f"Model {request.model!r} refuses these inputs: {error}"
             raise RefusedByPipelineError(msg) from error
+
+    def _scale_loras(self, pipeline: Any, name: str, request: Prompt) -> None:
+        count = len(self._find(name).loras)
+        if count:
+            # Those that the model's own name has come first; the cache calls each by its place.
+            scales = [1.0] * (count - len(request.loras)) + [lora.scale for lora in request.loras]
+            pipeline.set_adapters([f"lora{i}" for i in range(count)], scales)
 
     def _find(self, name: str) -> Source:
         return find_model(name, paths=self.runner.models_paths, allow=self.runner.models_allow)

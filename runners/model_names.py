@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -31,15 +31,32 @@ class Source:
     place: str
     """A folder's path, or a Hub id."""
     local: bool
+    loras: tuple[str, ...] = ()
+    """Paths of the LoRAs that its name has behind a ``+`` each."""
 
 
 def find_model(name: str, *, paths: Sequence[Path], allow: Sequence[str]) -> Source:
     """
-    Return where the model *name* is loaded from.
+    Return where the model *name* is loaded from; what follows a ``+`` is a LoRA that it is to be drawn with.
 
     Raises:
         UnknownModelError: nowhere; tells the line of the configuration that would allow it.
     """
+    found = _find_base(name, paths=paths, allow=allow)
+    base, _, loras = name.partition("+")
+    # A folder's name may have a + of its own.
+    while found is None and loras:
+        found = _find_base(base, paths=paths, allow=allow)
+        if found is not None:
+            return replace(found, loras=tuple(_find_lora(lora, paths=paths) for lora in loras.split("+")))
+        more, _, loras = loras.partition("+")
+        base = f"{base}+{more}"
+    if found is None:
+        raise UnknownModelError(_refusal(name.partition("+")[0], paths=paths, allow=allow))
+    return found
+
+
+def _find_base(name: str, *, paths: Sequence[Path], allow: Sequence[str]) -> Source | None:
     if name in DEMO_MODELS:
         return Source(str(demo_model_path(name)), local=True)
     if _FOLDER.fullmatch(name):
@@ -48,7 +65,21 @@ def find_model(name: str, *, paths: Sequence[Path], allow: Sequence[str]) -> Sou
                 return Source(str(parent / name), local=True)
     if name in allow and _HUB_ID.fullmatch(name):
         return Source(name, local=False)
-    raise UnknownModelError(_refusal(name, paths=paths, allow=allow))
+    return None
+
+
+def _find_lora(name: str, *, paths: Sequence[Path]) -> str:
+    if _FOLDER.fullmatch(name):
+        for parent in paths:
+            for file in (parent / name, parent / f"{name}.safetensors"):
+                if file.suffix == ".safetensors" and file.is_file():
+                    return str(file)
+    line = f"paths = {json.dumps([*map(str, paths), '/folder/that/holds/it'])}"
+    msg = (
+        f"LoRA {name!r} is not known: it is the name of a safetensors file in a folder of [models] in the configuration: "
+        f"{line}"
+    )
+    raise UnknownModelError(msg)
 
 
 def _refusal(name: str, *, paths: Sequence[Path], allow: Sequence[str]) -> str:

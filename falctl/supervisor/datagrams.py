@@ -1,9 +1,14 @@
-"""One end of a channel of datagrams on the event loop: never blocks, and passes descriptors to the other end."""
+"""
+One end of a channel of datagrams on the event loop: never blocks, and passes descriptors to the other end.
+
+A datagram arrives or the channel ends: who waits for an answer that cannot be sent sees an end-of-file, and not nothing.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
 import socket
@@ -16,8 +21,8 @@ log = logging.getLogger(__name__)
 READS_MAX: Final = 64
 """Datagrams that are taken at once: others want the loop, too."""
 
-WAITING_MAX: Final = 1024
-"""Datagrams that wait for the other end to read; with one more it is given up."""
+WAITING_MAX: Final = 256
+"""Datagrams, each with its descriptors, that wait for the other end to read; with one more it is given up."""
 
 
 class Datagrams:
@@ -34,14 +39,15 @@ class Datagrams:
 
     def send(self, datagram: bytes, *fds: int) -> None:
         """Send *datagram* with copies of *fds*, later if the other end does not read now; nothing if it is closed."""
-        if not self._waiting and self._sent(datagram, fds):
-            return
-        if len(self._waiting) >= WAITING_MAX:
-            log.warning("datagrams.given_up waiting=%d", len(self._waiting))
-            self.close()
-            return
-        self._waiting.append((datagram, tuple(os.dup(fd) for fd in fds)))  # ours may be closed by then
-        self._loop.add_writer(self._socket, self._write)
+        try:
+            if not self._waiting and self._sent(datagram, fds):
+                return
+            if len(self._waiting) >= WAITING_MAX:
+                raise BlockingIOError(errno.EAGAIN, "it does not read")
+            self._waiting.append((datagram, tuple(os.dup(fd) for fd in fds)))  # ours may be closed by then
+            self._loop.add_writer(self._socket, self._write)
+        except OSError as error:
+            self._give_up(error)
 
     def close(self) -> None:
         """Close this end; what waits is dropped. May be called twice."""
@@ -72,22 +78,27 @@ class Datagrams:
                     return
 
     def _write(self) -> None:
-        while self._waiting:
-            datagram, fds = self._waiting[0]
-            if not self._sent(datagram, fds):
-                return
-            self._waiting.popleft()
-            _close(fds)
-        self._loop.remove_writer(self._socket)
+        try:
+            while self._waiting and self._sent(*self._waiting[0]):
+                _close(self._waiting.popleft()[1])
+        except OSError as error:
+            self._give_up(error)
+            return
+        if not self._waiting:
+            self._loop.remove_writer(self._socket)
 
     def _sent(self, datagram: bytes, fds: tuple[int, ...]) -> bool:
+        """Return whether it was sent; else there is no room now. Raises OSError."""
         try:
             socket.send_fds(self._socket, [datagram], list(fds))
         except BlockingIOError:
             return False
-        except OSError as error:  # the other end is gone: reading will tell
-            log.debug("datagrams.unsent %s", error)
         return True
+
+    def _give_up(self, error: OSError) -> None:
+        gone = isinstance(error, ConnectionError) or self._closed
+        log.log(logging.DEBUG if gone else logging.WARNING, "datagrams.given_up %s", error)
+        self.close()
 
 
 def _close(fds: tuple[int, ...]) -> None:

@@ -176,6 +176,11 @@ class Holdings(Generic[M]):
             found = due(self._held(), now=now)
             return now if found.evict or found.drop or self._surplus(0) else found.next_at
 
+    def idle_bytes(self) -> int:
+        """Return the bytes on the device that may leave it."""
+        with self.lock:
+            return sum(p.nbytes for p in loose(self._held(), tier="vram"))
+
     def idle(self, *, keep: str) -> bool:
         """Return whether `evict_idle` would have anything leave."""
         with self.lock:
@@ -205,7 +210,7 @@ class Holdings(Generic[M]):
 
         return lacking_bytes <= 0 or self._evict(decide) is not None
 
-    def evict_idle(self, *, keep: str) -> bool:
+    def evict_idle(self, *, keep: str | None = None) -> bool:
         """Have everything leave the device that may, but nothing of *keep*; return whether anything did."""
 
         def decide(held: tuple[Held, ...]) -> Plan:
@@ -344,5 +349,5 @@ def _no_room_for_pins(pins: Iterable[str], why: str) -> ModelTooLargeError:
     return ModelTooLargeError(f"the pinned models {', '.join(sorted(pins))} {why}; unpin one")
 
 
-def _kept_keys(held: Iterable[Held], *, keep: str) -> set[str]:
+def _kept_keys(held: Iterable[Held], *, keep: str | None) -> set[str]:
     return {p.key for m in held if m.kept or m.name == keep for p in m.parts}

@@ -101,7 +101,7 @@ class ModelCache(Generic[M]):
                     detail = str(error)
             # Outside the `except`: the error held the frames of the call, and all that they had allocated.
             attempt += 1
-            self.give_way(keep=name)
+            self.evict_others(keep=name)
             if self._policy.recover(OutOfMemory(name, drawing, attempt, detail)) == "raise":
                 raise self._loader.too_large(name, drawing, f"ran out of memory ({detail})")
 
@@ -217,7 +217,7 @@ class ModelCache(Generic[M]):
 
     # What the host does from time to time
 
-    def give_way(self, *, keep: str) -> None:
+    def evict_others(self, *, keep: str) -> None:
         """Have everything leave the device that nobody uses or has pinned, but *keep*; blocks."""
         with LOADING:
             left = self._holdings.evict_idle(keep=keep)
@@ -235,6 +235,21 @@ class ModelCache(Generic[M]):
         if any(left):
             self._hooks.changed()
         return self._holdings.due_at()
+
+    def give_way(self, lacking_bytes: int) -> bool:
+        """
+        Have *lacking_bytes* of idle parts leave the device, all of them if there are not so many; blocks.
+
+        For others who need it; return whether anything left.
+        """
+        with LOADING:
+            before = self._holdings.idle_bytes()
+            if not self._holdings.make_room(lacking_bytes):
+                self._holdings.evict_idle()
+            left = self._holdings.idle_bytes() < before
+        if left:
+            self._hooks.changed()
+        return left
 
     def _take(self, name: str, drawing: Drawing | None) -> tuple[M, Callable[[], None]]:
         asked_at = monotonic_s()

@@ -17,3 +17,8 @@ class ModelSource(Protocol):
     def local(self) -> bool:
         """Return whether it is a folder."""
         ...
+
+    @property
+    def loras(self) -> tuple[str, ...]:
+        """Return the paths of safetensors files that it is to be drawn with, each an adapter of its own."""
+        ...

@@ -6,6 +6,7 @@ import base64
 import json
 import shutil
 from collections.abc import Iterator
+from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from runners.demo import DEMO_MODELS, demo_model_path
 from runners.model_names import UnknownModelError, find_model
@@ -31,7 +32,7 @@ process = pytest.mark.process
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder of model folders, some of them broken."""
     parent = tmp_path_factory.mktemp("models")
-    for name in ("good", "no-index", "no-weights", "cut-weights", "bad-json", "pickled"):
+    for name in ("good", "with+plus", "no-index", "no-weights", "cut-weights", "bad-json", "pickled"):
         shutil.copytree(demo_model_path(CLASSIC), parent / name)
     (parent / "no-index" / "model_index.json").unlink()
     unet = Path("unet") / "diffusion_pytorch_model.safetensors"
@@ -237,6 +238,20 @@ def test_a_pipeline_without_a_prompt_gets_only_what_it_takes(artist: Host, folde
 
 
 @process
+def test_a_lora_is_found_like_a_model_and_is_a_part_of_the_hint(artist: Host, folders: Path) -> None:
+    save_file({"nothing": torch.zeros(1)}, folders / "mine.safetensors")
+    for path in ("mine", "mine.safetensors"):
+        reply = artist.post("/", ask(CLASSIC, loras=[{"path": path, "scale": 0.5}]))
+        assert (reply.status, reply.json["error_type"]) == (422, "model_unusable")
+        assert reply.json["detail"].startswith(f"Model '{CLASSIC}+mine' cannot be loaded: ")
+        assert ("pip install 'falctl[lora]'" in reply.json["detail"]) == (find_spec("peft") is None)
+    reply = artist.post("/", ask(CLASSIC, loras=[{"path": "yours"}]))
+    assert (reply.status, reply.json["error_type"]) == (404, "model_not_allowed")
+    assert artist.post("/", ask(CLASSIC, loras=[{"path": "../mine"}])).status == 422
+    assert artist.post("/", ask(CLASSIC)).status == 200
+
+
+@process
 def test_inputs_that_the_pipeline_refuses_are_422(artist: Host, folders: Path) -> None:
     shutil.copytree(demo_model_path(CLASSIC), folders / "from-image")
     index = json.loads((folders / "from-image" / "model_index.json").read_text())
@@ -245,6 +260,25 @@ def test_inputs_that_the_pipeline_refuses_are_422(artist: Host, folders: Path) -
     reply = artist.post("/", ask("from-image"))
     assert (reply.status, reply.json["error_type"]) == (422, "bad_request")
     assert reply.json["detail"].startswith("Model 'from-image' refuses these inputs: ")
+
+
+def test_what_follows_a_plus_is_a_lora_unless_the_folder_is_called_so(folders: Path) -> None:
+    for name in ("a", "b"):
+        save_file({"x": torch.zeros(1)}, folders / f"{name}.safetensors")
+    (folders / "c.bin").write_bytes(b"a pickle")
+
+    def found(name: str) -> tuple[str, tuple[str, ...]]:
+        source = find_model(name, paths=[folders], allow=["some/model"])
+        return Path(source.place).name, tuple(Path(lora).name for lora in source.loras)
+
+    assert found("good") == ("good", ())
+    assert found("good+a") == ("good", ("a.safetensors",))
+    assert found("with+plus") == ("with+plus", ())
+    assert found("with+plus+b+a.safetensors") == ("with+plus", ("b.safetensors", "a.safetensors"))
+    assert found("some/model+a") == ("model", ("a.safetensors",))
+    for name in ("good+", "good+c", "good+c.bin", "good+../a", "good+good", "with+a", "+a"):
+        with pytest.raises(UnknownModelError, match=r"paths = "):
+            found(name)
 
 
 @given(st.text(st.sampled_from("./\\ab~\0\n-_"), max_size=12))

@@ -80,19 +80,21 @@ def test_who_writes_into_shared_weights_is_ended_with_its_stack_and_nobody_else_
         assert ask(f, 1, "unet") == {"runner": 1, "filled": True, "sum": 3 * 8 * MB}
 
 
-def test_a_runner_is_the_first_to_go_when_the_machine_runs_out_of_memory() -> None:
-    with Falctl(APP, args=("--runners", "1")) as f:
-        pids = f.pids()
-        ours, theirs = (badness(pids[name]) for name in ("supervisor", "runner0"))
-        assert theirs == min(1000, ours + 500)
-        assert badness(pids["router"]) == ours
+def test_what_no_runner_uses_leaves_after_keep_alive() -> None:
+    with Falctl(APP, config="[cache]\nkeep_alive = 0\n", args=("--runners", "1")) as f:
+        assert not ask(f, 0, "unet", hold=False)["filled"]
+        until(lambda: f.status()["memory"]["held_bytes"] == 0, within_s=START_S, what="it has left")
 
 
-def test_runners_that_share_nothing_have_memory_of_their_own() -> None:
+def test_runners_that_share_nothing_have_memory_of_their_own_and_go_first_when_it_runs_out() -> None:
     with Falctl(APP, config="[cache]\nhost_memory = 0\n", args=("--runners", "2")) as f:
         assert not ask(f, 0, "unet")["filled"]
         assert not ask(f, 1, "unet")["filled"]
         assert f.status()["memory"] == {**memory(held=0, used=0, blocks=0), "budget_bytes": 0}
+        pids = f.pids()
+        ours, theirs = (badness(pids[name]) for name in ("supervisor", "runner0"))
+        assert theirs == min(1000, ours + 500)
+        assert badness(pids["router"]) == ours
 
 
 def memory(*, held: int, used: int, blocks: int) -> dict[str, int]:

@@ -115,6 +115,16 @@ def test_falctl_cancel_ends_a_direct_drawing_and_its_client_is_told(one: Falctl)
     assert followed.last_step < STEPS
 
 
+def test_a_queued_job_is_followed_and_cancelled_like_a_direct_request(one: Falctl) -> None:
+    job = one.post("/queue/me/app", prompt(STEPS, images=16)).json["request_id"]
+    followed = Followed(one, job)
+    followed.draws()
+    assert one.put(f"/queue/me/app/requests/{job}/cancel").status == 202
+    assert followed.end()["outcome"] == "cancelled"
+    assert followed.last_step < STEPS
+    assert one.post("/", prompt(2)).headers["x-falctl-cache"] == "hit"
+
+
 def test_one_that_is_to_finish_goes_on_without_its_client_and_stores_what_it_draws(one: Falctl) -> None:
     files = one.home.files
     before = set(files.iterdir())

@@ -160,6 +160,12 @@ def test_no_two_requests_have_the_same(one: Setup) -> None:
     refused(job)
 
 
+def test_an_id_is_taken_by_what_a_former_router_has_sent() -> None:
+    with serving(slots=2, executing=[CHOSEN]) as setup:
+        assert ask(setup, headers={"x-falctl-request-id": CHOSEN}).status == 409
+        assert ask(setup).status == 200
+
+
 def test_an_id_is_taken_before_its_body_has_come(one: Setup) -> None:
     name = b"X-Falctl-Request-Id: " + CHOSEN.encode()
     expects = b"Expect: 100-continue"

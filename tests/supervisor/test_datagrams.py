@@ -82,6 +82,40 @@ def test_a_channel_that_is_closed_gives_back_what_waits_and_sends_nothing(
     asyncio.run(asyncio.wait_for(history(), DEADLINE_S))
 
 
+def test_who_waits_for_what_cannot_be_sent_sees_the_end(
+    ends: tuple[socket.socket, socket.socket], caplog: pytest.LogCaptureFixture
+) -> None:
+    async def history() -> None:
+        ours, theirs = ends
+        channel = Datagrams(ours, lambda _: None, bytes_max=BYTES_MAX)
+        channel.send(b"an answer", 987_654)  # no descriptor of ours, so that the kernel refuses
+        assert theirs.recv(BYTES_MAX) == b""
+        channel.send(b"more")
+
+    asyncio.run(asyncio.wait_for(history(), DEADLINE_S))
+    warnings = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert [record.message for record in warnings] == ["datagrams.given_up [Errno 9] Bad file descriptor"]
+
+
+def test_who_waits_for_what_cannot_be_sent_later_sees_the_end(
+    ends: tuple[socket.socket, socket.socket],
+) -> None:
+    async def history() -> None:
+        ours, theirs = ends
+        channel = Datagrams(ours, lambda _: None, bytes_max=BYTES_MAX)
+        sent = 0
+        while not channel._waiting:
+            channel.send(b"x" * 1000)
+            sent += 1
+        channel._waiting.append((b"x" * (8 << 20), ()))  # more than any socket takes
+        for _ in range(sent):
+            assert await asyncio.to_thread(theirs.recv, BYTES_MAX)
+        assert await asyncio.to_thread(theirs.recv, BYTES_MAX) == b""
+        assert not channel._waiting
+
+    asyncio.run(asyncio.wait_for(history(), DEADLINE_S))
+
+
 def test_one_who_sends_much_does_not_keep_the_loop(
     ends: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
 ) -> None:

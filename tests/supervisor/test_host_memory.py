@@ -15,6 +15,7 @@ import pytest
 
 from falctl import memory_wire as wire
 from falctl.board.rows import MemoryRow
+from falctl.supervisor import datagrams
 from tests.supervisor.memory_server import STEP_S, MemoryServer
 from tests.wait import until
 
@@ -194,7 +195,10 @@ def test_the_memory_of_a_dropped_block_is_free_before_another_is_given(peers: tu
     assert before_kib - shmem_kib() > 30 << 10
 
 
-def test_a_runner_that_does_not_read_gets_its_answers_later(server: MemoryServer) -> None:
+def test_a_runner_that_does_not_read_gets_its_answers_later(
+    server: MemoryServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(datagrams, "WAITING_MAX", 1000)
     slow = Peer(server, 0)
     block = seal_one(slow)
     questions = 900

@@ -195,6 +195,20 @@ def test_some_of_the_device_can_be_reserved() -> None:
         use(cache, "a")
 
 
+def test_idle_models_give_way_to_others_and_leased_or_pinned_ones_do_not() -> None:
+    store = store_of(total_bytes=1000)
+    cache = cache_of(store)
+    cache.pin("c")
+    use(cache, "a", "b", "c")
+    assert not cache.give_way(0)
+    assert cache.give_way(9)
+    assert store.used_bytes in (70 + 40 + 35, 50 + 50 + 35), "one text encoder has left"
+    with cache.lease("a"):
+        assert cache.give_way(500)
+        assert cache.resident == ("a", "c")
+        assert not cache.give_way(500)
+
+
 def test_a_bound_on_the_number_of_models_holds_beside_bytes() -> None:
     store = store_of(total_bytes=10_000)
     cache = cache_of(store, models_max=2)

@@ -98,7 +98,7 @@ def require_same(recipe: Recipe) -> None:
         ModelFilesError: one was written, replaced or removed meanwhile.
 
     """
-    for component in recipe.weighty:
+    for component in recipe.parts:
         for file in component.weights:
             try:
                 stamp = Stamp.of(file.path.stat())

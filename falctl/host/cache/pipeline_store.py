@@ -11,7 +11,7 @@ from __future__ import annotations
 import gc
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -22,10 +22,12 @@ from falctl.core.peaks import Draws
 from falctl.core.residency import Part
 from falctl.errors import ModelFilesError
 from falctl.host.cache.arrangement import Arrangement, Arrangements
-from falctl.host.cache.components import HeldComponent, hold
+from falctl.host.cache.components import hold
 from falctl.host.cache.content_key import FileDigests
 from falctl.host.cache.device import Device
 from falctl.host.cache.estimate import Wanted, block_bytes, usual_drawing, weight_bytes
+from falctl.host.cache.folder import Component
+from falctl.host.cache.held_component import HeldComponent
 from falctl.host.cache.host_memory import HostMemory
 from falctl.host.cache.loading import (
     CONSTRUCTING,
@@ -35,6 +37,7 @@ from falctl.host.cache.loading import (
     require_same,
     told_of,
 )
+from falctl.host.cache.loras import add_loras, read_loras
 from falctl.host.cache.recipes import Recipe, Recipes
 from falctl.toolkit.model_source import ModelSource
 
@@ -95,7 +98,7 @@ class PipelineStore:
         return tuple(
             {
                 key: held.get(key) or Part(key, self._size(key, part, recipe), "disk", host=False)
-                for part in recipe.weighty
+                for part in recipe.parts
                 if (key := keys[part.name])
             }.values()
         )
@@ -118,7 +121,7 @@ class PipelineStore:
         with self._lock:
             held = dict(self._components)
         found: dict[str, PartSize] = {}
-        for part in recipe.weighty:
+        for part in recipe.parts:
             there = held.get(keys[part.name])
             nbytes = there.whole_bytes if there else self._size(keys[part.name], part, recipe)
             blocks = there.blocks if there else block_bytes(part, recipe.dtype)
@@ -154,7 +157,7 @@ class PipelineStore:
             return
         try:
             with told_of(name), CONSTRUCTING:
-                recipe = self._recipe(name) or self._recipes.of(fetch(self._find(name), self._recipes.dtype))
+                recipe = self._recipe(name) or self._fetched(name)
                 self._construct(name, recipe)
         except BaseException:
             self._forget_unused()
@@ -176,9 +179,9 @@ class PipelineStore:
 
     def place(self, name: str, how: How = "whole") -> Any:
         with told_of(name):
-            self._arrangements.begin(name, how, self._parts_of(name))
-            if how == "whole":
-                for component in self._components_of(name):
+            self._arrangements.begin(name, how, self._models[name].pipeline, self._parts_of(name))
+            for part, component in self._parts_of(name).items():
+                if how == "whole" or role_of(part) == "resident":
                     component.to_device(self.device)
         return self._models[name].pipeline
 
@@ -207,24 +210,32 @@ class PipelineStore:
         folder = local_folder(source)
         try:
             with told_of(name):
-                return None if folder is None else self._recipes.of(folder)
+                if folder is not None:
+                    return replace(self._recipes.of(folder), loras=read_loras(source.loras))
         except ModelFilesError:
             if source.local:
                 raise
-            return None  # fetched in part
+        return None  # fetched in part, if at all
+
+    def _fetched(self, name: str) -> Recipe:
+        source = self._find(name)
+        recipe = self._recipes.of(fetch(source, self._recipes.dtype))
+        return replace(recipe, loras=read_loras(source.loras))
 
     def _keys(self, name: str, recipe: Recipe) -> dict[str, str]:
         with told_of(name):
-            return self._recipes.keys(recipe)
+            return self._recipes.keys(recipe, name)
 
     def _is_of(self, model: _Model, name: str, recipe: Recipe) -> bool:
+        if model.recipe.loras != recipe.loras:
+            return False
         if model.recipe.stamps == recipe.stamps:
             return True
         same = model.recipe.light_files == recipe.light_files and model.recipe.variant == recipe.variant
         return same and model.keys == self._keys(name, recipe)
 
     def _construct(self, name: str, recipe: Recipe) -> None:
-        keys = self._recipes.keys(recipe)
+        keys = self._recipes.keys(recipe, name)
         there = {part: self._components[key].module for part, key in keys.items() if key in self._components}
         pipeline = load_pipeline(recipe, there)
         for part in recipe.weighty:
@@ -234,10 +245,10 @@ class PipelineStore:
                 if part.name not in there:  # equal to another component of the same pipeline
                     pipeline.register_modules(**{part.name: held.module})
             else:
-                held = hold(getattr(pipeline, part.name), part, key=key, memory=self._memory)
-                with self._lock:
-                    self._components[key] = held
-                    self._sizes[key] = held.part.nbytes
+                self._hold(getattr(pipeline, part.name), part, key)
+        if recipe.loras is not None:
+            weights = add_loras(pipeline, recipe.loras, getattr(torch, recipe.dtype))
+            self._hold(weights, recipe.loras, keys[recipe.loras.name])
         require_same(recipe)
         with self._lock:
             for key, component in self._components.items():
@@ -246,6 +257,15 @@ class PipelineStore:
         for component in self._take_unused():
             # Of this name's model before its files were replaced; a request may be drawing with it.
             component.abandon()
+
+    def _hold(self, module: torch.nn.Module, part: Component, key: str) -> None:
+        held = hold(module, part, key=key, memory=self._memory)
+        with self._lock:
+            before = self._components.get(key)
+            self._components[key] = held
+            self._sizes[key] = held.part.nbytes
+        if before is not None:  # the same LoRA of a pipeline that is being made anew
+            before.abandon()
 
     def _components_of(self, name: str) -> list[HeldComponent]:
         with self._lock:
@@ -271,5 +291,5 @@ class PipelineStore:
         gc.collect()  # a pipeline and its modules refer to each other
         self.device.give_back()
 
-    def _size(self, key: str, part: Any, recipe: Recipe) -> int:
+    def _size(self, key: str, part: Component, recipe: Recipe) -> int:
         return self._sizes.get(key) or weight_bytes(part, recipe.dtype)

@@ -23,6 +23,7 @@ from falctl.host.cache.content_key import FileDigests, component_key, is_settled
 from falctl.host.cache.estimate import Wanted
 from falctl.host.cache.folder import Component, PipelineFolder, read_folder, variants
 from falctl.host.cache.headers import Stamp
+from falctl.host.cache.loras import LORA, lora_key
 
 _REMEMBERED_MAX: Final = 256
 VARIANTS: Final[Mapping[Wanted, str]] = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
@@ -41,11 +42,18 @@ class Recipe:
     dtype: Wanted
     stamps: _Stamps
     """Of every file in it."""
+    loras: Component | None = None
+    """What is added to it."""
 
     @property
     def weighty(self) -> tuple[Component, ...]:
-        """Return the components that have weights."""
+        """Return the folder's components that have weights."""
         return tuple(component for component in self.folder.components if component.weights)
+
+    @property
+    def parts(self) -> tuple[Component, ...]:
+        """Return all that has weights."""
+        return self.weighty if self.loras is None else (*self.weighty, self.loras)
 
     @property
     def light_files(self) -> _Stamps:
@@ -85,18 +93,24 @@ class Recipes:
                 self._known.popitem(last=False)
         return recipe
 
-    def keys(self, recipe: Recipe) -> dict[str, str]:
+    def keys(self, recipe: Recipe, name: str) -> dict[str, str]:
         """
-        Return the key of each weighty component by its name; reads the weight files that it has not read yet.
+        Return the key of each part by its name, for the model *name*; reads the weight files that it has not read yet.
 
         Raises:
             ModelFilesError: a file has changed since the recipe was made.
 
         """
+        keys = self._folder_keys(recipe)
+        if recipe.loras is None:
+            return keys
+        return {**keys, LORA: lora_key(recipe.loras, {**keys, "": name}, digests=self._digests)}
+
+    def _folder_keys(self, recipe: Recipe) -> dict[str, str]:
         root = recipe.folder.root
         with self._lock:
             known = self._keyed.get(root)
-        if known is not None and known[0] is recipe:
+        if known is not None and known[0].stamps == recipe.stamps:
             return known[1]
         digests = self._digests.of_all(file for component in recipe.weighty for file in component.weights)
         keys = {

@@ -46,8 +46,11 @@ class Names:
             self._taken.discard(name)
 
     async def _is_known(self, name: RequestId) -> bool:
-        if any(app.driver.scheduler.decisions.explain(name) is not None for app in self._apps):
-            return True
+        for scheduler in (app.driver.scheduler for app in self._apps):
+            runners = scheduler.fleet.runners.values()
+            # A router before us may have sent one that still runs.
+            if scheduler.decisions.explain(name) is not None or any(name in r.in_use for r in runners):
+                return True
         return self._keeper.find(name) is not None or await self._keeper.store.find(name) is not None
 
 

@@ -25,6 +25,7 @@ class Folder:
 
     place: str
     local: bool = True
+    loras: tuple[str, ...] = ()
 
 
 def store_of(
