@@ -86,11 +86,10 @@ class PackedComponent:
 
     @property
     def part(self) -> Part:
-        moving = self._offloaded
+        moving, once = self._offloaded, _runs_once(self._source)
         if moving is not None and moving.tier == "device":
-            return Part(self._key, moving.nbytes, "vram", once=_runs_once(self._source))
+            return Part(self._key, moving.nbytes, "vram", once=once)
         tier, host = self._arena.tier, self._arena.host
-        once = _runs_once(self._source)
         return Part(self._key, self._arena.nbytes, _TIERS[tier], host=host is not None, once=once)
 
     def has_also(self, source: Component) -> None:

@@ -125,6 +125,9 @@ class PipelineStore:
             there = held.get(keys[part.name])
             nbytes = there.whole_bytes if there else self._size(keys[part.name], part, recipe)
             blocks = there.blocks if there else block_bytes(part, recipe.dtype)
+            if recipe.loras is not None:
+                blocks = ()  # blocks come and go with the modules of the plain pipeline
+                nbytes += weight_bytes(recipe.loras, recipe.dtype) if role_of(part.name) == "denoiser" else 0
             found.setdefault(keys[part.name], PartSize(part.name, nbytes, role_of(part.name), blocks))
         return tuple(found.values())
 
