@@ -26,8 +26,11 @@ K = TypeVar("K")
 How: TypeAlias = Literal["whole", "staged", "offloaded"]
 """How a model is on its device: all of it; each component while it works; some block after block."""
 
-Role: TypeAlias = Literal["encoder", "denoiser", "decoder", "other"]
-"""What a component does for a picture; ``other`` are checkers and the like, which run alone."""
+Role: TypeAlias = Literal["encoder", "denoiser", "decoder", "other", "resident"]
+"""
+What a component does for a picture; ``other`` are checkers and the like, which run alone, ``resident`` what others need
+while they run, such as the weights of LoRAs.
+"""
 
 _ROLES: Final[Mapping[str, Role]] = {
     "text_encoder": "encoder",
@@ -40,6 +43,7 @@ _ROLES: Final[Mapping[str, Role]] = {
     "vqvae": "decoder",
     "vqgan": "decoder",
     "movq": "decoder",
+    "lora": "resident",
 }
 """By how a component's name in ``model_index.json`` begins."""
 
@@ -194,12 +198,13 @@ class _Stage:
 
 
 def _stages(parts: Sequence[PartSize], peaks: DrawingPeaks, *, tiled: bool) -> tuple[_Stage, ...]:
-    alone = [_Stage((p,), peaks.encode) for p in parts if p.role in ("encoder", "other")]
+    beside = sum(p.nbytes for p in parts if p.role == "resident")
+    alone = [_Stage((p,), beside + peaks.encode) for p in parts if p.role in ("encoder", "other")]
     denoisers = tuple(p for p in parts if p.role == "denoiser")
     decoders = tuple(p for p in parts if p.role == "decoder")
     together = [
-        _Stage(denoisers, peaks.denoise),
-        _Stage(decoders, peaks.decode_tiled if tiled else peaks.decode),
+        _Stage(denoisers, beside + peaks.denoise),
+        _Stage(decoders, beside + (peaks.decode_tiled if tiled else peaks.decode)),
     ]
     return (*alone, *(stage for stage in together if stage.parts))
 

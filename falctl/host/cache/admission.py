@@ -96,7 +96,9 @@ class Admission:
         self._plans[name] = drawing, plan
         self._store.arrange(name, Arrangement(plan, peaks))
         self._tell(name, plan)
-        detail = (plan.tiled, plan.weights, plan.offloaded)
+        # After memory ran out it is placed anew, for another model may have changed what both have.
+        attempts = 0 if trouble is None else len(trouble.tried)
+        detail = (plan.tiled, plan.weights, plan.offloaded, attempts)
         return Admitted(plan.how, plan.nbytes, detail=detail)
 
     @contextmanager

@@ -7,6 +7,7 @@ while nobody uses it and a cache evicts its parts: the hooks bring back what the
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -16,8 +17,8 @@ import torch
 
 from falctl.core.fit import DrawingPeaks, How, Plan, Role, role_of
 from falctl.host.cache.arena import Tier
-from falctl.host.cache.components import HeldComponent
 from falctl.host.cache.device import Device
+from falctl.host.cache.held_component import HeldComponent
 from falctl.host.cache.staging import StagedPart, Staging
 from falctl.host.cache.tiling import decode_in_tiles
 
@@ -48,6 +49,10 @@ class Arrangements:
         self._staging = Staging(device)
         self._wanted: dict[str, Arrangement] = {}
         self._hung: dict[str, ExitStack] = {}
+        self._modules: weakref.WeakKeyDictionary[HeldComponent, weakref.WeakSet[torch.nn.Module]] = (
+            weakref.WeakKeyDictionary()
+        )
+        """Those that have the weights of a component: a pipeline's with LoRAs are clones."""
 
     def note(self, name: str, arrangement: Arrangement, pipeline: Any | None) -> None:
         """Take *arrangement* for *name*; its tiles count at once, on *pipeline* if it is constructed."""
@@ -55,22 +60,26 @@ class Arrangements:
         if pipeline is not None:
             decode_in_tiles(pipeline, on=arrangement.plan.tiled)
 
-    def begin(self, name: str, how: How, parts: Mapping[str, HeldComponent], pipeline: Any) -> None:
+    def begin(self, name: str, how: How, pipeline: Any, parts: Mapping[str, HeldComponent]) -> None:
         """
-        Have *name*, a *pipeline* of *parts*, run as was noted, *how* it is placed; moves nothing onto the device.
+        Have *name*, which is *pipeline* made of *parts*, run as was noted, *how* it is placed; moves nothing to the device.
 
-        What comes and goes does so with the pipeline's own modules, which may be clones of the parts'.
+        A whole one is hung with hooks, too: another pipeline that is staged may have sent a part away that both have.
         """
         self._unhang(name)
         wanted = self._wanted.get(name, _UNTOLD)
+        decode_in_tiles(pipeline, on=wanted.plan.tiled)
         blocks = {plan.name: plan for plan in wanted.plan.offloaded} if how == "offloaded" else {}
+        staged: list[StagedPart] = []
         for part, component in parts.items():
-            component.offload(blocks.get(part))
-        if how == "whole":
-            return
+            modules = self._modules.setdefault(component, weakref.WeakSet())
+            module = getattr(pipeline, part, None)
+            if module is not None:  # the weights of LoRAs are in modules of others
+                modules.add(module)
+                peak = _nothing if how == "whole" else self._peak_of(name, role_of(part))
+                staged.append(StagedPart(part, module, _Weights(component), id(component), peak))
+            component.offload(blocks.get(part), tuple(modules))
         hung = ExitStack()
-        modules = {part: getattr(pipeline, part) for part in parts}
-        staged = [self._staged(name, part, modules[part], component) for part, component in parts.items()]
         hung.enter_context(self._staging.staged(staged))
         self._hung[name] = hung
 
@@ -83,12 +92,13 @@ class Arrangements:
         if (hung := self._hung.pop(name, None)) is not None:
             hung.close()
 
-    def _staged(self, model: str, part: str, module: torch.nn.Module, component: HeldComponent) -> StagedPart:
-        return StagedPart(part, module, _Weights(component), self._peak_of(model, role_of(part)))
-
     def _peak_of(self, model: str, role: Role) -> Callable[[], int]:
         # Asked as it runs, for the next drawing may be a larger one.
         return lambda: self._wanted.get(model, _UNTOLD).peak_bytes(role)
+
+
+def _nothing() -> int:
+    return 0
 
 
 class _Weights:

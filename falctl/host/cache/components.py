@@ -16,7 +16,7 @@ import logging
 import threading
 import weakref
 from collections.abc import Sequence
-from typing import Final, Protocol
+from typing import Final
 
 import torch
 
@@ -27,6 +27,7 @@ from falctl.host.cache.arena import Arena
 from falctl.host.cache.buffers import host_buffer
 from falctl.host.cache.device import Device
 from falctl.host.cache.folder import Component
+from falctl.host.cache.held_component import HeldComponent
 from falctl.host.cache.host_memory import HostBlock, HostMemory
 from falctl.host.cache.layout import Layout, NotPackableError, survey
 from falctl.host.cache.offload import Offloaded, blocks_in, offloaded
@@ -37,70 +38,6 @@ from falctl.host.cache.tensor_names import find_placements, moved_to
 log = logging.getLogger(__name__)
 
 _TIERS: Final[dict[str, Tier]] = {"device": "vram", "host": "ram", "skeleton": "disk"}
-
-
-class HeldComponent(Protocol):
-    """A component that models use. One thread moves it, but for `fill`."""
-
-    module: torch.nn.Module
-    users: set[str]
-    """The names of the models that it is a part of."""
-
-    @property
-    def part(self) -> Part:
-        """Return what a cache has to know of it, as it is now."""
-        ...
-
-    def fill(self, cancelled: threading.Event) -> None:
-        """Bring its bytes into host memory, if they are on the disk only; blocking, any thread."""
-        ...
-
-    def has_also(self, source: Component) -> None:
-        """Note that the files of *source* have the same bytes as those that it was loaded from."""
-        ...
-
-    def to_device(self, device: Device) -> None:
-        """Bring it onto *device*; blocking. Raises torch.OutOfMemoryError with it where it was."""
-        ...
-
-    def evict(self) -> None:
-        """Take it off its device; returns when the memory can be had again."""
-        ...
-
-    def drop(self) -> None:
-        """Let go of its host memory, if its files can bring it back; proves that first, once."""
-        ...
-
-    def forget(self) -> None:
-        """Let go of all of its bytes; it cannot be used again."""
-        ...
-
-    def abandon(self) -> None:
-        """Leave its bytes to whoever still uses the module, and let go of them with it."""
-        ...
-
-    @property
-    def blocks(self) -> tuple[int, ...]:
-        """Return the bytes of the blocks that can come and go one after the other; () where it cannot be divided."""
-        ...
-
-    @property
-    def whole_bytes(self) -> int:
-        """Return what all of it takes on a device."""
-        ...
-
-    @property
-    def device_bytes(self) -> int:
-        """Return what it takes on a device as it is to come there now: see `offload`."""
-        ...
-
-    def offload(self, plan: BlockPlan | None) -> None:
-        """
-        Have it come onto a device as *plan* says from now on, None: whole; one that is there otherwise leaves.
-
-        Raises ModelTooLargeError where its bytes have no room in host memory, from which the blocks come.
-        """
-        ...
 
 
 def hold(module: torch.nn.Module, source: Component, *, key: str, memory: HostMemory) -> HeldComponent:
@@ -188,8 +125,11 @@ class PackedComponent:
     def device_bytes(self) -> int:
         return self._arena.nbytes if self._offloaded is None else self._offloaded.nbytes
 
-    def offload(self, plan: BlockPlan | None) -> None:
+    def offload(self, plan: BlockPlan | None, modules: Sequence[torch.nn.Module]) -> None:
         if plan == self._plan:
+            if self._offloaded is not None:
+                for module in modules:
+                    self._offloaded.also(module)
             return
         self.evict()
         with self._lock:
@@ -202,7 +142,7 @@ class PackedComponent:
                     f"which has no room for its {size_text(self._arena.nbytes)} (cache.host_memory)"
                 )
                 raise ModelTooLargeError(msg)
-            self._plan, self._offloaded = plan, offloaded(self.module, self._arena, plan)
+            self._plan, self._offloaded = plan, offloaded(modules, self._arena, plan)
 
     def to_device(self, device: Device) -> None:
         with self._lock:
@@ -318,7 +258,8 @@ class LooseComponent:
     def device_bytes(self) -> int:
         return self._nbytes
 
-    def offload(self, plan: BlockPlan | None) -> None:
+    def offload(self, plan: BlockPlan | None, modules: Sequence[torch.nn.Module]) -> None:
+        del modules
         assert plan is None, "it has no blocks"
 
     def has_also(self, source: Component) -> None:

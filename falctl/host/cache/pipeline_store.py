@@ -22,11 +22,12 @@ from falctl.core.peaks import Draws
 from falctl.core.residency import Part
 from falctl.errors import ModelFilesError
 from falctl.host.cache.arrangement import Arrangement, Arrangements
-from falctl.host.cache.components import HeldComponent, hold
+from falctl.host.cache.components import hold
 from falctl.host.cache.content_key import FileDigests
 from falctl.host.cache.device import Device
 from falctl.host.cache.estimate import Wanted, block_bytes, usual_drawing, weight_bytes
 from falctl.host.cache.folder import Component
+from falctl.host.cache.held_component import HeldComponent
 from falctl.host.cache.host_memory import HostMemory
 from falctl.host.cache.loading import (
     CONSTRUCTING,
@@ -36,7 +37,7 @@ from falctl.host.cache.loading import (
     require_same,
     told_of,
 )
-from falctl.host.cache.loras import LORA, add_loras, read_loras
+from falctl.host.cache.loras import add_loras, read_loras
 from falctl.host.cache.recipes import Recipe, Recipes
 from falctl.toolkit.model_source import ModelSource
 
@@ -120,7 +121,7 @@ class PipelineStore:
         with self._lock:
             held = dict(self._components)
         found: dict[str, PartSize] = {}
-        for part in recipe.weighty:
+        for part in recipe.parts:
             there = held.get(keys[part.name])
             nbytes = there.whole_bytes if there else self._size(keys[part.name], part, recipe)
             blocks = there.blocks if there else block_bytes(part, recipe.dtype)
@@ -181,14 +182,11 @@ class PipelineStore:
 
     def place(self, name: str, how: How = "whole") -> Any:
         with told_of(name):
-            pipeline, parts = self._models[name].pipeline, self._parts_of(name)
-            loras = parts.pop(LORA, None)
-            self._arrangements.begin(name, how, parts, pipeline)
-            for component in parts.values() if how == "whole" else ():
-                component.to_device(self.device)
-            if loras is not None:  # they are few, and no module of their own calls them
-                loras.to_device(self.device)
-        return pipeline
+            self._arrangements.begin(name, how, self._models[name].pipeline, self._parts_of(name))
+            for part, component in self._parts_of(name).items():
+                if how == "whole" or role_of(part) == "resident":
+                    component.to_device(self.device)
+        return self._models[name].pipeline
 
     def evict(self, key: str) -> None:
         if (component := self._components.get(key)) is not None:
