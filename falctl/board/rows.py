@@ -48,9 +48,9 @@ class ModelRow:
     tier: Literal["vram", "ram", "disk"] = "vram"
     """Where all of its bytes are: the slowest of its parts says. While it loads: where it is loaded from."""
     size_bytes: int = 0
-    """What all of it takes on the device; 0: this cache counts no bytes."""
+    """What all of it takes on the device; 0: nobody can tell before it is loaded, or this cache counts no bytes."""
     vram_bytes: int = 0
-    """What of it is on the device now; parts that models share are counted for each."""
+    """What of it is on the device now; parts that models share are counted for each. 0: this cache counts no bytes."""
     ram_bytes: int = 0
     """The same in host memory."""
     fraction: float | None = None
@@ -82,6 +82,8 @@ class RunnerRow:
     """Whether the request that runs has done steps of its own, so that silence is a stall."""
     hints_dropped: int = 0
     """Hints that did not fit the row."""
+    device_bytes: int = 0
+    """What its process's allocator holds of its first card, its CUDA context not counted; 0 on a CPU."""
 
 
 @dataclass(frozen=True, slots=True)

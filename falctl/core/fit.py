@@ -26,8 +26,11 @@ K = TypeVar("K")
 How: TypeAlias = Literal["whole", "staged", "offloaded"]
 """How a model is on its device: all of it; each component while it works; some block after block."""
 
-Role: TypeAlias = Literal["encoder", "denoiser", "decoder", "other"]
-"""What a component does for a picture; ``other`` are checkers and the like, which run alone."""
+Role: TypeAlias = Literal["encoder", "denoiser", "decoder", "other", "resident"]
+"""
+What a component does for a picture; ``other`` are checkers and the like, which run alone, ``resident`` what others need
+while they run, such as the weights of LoRAs.
+"""
 
 _ROLES: Final[Mapping[str, Role]] = {
     "text_encoder": "encoder",
@@ -40,6 +43,7 @@ _ROLES: Final[Mapping[str, Role]] = {
     "vqvae": "decoder",
     "vqgan": "decoder",
     "movq": "decoder",
+    "lora": "resident",
 }
 """By how a component's name in ``model_index.json`` begins."""
 
@@ -118,14 +122,10 @@ class Plan:
 class TooLarge:
     """Nothing fits."""
 
-    available_bytes: int
+    least_bytes: int
+    """What the last of the ways takes: blocks that move, tiles if they help."""
     tried: tuple[str, ...]
-
-    @property
-    def text(self) -> str:
-        """Return why, for the client: the number that is there, and those that each way would take."""
-        there = f"{size_text(self.available_bytes)} of the device can be had for it"
-        return f"{there}, which is too little in every way: {'; '.join(self.tried)}"
+    """All that was considered, with what each takes, for the client to read."""
 
 
 def fit(
@@ -153,7 +153,7 @@ def fit(
                 return plan
             tried.append(f"{plan.name} takes {size_text(plan.nbytes)}")
     if not quantised:
-        tried.append("the folder has no quantised weights")
+        tried.append("no quantised weights are there that could be used")
     return _offloaded(sets, peaks, available_bytes, tried)
 
 
@@ -198,12 +198,13 @@ class _Stage:
 
 
 def _stages(parts: Sequence[PartSize], peaks: DrawingPeaks, *, tiled: bool) -> tuple[_Stage, ...]:
-    alone = [_Stage((p,), peaks.encode) for p in parts if p.role in ("encoder", "other")]
+    beside = sum(p.nbytes for p in parts if p.role == "resident")
+    alone = [_Stage((p,), beside + peaks.encode) for p in parts if p.role in ("encoder", "other")]
     denoisers = tuple(p for p in parts if p.role == "denoiser")
     decoders = tuple(p for p in parts if p.role == "decoder")
     together = [
-        _Stage(denoisers, peaks.denoise),
-        _Stage(decoders, peaks.decode_tiled if tiled else peaks.decode),
+        _Stage(denoisers, beside + peaks.denoise),
+        _Stage(decoders, beside + (peaks.decode_tiled if tiled else peaks.decode)),
     ]
     return (*alone, *(stage for stage in together if stage.parts))
 
@@ -229,6 +230,7 @@ def _offloaded(
 ) -> Plan | TooLarge:
     # The smallest weights move fastest, and everything else has been tried with each of them.
     weights, parts = sets[-1]
+    least: list[int] = []
     for tiled in (False, True) if _tiles_help(parts, peaks) else (False,):
         stages = _stages(parts, peaks, tiled=tiled)
         squeezed = tuple(_squeezed(stage, available_bytes) for stage in stages)
@@ -237,8 +239,9 @@ def _offloaded(
         plan = Plan("offloaded", most, tiled, weights, blocks, tuple(tried))
         if most <= available_bytes:
             return plan
+        least.append(most)
         tried.append(f"{plan.name} takes {size_text(most)}")
-    return TooLarge(available_bytes, tuple(tried))
+    return TooLarge(min(least), tuple(tried))
 
 
 def _squeezed(stage: _Stage, available_bytes: int) -> tuple[int, BlockPlan | None]:

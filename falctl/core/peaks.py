@@ -26,7 +26,9 @@ _MARGIN: Final = 1.1
 _RAISE: Final = 1.25
 """After memory ran out."""
 _ENCODE_BYTES: Final = 256 << 20
-"""What a text encoder takes: T5-XXL with two prompts of 512 tokens, its attention in float32 the most of it."""
+"""What a text encoder takes at most: T5-XXL with two prompts of 512 tokens, its attention in float32 the most of it."""
+_ENCODE_SHARE: Final = 1 / 8
+"""Of its weights, for smaller ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,24 @@ class Kind:
     images: int
     dtype: str
     tiled: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Draws:
+    """One drawing by one pipeline, as far as the memory that it takes goes."""
+
+    pipeline_class: str
+    drawing: Drawing
+    dtype: str
+    element_bytes: int
+    encoder_bytes: int = 0
+    """Weights of the largest text encoder."""
+
+    def kind(self, *, tiled: bool = False) -> Kind:
+        """Return its kind."""
+        images = self.drawing.images * (2 if self.drawing.guided else 1)
+        size = self.drawing.width, self.drawing.height
+        return Kind(self.pipeline_class, *size, images, self.dtype, tiled)
 
 
 class LearntPeaks:
@@ -89,32 +109,23 @@ class LearntPeaks:
         return peaks
 
 
-def expected_peaks(
-    peaks: LearntPeaks, pipeline_class: str, drawing: Drawing, *, dtype: str, element_bytes: int
-) -> DrawingPeaks:
+def expected_peaks(peaks: LearntPeaks, draws: Draws) -> DrawingPeaks:
     """
-    Return what each phase of *drawing* is expected to take.
+    Return what each phase of *draws* is expected to take.
 
     Learnt figures are of whole drawings, of which the decoder is the dearest phase as a rule; with tiles the others are,
     too, so that what was seen with tiles stands for all of them.
     """
-    kind = kind_of(pipeline_class, drawing, dtype=dtype)
-    most, most_tiled = peaks.expected(kind), peaks.expected(replace(kind, tiled=True))
+    most, most_tiled = peaks.expected(draws.kind()), peaks.expected(draws.kind(tiled=True))
+    drawing, size = draws.drawing, draws.element_bytes
     tiled = replace(drawing, tile=TILE_SIDE)
-    decode = decode_bytes(drawing, element_bytes=element_bytes)
+    denoise = denoise_bytes(draws.pipeline_class, drawing, element_bytes=size)
     return DrawingPeaks(
-        encode=_at_most(_ENCODE_BYTES, most),
-        denoise=most_tiled
-        or _at_most(denoise_bytes(pipeline_class, drawing, element_bytes=element_bytes), most),
-        decode=most or max(decode, most_tiled or 0),
-        decode_tiled=most_tiled or _at_most(decode_bytes(tiled, element_bytes=element_bytes), most),
+        encode=_at_most(min(_ENCODE_BYTES, int(draws.encoder_bytes * _ENCODE_SHARE)), most),
+        denoise=most_tiled or _at_most(denoise, most),
+        decode=most or max(decode_bytes(drawing, element_bytes=size), most_tiled or 0),
+        decode_tiled=most_tiled or _at_most(decode_bytes(tiled, element_bytes=size), most),
     )
-
-
-def kind_of(pipeline_class: str, drawing: Drawing, *, dtype: str, tiled: bool = False) -> Kind:
-    """Return the kind of *drawing*."""
-    images = drawing.images * (2 if drawing.guided else 1)
-    return Kind(pipeline_class, drawing.width, drawing.height, images, dtype, tiled)
 
 
 def _at_most(nbytes: int, most: int | None) -> int:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from falctl.app import SimulatedCosts
 from falctl.clock import monotonic_s
 from falctl.config import UNCOUNTED_MODELS_MAX, CacheConfig, Config
+from falctl.config_values import KEEP_ALIVE_CHOICE, read_keep_alive
 from falctl.core.residency import Verdict
 from falctl.host.app_threads import AppThreads
 from falctl.host.hint_source import HintSource
@@ -21,7 +22,7 @@ from falctl.host.previews import make_preview
 from falctl.host.report import Report
 from falctl.host.tending import Tending
 from falctl.host.ticket import CURRENT
-from falctl.toolkit import ModelCache, ModelSource, RequestCancelled
+from falctl.toolkit import BadRequestError, ModelCache, ModelSource, RequestCancelled
 from falctl.toolkit.cache_hooks import CacheHooks, CachePolicy, Kept
 from falctl.toolkit.opaque_store import OpaqueStore
 from falctl.toolkit.steps import Preview, StepEnd, watched
@@ -46,7 +47,7 @@ class Context:
         self.models_dtype: str = config.models.dtype
         self._dtype = config.models.dtype
         self._cpu_bytes = spec.cpu_bytes
-        self._state = Path(spec.state_dir) if spec.state_dir else None
+        self._state_dir = Path(spec.state_dir) if spec.state_dir else None
         costs = config.simulated
         self.simulated = SimulatedCosts(costs.load_s, costs.exec_s, costs.size)
         cache = config.cache_of(spec.alias)
@@ -54,6 +55,7 @@ class Context:
         self._policy = CachePolicy(
             models_max=cache.max_models,
             keep_alive_s=partial(_keep_alive_s, cache),
+            reserve_bytes=lambda: cache.reserve_vram if spec.cards else 0,
         )
         self._hooks = CacheHooks(
             changed=self._cache_changed,
@@ -98,9 +100,10 @@ class Context:
             )
         )
 
-    def pipeline_cache(self, find: Callable[[str], ModelSource]) -> ModelCache[Any]:
+    def pipeline_cache(self, find: Callable[[str], ModelSource], *, joint: str = "") -> ModelCache[Any]:
         """Return a cache of diffusers pipelines that publishes the hints whenever it changes; see `RunnerContext`."""
         # Only what an app asks for is imported: torch and diffusers take seconds.
+        from falctl.host.cache.admission import Admission
         from falctl.host.cache.opening import open_store
 
         store = open_store(
@@ -109,9 +112,20 @@ class Context:
             dtype=self._dtype,
             cuda=self.device == "cuda",
             cpu_bytes=self._cpu_bytes,
-            state=self._state,
+            state=self._state_dir,
         )
-        return self._serve(ModelCache(store, policy=self._policy, hooks=self._hooks))
+        admission = Admission(store, folder=self._state_dir)
+        self._report.joint = joint
+        return self._serve(ModelCache(store, policy=admission.policy(self._policy), hooks=self._hooks))
+
+    def keep_alive(self, duration: str | float) -> None:
+        """Let the models of this request idle for *duration*; see `RunnerContext`. Raises BadRequestError."""
+        seconds = read_keep_alive(duration)
+        if seconds is None:
+            msg = f'keep_alive = {duration!r:.40} is no time to keep a model; write {KEEP_ALIVE_CHOICE}, as "10m"'
+            raise BadRequestError(msg)
+        if (ticket := CURRENT.get()) is not None:
+            ticket.keep_alive_s = seconds
 
     @property
     def cancelled(self) -> bool:

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
+from typing import Final
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
-from falctl.errors import RequestError
+from falctl.errors import ModelTooLargeError, RequestError
 from falctl.host.card_errors import breaks_the_card
-from falctl.host.telling import from_the_app
+from falctl.host.telling import from_the_app, one_line
 from falctl.host.ticket import CURRENT
 from falctl.toolkit import RequestCancelled
 from falctl.toolkit.out_of_memory import runs_out_of_memory
 from falctl.wire import H_BOUNCED, H_ERROR_TYPE
 
 log = logging.getLogger(__name__)
+
+_SAID_MAX: Final = 300
+"""Characters of what an allocator said: its numbers come first, advice for its author after them."""
 
 
 class _AppBugError(RequestError):
@@ -70,6 +75,14 @@ def bounced() -> Response:
     return response
 
 
+def _out_of_memory_beside(models: Iterable[str], error: BaseException) -> str:
+    names = ", ".join(repr(name) for name in models)
+    return (
+        f"Out of memory with {names} in use: {one_line(str(error), at_most=_SAID_MAX) or 'no more is known'}. "
+        "Every other idle model leaves the device now; a smaller drawing, or the same one again, may fit"
+    )
+
+
 def expected(error: Exception) -> RequestError:
     """Return what the client gets to know of *error*; what an author needs to know goes to the log."""
     if isinstance(error, ClientDisconnect):
@@ -93,6 +106,9 @@ def expected(error: Exception) -> RequestError:
         return error
     if runs_out_of_memory(error):
         log.error("request.out_of_memory request=%s", request, exc_info=from_the_app(error))
+        if ticket is not None and ticket.leases:
+            ticket.ran_out = True
+            return ModelTooLargeError(_out_of_memory_beside(ticket.leases, error))
         return _OutOfMemoryError("Out of memory")
     log.error("request.failed request=%s", request, exc_info=from_the_app(error))
     return _AppBugError("Internal Server Error")

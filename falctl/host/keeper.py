@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
+from collections.abc import Sequence
+from typing import Any
 
 from falctl.core.types import Hint
 from falctl.host.app_threads import AppThreads
@@ -11,6 +14,7 @@ from falctl.host.head import RequestHead
 from falctl.host.hint_source import Asked, HintSource
 from falctl.host.report import Report
 from falctl.host.ticket import Cache, Slots, Ticket
+from falctl.toolkit import ModelCache
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +61,8 @@ class Keeper:
         try:
             if ticket.kept:
                 await self._let_go(ticket)
+            if ticket.ran_out:
+                await self._give_way(ticket)
             asked = await self._ask(ticket)
         finally:
             # A cancellation that was under way ends the wait, and must not keep the slot.
@@ -90,6 +96,14 @@ class Keeper:
             # The app's `unload`; the answer has been given, and the model is out of the cache.
             log.exception("request.give_back_failed request=%s", ticket.request)
 
+    async def _give_way(self, ticket: Ticket) -> None:
+        """Have idle models leave, so that the next request finds more memory than this one did."""
+        # Only here is nobody left who handles the error, whose frames held what they had allocated.
+        try:
+            await self._threads.run(_make_room, tuple(self.report.caches), next(iter(ticket.leases), ""))
+        except Exception:
+            log.exception("request.give_way_failed request=%s", ticket.request)
+
     async def _ask(self, ticket: Ticket) -> Asked | None:
         asked, ticket.asked = ticket.asked, None
         if asked is None and self._hints.given:
@@ -101,3 +115,9 @@ class Keeper:
             return sum(verdict == "disk" for verdict in ticket.leases.values())
         kept: tuple[Hint, ...] = (asked.cleaned.kept if asked is not None else None) or ()
         return int(ticket.hint in kept and not ticket.warm)
+
+
+def _make_room(caches: Sequence[ModelCache[Any]], keep: str) -> None:
+    gc.collect()
+    for cache in caches:
+        cache.evict_others(keep=keep)

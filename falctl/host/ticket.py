@@ -70,6 +70,8 @@ class Ticket:
     """Its answer is an error: how long that took says nothing of the model."""
     broke_card: bool = False
     """It met a CUDA error that no later call of this process survives."""
+    ran_out: bool = False
+    """Memory did not suffice for it, with a model of ours in use."""
     ends_runner: bool = False
     """By fal's rules its answer is the last of this process: another is to take its place."""
     overdue: bool = False

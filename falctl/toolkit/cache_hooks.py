@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Awaitable, Callable, Hashable, MutableMapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from falctl.core.activations import Drawing
+from falctl.core.fit import How
 from falctl.core.residency import Room, Verdict
-from falctl.toolkit.model_store import How
 
 Kept: TypeAlias = MutableMapping[object, tuple[Any, Callable[[], None]]]
 """What a request holds until its end, and how to give it back, by whose it is."""
@@ -93,6 +94,11 @@ def _nothing_reserved() -> int:
     return 0
 
 
+def _bare(name: str, drawing: Drawing | None) -> AbstractContextManager[object]:
+    del name, drawing
+    return nullcontext()
+
+
 def _once_more(facts: OutOfMemory) -> Literal["retry", "raise"]:
     return "retry" if facts.attempt == 1 else "raise"
 
@@ -117,11 +123,14 @@ class CachePolicy:
 
     Raises a `ModelTooLargeError`: in no way.
     """
+    around: Callable[[str, Drawing | None], AbstractContextManager[object]] = _bare
+    """Return a block for each call of `ModelCache.run`, entered when its model is leased: to measure it."""
     recover: Callable[[OutOfMemory], Literal["retry", "raise"]] = _once_more
     """
     Say what becomes of a call that ran out of memory, after every idle model has left the device.
 
-    Called with no lease and no exception held; may collect, learn a peak, or change how the model runs.
+    Called with no lease and no exception held; may collect, learn a peak, or change how the model runs. May raise the
+    error itself.
     """
 
 

@@ -42,6 +42,8 @@ class ModelCache(Generic[M]):
         self.models_max = policy.models_max
         self.overlaps = overlaps
         """Whether any load may run beside a request: it only moves bytes, it constructs nothing."""
+        self.total_bytes = store.total_bytes
+        """What the device had for models when this was made; None: bytes are not counted. No call of the driver."""
         self._store = store
         self._policy = policy
         self._hooks = hooks
@@ -93,14 +95,15 @@ class ModelCache(Generic[M]):
         while True:
             with self.lease(name, drawing) as model:
                 try:
-                    return call(model)
+                    with self._policy.around(name, drawing):
+                        return call(model)
                 except Exception as error:
                     if not runs_out_of_memory(error):
                         raise
                     detail = str(error)
             # Outside the `except`: the error held the frames of the call, and all that they had allocated.
             attempt += 1
-            self._give_way(name)
+            self.evict_others(keep=name)
             if self._policy.recover(OutOfMemory(name, drawing, attempt, detail)) == "raise":
                 raise self._loader.too_large(name, drawing, f"ran out of memory ({detail})")
 
@@ -216,6 +219,13 @@ class ModelCache(Generic[M]):
 
     # What the host does from time to time
 
+    def evict_others(self, *, keep: str) -> None:
+        """Have everything leave the device that nobody uses or has pinned, but *keep*; blocks."""
+        with LOADING:
+            left = self._holdings.evict_idle(keep=keep)
+        if left:
+            self._hooks.changed()
+
     def due_at(self) -> float | None:
         """Return when `tend` has something to do, on `monotonic_s`'s clock; None: as things are, never."""
         return self._holdings.due_at()
@@ -232,16 +242,21 @@ class ModelCache(Generic[M]):
         """
         Have *lacking_bytes* of idle parts leave the device, all of them if there are not so many; blocks.
 
-        For others who need it; return whether anything left.
+        For others who need it; return whether anything left. Where no bytes are counted, one model leaves.
         """
         with LOADING:
-            before = self._holdings.idle_bytes()
-            if not self._holdings.make_room(lacking_bytes):
-                self._holdings.evict_idle()
-            left = self._holdings.idle_bytes() < before
+            left = self._leave(lacking_bytes)
         if left:
             self._hooks.changed()
         return left
+
+    def _leave(self, lacking_bytes: int) -> bool:
+        if self._store.free_bytes is None:
+            return self._holdings.evict_oldest()
+        before = self._holdings.idle_bytes()
+        if not self._holdings.make_room(lacking_bytes):
+            self._holdings.evict_idle()
+        return self._holdings.idle_bytes() < before
 
     def _take(self, name: str, drawing: Drawing | None) -> tuple[M, Callable[[], None]]:
         asked_at = monotonic_s()
@@ -263,9 +278,3 @@ class ModelCache(Generic[M]):
             finally:
                 LOADING.release()
         self._hooks.idle()
-
-    def _give_way(self, name: str) -> None:
-        with LOADING:
-            left = self._holdings.evict_idle(keep=name)
-        if left:
-            self._hooks.changed()

@@ -17,15 +17,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
-from typing import Literal, Protocol, TypeAlias, TypeVar
+from typing import Protocol, TypeVar
 
 from falctl.core.activations import Drawing
+from falctl.core.fit import How
 from falctl.core.residency import Part
 
 M_co = TypeVar("M_co", covariant=True)
-
-How: TypeAlias = Literal["whole", "staged", "offloaded"]
-"""How a model is on its device: all of it; each component while it works; the largest one block after block."""
 
 
 class ModelStore(Protocol[M_co]):

@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping
 from typing import Generic, TypeVar
 
 from falctl.core.activations import Drawing
+from falctl.core.fit import How
 from falctl.core.residency import Part
-from falctl.toolkit.model_store import How
 
 M = TypeVar("M")
 

@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 
 from falctl.core import peaks as module
 from falctl.core.activations import Drawing, decode_bytes, denoise_bytes
-from falctl.core.peaks import Kind, LearntPeaks, expected_peaks, kind_of
+from falctl.core.peaks import Draws, Kind, LearntPeaks, expected_peaks
 
 GB = 10**9
 XL = "StableDiffusionXLPipeline"
 SQUARE = Drawing(1024, 1024)
-KIND = kind_of(XL, SQUARE, dtype="float16")
+DRAWS = Draws(XL, SQUARE, "float16", 2, encoder_bytes=9 * GB)
+KIND = DRAWS.kind()
 
 
 def test_the_most_that_was_seen_is_expected_and_a_tenth_more() -> None:
@@ -43,12 +44,12 @@ def test_more_is_expected_of_what_ran_out_of_memory() -> None:
 
 
 def test_guided_drawings_count_twice() -> None:
-    assert kind_of(XL, Drawing(8, 16, images=3), dtype="float16") == Kind(XL, 8, 16, 6, "float16")
-    assert kind_of(XL, Drawing(8, 16, guided=False), dtype="float16", tiled=True).images == 1
+    assert Draws(XL, Drawing(8, 16, images=3), "float16", 2).kind() == Kind(XL, 8, 16, 6, "float16")
+    assert Draws(XL, Drawing(8, 16, guided=False), "float16", 2).kind(tiled=True).images == 1
 
 
 def expected(peaks: LearntPeaks) -> Any:
-    return expected_peaks(peaks, XL, SQUARE, dtype="float16", element_bytes=2)
+    return expected_peaks(peaks, DRAWS)
 
 
 def test_the_formulas_tell_until_something_was_seen() -> None:
@@ -57,6 +58,7 @@ def test_the_formulas_tell_until_something_was_seen() -> None:
     assert found.decode == decode_bytes(SQUARE, element_bytes=2)
     assert found.decode_tiled == decode_bytes(replace(SQUARE, tile=512), element_bytes=2)
     assert found.encode == 256 << 20
+    assert expected_peaks(LearntPeaks(), replace(DRAWS, encoder_bytes=800)).encode == 100
 
 
 def test_what_was_seen_of_whole_drawings_is_the_decoders_and_bounds_the_others() -> None:

@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from falctl.core.activations import Drawing
+from falctl.core.fit import How
 from falctl.core.residency import Part
 from falctl.errors import HostMemoryFullError, NotFoundError
-from falctl.toolkit.model_store import How
 
 PLENTY = 1 << 40
 

@@ -16,19 +16,21 @@ import logging
 import threading
 import weakref
 from collections.abc import Sequence
-from typing import Final, Protocol
+from typing import Final
 
 import torch
 
-from falctl.core.fit import role_of
+from falctl.core.fit import BlockPlan, role_of, size_text
 from falctl.core.residency import Part, Tier
-from falctl.errors import HostMemoryFullError, ModelFilesError
+from falctl.errors import HostMemoryFullError, ModelFilesError, ModelTooLargeError
 from falctl.host.cache.arena import Arena
 from falctl.host.cache.buffers import host_buffer
 from falctl.host.cache.device import Device
 from falctl.host.cache.folder import Component
+from falctl.host.cache.held_component import HeldComponent
 from falctl.host.cache.host_memory import HostBlock, HostMemory
 from falctl.host.cache.layout import Layout, NotPackableError, survey
+from falctl.host.cache.offload import Offloaded, blocks_in, offloaded
 from falctl.host.cache.reading import Placement
 from falctl.host.cache.refill import read_again
 from falctl.host.cache.tensor_names import find_placements, moved_to
@@ -36,47 +38,6 @@ from falctl.host.cache.tensor_names import find_placements, moved_to
 log = logging.getLogger(__name__)
 
 _TIERS: Final[dict[str, Tier]] = {"device": "vram", "host": "ram", "skeleton": "disk"}
-
-
-class HeldComponent(Protocol):
-    """A component that models use. One thread moves it, but for `fill`."""
-
-    module: torch.nn.Module
-    users: set[str]
-    """The names of the models that it is a part of."""
-
-    @property
-    def part(self) -> Part:
-        """Return what a cache has to know of it, as it is now."""
-        ...
-
-    def fill(self, cancelled: threading.Event) -> None:
-        """Bring its bytes into host memory, if they are on the disk only; blocking, any thread."""
-        ...
-
-    def has_also(self, source: Component) -> None:
-        """Note that the files of *source* have the same bytes as those that it was loaded from."""
-        ...
-
-    def to_device(self, device: Device) -> None:
-        """Bring it onto *device*; blocking. Raises torch.OutOfMemoryError with it where it was."""
-        ...
-
-    def evict(self) -> None:
-        """Take it off its device; returns when the memory can be had again."""
-        ...
-
-    def drop(self) -> None:
-        """Let go of its host memory, if its files can bring it back; proves that first, once."""
-        ...
-
-    def forget(self) -> None:
-        """Let go of all of its bytes; it cannot be used again."""
-        ...
-
-    def abandon(self) -> None:
-        """Leave its bytes to whoever still uses the module, and let go of them with it."""
-        ...
 
 
 def hold(module: torch.nn.Module, source: Component, *, key: str, memory: HostMemory) -> HeldComponent:
@@ -108,6 +69,8 @@ class PackedComponent:
         self._lock = threading.Lock()
         self._block: HostBlock | None = None
         self._placements: Sequence[Placement] | None = None
+        self._plan: BlockPlan | None = None
+        self._offloaded: Offloaded | None = None
         layout, tensors = survey(module)
         self._block_key = f"{key}-{_fingerprint(layout, tensors)}"
         try:
@@ -123,8 +86,10 @@ class PackedComponent:
 
     @property
     def part(self) -> Part:
+        moving, once = self._offloaded, _runs_once(self._source)
+        if moving is not None and moving.tier == "device":
+            return Part(self._key, moving.nbytes, "vram", once=once)
         tier, host = self._arena.tier, self._arena.host
-        once = _runs_once(self._source)
         return Part(self._key, self._arena.nbytes, _TIERS[tier], host=host is not None, once=once)
 
     def has_also(self, source: Component) -> None:
@@ -148,8 +113,42 @@ class PackedComponent:
                 raise
             self._block = block
 
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        return tuple(block.nbytes for block in blocks_in(self._arena.layout))
+
+    @property
+    def whole_bytes(self) -> int:
+        return self._arena.nbytes
+
+    @property
+    def device_bytes(self) -> int:
+        return self._arena.nbytes if self._offloaded is None else self._offloaded.nbytes
+
+    def offload(self, plan: BlockPlan | None, modules: Sequence[torch.nn.Module]) -> None:
+        if plan == self._plan:
+            if self._offloaded is not None:
+                for module in modules:
+                    self._offloaded.also(module)
+            return
+        self.evict()
+        with self._lock:
+            self._plan, self._offloaded = None, None
+            if plan is None:
+                return
+            if self._arena.host is None:
+                msg = (
+                    f"its {self._source.name} would go through the device block by block, out of host memory, "
+                    f"which has no room for its {size_text(self._arena.nbytes)} (cache.host_memory)"
+                )
+                raise ModelTooLargeError(msg)
+            self._plan, self._offloaded = plan, offloaded(modules, self._arena, plan)
+
     def to_device(self, device: Device) -> None:
         with self._lock:
+            if self._offloaded is not None:
+                self._offloaded.to_device(device)
+                return
             if self._arena.tier != "skeleton":
                 self._arena.to_device(device)
                 return
@@ -160,6 +159,9 @@ class PackedComponent:
 
     def evict(self) -> None:
         with self._lock:
+            if self._offloaded is not None:
+                self._offloaded.evict()
+                return
             device = self._arena.device
             if device is None:
                 return
@@ -174,6 +176,10 @@ class PackedComponent:
         with self._lock:
             if self._arena.host is None:
                 return
+            if self._offloaded is not None:
+                if self._offloaded.tier == "device":
+                    return  # its blocks come from there
+                self._plan, self._offloaded = None, None
             if self._proved():
                 self._arena.drop_host()
                 self._release()
@@ -228,6 +234,8 @@ class PackedComponent:
 class LooseComponent:
     """A component that moves tensor by tensor."""
 
+    blocks: tuple[int, ...] = ()
+
     def __init__(self, module: torch.nn.Module, *, key: str, once: bool) -> None:
         self.module = module
         self.users: set[str] = set()
@@ -241,6 +249,18 @@ class LooseComponent:
     def part(self) -> Part:
         here = self._device is None
         return Part(self._key, self._nbytes, "ram" if here else "vram", host=here, once=self._once)
+
+    @property
+    def whole_bytes(self) -> int:
+        return self._nbytes
+
+    @property
+    def device_bytes(self) -> int:
+        return self._nbytes
+
+    def offload(self, plan: BlockPlan | None, modules: Sequence[torch.nn.Module]) -> None:
+        del modules
+        assert plan is None, "it has no blocks"
 
     def has_also(self, source: Component) -> None:
         """Do nothing: it never reads its files again."""

@@ -10,11 +10,16 @@ from __future__ import annotations
 
 import itertools
 import threading
-from typing import Protocol
+from typing import Final, Protocol
 
 import torch
 
+from falctl.clock import monotonic_s
 from falctl.host.cache.buffers import host_buffer
+from falctl.host.cache.recovery import wait_recovered
+
+_TELLING_BYTES: Final = 1 << 20
+"""A smaller copy tells of calls, not of rates."""
 
 
 class Device(Protocol):
@@ -46,6 +51,11 @@ class Device(Protocol):
         ...
 
     @property
+    def copy_rate(self) -> float | None:
+        """Bytes a second of the largest copies so far; None: there was none that tells."""
+        ...
+
+    @property
     def measures_drawings(self) -> bool:
         """Return whether what a drawing allocates counts, too; else it counts weights alone."""
         ...
@@ -67,6 +77,18 @@ class Device(Protocol):
         ...
 
 
+class _Copies:
+    """How fast copies were."""
+
+    def __init__(self) -> None:
+        self.rate: float | None = None
+        self._largest_bytes = _TELLING_BYTES
+
+    def took(self, nbytes: int, seconds: float) -> None:
+        if nbytes >= self._largest_bytes and seconds > 0:
+            self._largest_bytes, self.rate = nbytes, nbytes / seconds
+
+
 class CpuDevice:
     """The machine's own memory as a device of *budget_bytes*: it copies, and it runs out. `allocate` is thread-safe."""
 
@@ -80,6 +102,7 @@ class CpuDevice:
         self._live: dict[int, int] = {}
         self._numbers = itertools.count()
         self._peak_bytes = 0
+        self._copies = _Copies()
 
     @property
     def name(self) -> str:
@@ -100,6 +123,10 @@ class CpuDevice:
     @property
     def free_bytes(self) -> int:
         return self.budget_bytes - self.used_bytes
+
+    @property
+    def copy_rate(self) -> float | None:
+        return self._copies.rate
 
     @property
     def measures_drawings(self) -> bool:
@@ -127,7 +154,9 @@ class CpuDevice:
 
     def copy_in(self, flat: torch.Tensor, host: torch.Tensor) -> None:
         _check_lengths(flat, host)
+        began_at = monotonic_s()
         flat.copy_(host)
+        self._copies.took(flat.numel(), monotonic_s() - began_at)
 
     def give_back(self) -> None:
         """Do nothing: a buffer of this device is unmapped with its last view."""
@@ -139,6 +168,7 @@ class CudaDevice:
     def __init__(self, index: int = 0) -> None:
         """Take CUDA's device *index* of this process; inside a runner its first card is always 0."""
         self._device = torch.device("cuda", index)
+        self._copies = _Copies()
 
     @property
     def name(self) -> str:
@@ -159,7 +189,7 @@ class CudaDevice:
     @property
     def free_bytes(self) -> int:
         """Free on the card, other processes counted, and what our allocator holds in whole unused segments."""
-        free, _total = torch.cuda.mem_get_info(self._device)
+        free = self._card_free_bytes()
         stats = torch.cuda.memory_stats(self._device)
         # The unused rest of a segment that is partly in use cannot be released, nor can it hold a whole arena.
         unused = (
@@ -167,7 +197,11 @@ class CudaDevice:
             - stats.get("active_bytes.all.current", 0)
             - stats.get("inactive_split_bytes.all.current", 0)
         )
-        return int(free + max(0, unused))
+        return free + int(max(0, unused))
+
+    @property
+    def copy_rate(self) -> float | None:
+        return self._copies.rate
 
     @property
     def measures_drawings(self) -> bool:
@@ -181,14 +215,24 @@ class CudaDevice:
 
     def copy_in(self, flat: torch.Tensor, host: torch.Tensor) -> None:
         _check_lengths(flat, host)
+        torch.cuda.synchronize(self._device)  # what else is queued is no part of the copy
+        began_at = monotonic_s()
         flat.copy_(host, non_blocking=True)
         torch.cuda.synchronize(self._device)
+        self._copies.took(flat.numel(), monotonic_s() - began_at)
 
     def give_back(self) -> None:
+        """As `Device.give_back`; returns when the card has it, or after `RECOVERY_S` seconds."""
         # At once, or small activations settle in the segment that was dropped, and it cannot return.
         torch.cuda.synchronize(self._device)
+        free_bytes, held_bytes = self._card_free_bytes(), torch.cuda.memory_reserved(self._device)
         with torch.cuda.device(self._device):
             torch.cuda.empty_cache()
+        given_back = held_bytes - torch.cuda.memory_reserved(self._device)
+        wait_recovered(self._card_free_bytes, before_bytes=free_bytes, given_back_bytes=given_back)
+
+    def _card_free_bytes(self) -> int:
+        return int(torch.cuda.mem_get_info(self._device)[0])
 
 
 def _check_lengths(flat: torch.Tensor, host: torch.Tensor) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from typing import Final, Literal
 
 from falctl.core.activations import Drawing
+from falctl.core.blocks import NamedBytes, blocks_of
 from falctl.host.cache.folder import Component, PipelineFolder
 from falctl.host.cache.headers import DTYPE_BYTES, TensorEntry
 
@@ -36,6 +37,17 @@ def weight_bytes(component: Component, dtype: Wanted) -> int:
         for file in component.weights
         for tensor in file.tensors
     )
+
+
+def block_bytes(component: Component, dtype: Wanted) -> tuple[int, ...]:
+    """Return the bytes of the blocks of *component*, loaded in *dtype*, that can come and go; see `weight_bytes`."""
+    kept = float32_parts(component, dtype) if component.weights else ()
+    tensors = [
+        NamedBytes((tensor.name,), tensor.numel * DTYPE_BYTES[loaded_dtype(tensor, dtype, kept)])
+        for file in component.weights
+        for tensor in file.tensors
+    ]
+    return tuple(block.nbytes for block in blocks_of(tensors))
 
 
 def loaded_dtype(tensor: TensorEntry, dtype: Wanted, kept: Iterable[str] = ()) -> str:

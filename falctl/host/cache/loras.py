@@ -25,6 +25,7 @@ from falctl.host.cache.content_key import FileDigests
 from falctl.host.cache.folder import Component
 from falctl.host.cache.headers import Stamp, WeightFile, read_weight_file
 
+_HUNG: Final = ("forward", "encode", "decode", "to", "_hf_hook")
 LORA: Final = "lora"
 """How the component of a pipeline's LoRAs is called; its adapters are ``lora0``, ``lora1``."""
 
@@ -109,11 +110,21 @@ def _clone_modules(pipeline: Any) -> tuple[list[torch.nn.Module], set[int]]:
         module = getattr(pipeline, name, None)
         if isinstance(module, torch.nn.Module):
             tensors = {id(tensor): tensor for tensor in [*module.parameters(), *module.buffers()]}
-            clone = copy.deepcopy(module, dict(tensors))
+            clone = _bare(copy.deepcopy(module, dict(tensors)))
             pipeline.register_modules(**{name: clone})
             clones.append(clone)
             shared |= tensors.keys()
     return clones, shared
+
+
+def _bare(clone: torch.nn.Module) -> torch.nn.Module:
+    """Take from *clone* what was hung on the original: methods put before its class's, which run the original; hooks."""
+    for module in clone.modules():
+        for name in _HUNG:
+            module.__dict__.pop(name, None)
+        module._forward_pre_hooks.clear()  # noqa: SLF001 - whoever registered them has no handle for the clone's
+        module._forward_hooks.clear()  # noqa: SLF001 - as above
+    return clone
 
 
 def _weights_of(parameters: Sequence[torch.nn.Parameter], dtype: torch.dtype) -> torch.nn.Module:

@@ -9,8 +9,10 @@ another block has taken, so that a call that was not foreseen is an error of dev
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Final, Protocol
 
 import torch
@@ -42,11 +44,17 @@ def blocks_in(layout: Layout) -> tuple[Block, ...]:
 class Offloaded:
     """An `Arena` of which the device never has more than *plan* says; moves as an arena does."""
 
-    def __init__(self, module: torch.nn.Module, arena: Arena, *, resident: int, slots: int) -> None:
-        """Let the first *resident* blocks stay, and the others take turns in *slots*. The arena is in the host tier."""
+    def __init__(
+        self, modules: Sequence[torch.nn.Module], arena: Arena, *, resident: int, slots: int
+    ) -> None:
+        """
+        Let the first *resident* blocks stay, and the others take turns in *slots*. The arena is in the host tier.
+
+        *modules* are all that have its weights and may be run.
+        """
         assert slots >= 1, "a block runs in a slot"
         blocks = blocks_in(arena.layout)
-        self._module = module
+        self._modules = weakref.WeakSet(modules)
         self._arena = arena
         moving = blocks[resident:]
         away = {i for block in moving for i in block.members}
@@ -84,8 +92,8 @@ class Offloaded:
         self._rest.copy(rest, host, _InlineCopies(device))
         self._rest.bind(rest)
         self._loaded = _Loaded(device, _Ring(self._groups, ring, host, copies_for(device)))
-        for i, path in enumerate(self._paths):
-            self._watch(i, path, self._loaded)
+        for module in self._modules:
+            self._watch(module, self._loaded)
 
     def evict(self) -> None:
         """Leave the device for the host's bytes, and give its memory back; copies nothing."""
@@ -101,19 +109,26 @@ class Offloaded:
         del loaded  # the ring's slots are given back only when nothing refers to them
         device.give_back()
 
-    def _watch(self, i: int, path: str, loaded: _Loaded) -> None:
-        ring = loaded.ring
+    def also(self, module: torch.nn.Module) -> None:
+        """Have *module*, which has the same weights, find its blocks, too."""
+        if module not in self._modules:
+            self._modules.add(module)
+            if self._loaded is not None:
+                self._watch(module, self._loaded)
 
-        def entered(_module: torch.nn.Module, _args: Any) -> None:
-            ring.enter(i)
+    def _watch(self, module: torch.nn.Module, loaded: _Loaded) -> None:
+        for i, path in enumerate(self._paths):
+            for part in module.get_submodule(path).modules():
+                loaded.handles.append(part.register_forward_pre_hook(partial(_entered, loaded.ring, i)))
 
-        for module in self._module.get_submodule(path).modules():
-            loaded.handles.append(module.register_forward_pre_hook(entered))
+
+def _entered(ring: _Ring, i: int, _module: torch.nn.Module, _args: Any) -> None:
+    ring.enter(i)
 
 
-def offloaded(module: torch.nn.Module, arena: Arena, plan: BlockPlan) -> Offloaded:
-    """Return *module*'s *arena* as *plan* wants it on the device."""
-    return Offloaded(module, arena, resident=plan.resident, slots=plan.slots)
+def offloaded(modules: Sequence[torch.nn.Module], arena: Arena, plan: BlockPlan) -> Offloaded:
+    """Return the *arena* of *modules* as *plan* wants it on the device."""
+    return Offloaded(modules, arena, resident=plan.resident, slots=plan.slots)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,13 +17,17 @@ from typing import Any
 import torch
 
 from falctl.core.activations import Drawing, activation_peak_bytes
+from falctl.core.fit import How, PartSize, role_of
+from falctl.core.peaks import Draws
 from falctl.core.residency import Part
 from falctl.errors import ModelFilesError
-from falctl.host.cache.components import HeldComponent, hold
+from falctl.host.cache.arrangement import Arrangement, Arrangements
+from falctl.host.cache.components import hold
 from falctl.host.cache.content_key import FileDigests
 from falctl.host.cache.device import Device
-from falctl.host.cache.estimate import Wanted, usual_drawing, weight_bytes
+from falctl.host.cache.estimate import Wanted, block_bytes, usual_drawing, weight_bytes
 from falctl.host.cache.folder import Component
+from falctl.host.cache.held_component import HeldComponent
 from falctl.host.cache.host_memory import HostMemory
 from falctl.host.cache.loading import (
     CONSTRUCTING,
@@ -36,7 +40,6 @@ from falctl.host.cache.loading import (
 from falctl.host.cache.loras import add_loras, read_loras
 from falctl.host.cache.recipes import Recipe, Recipes
 from falctl.toolkit.model_source import ModelSource
-from falctl.toolkit.model_store import How
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +73,7 @@ class PipelineStore:
             str, int
         ] = {}  # of components that were held once, where the estimate was a bit off
         self._lock = threading.Lock()  # of the three above; held for no move
+        self._arrangements = Arrangements(device)
 
     # --- questions: any thread ----------------------------------------------------------------------
 
@@ -108,6 +112,38 @@ class PipelineStore:
             recipe.folder.class_name, drawing or usual_drawing(recipe.folder), element_bytes=element_bytes
         )
 
+    def sizes(self, name: str) -> tuple[PartSize, ...]:
+        """Return what *name* is made of, as far as room goes; () where nobody knows. As `needs`."""
+        recipe = self._recipe(name)
+        if recipe is None:
+            return ()
+        keys = self._keys(name, recipe)
+        with self._lock:
+            held = dict(self._components)
+        found: dict[str, PartSize] = {}
+        for part in recipe.parts:
+            there = held.get(keys[part.name])
+            nbytes = there.whole_bytes if there else self._size(keys[part.name], part, recipe)
+            blocks = there.blocks if there else block_bytes(part, recipe.dtype)
+            if recipe.loras is not None:
+                blocks = ()  # blocks come and go with the modules of the plain pipeline
+                nbytes += weight_bytes(recipe.loras, recipe.dtype) if role_of(part.name) == "denoiser" else 0
+            found.setdefault(keys[part.name], PartSize(part.name, nbytes, role_of(part.name), blocks))
+        return tuple(found.values())
+
+    def draws(self, name: str, drawing: Drawing | None) -> Draws | None:
+        """Return what *drawing* is to the model *name*; None: nobody knows. None for *drawing*: its usual one."""
+        recipe = self._recipe(name)
+        if recipe is None:
+            return None
+        return Draws(
+            recipe.folder.class_name,
+            drawing or usual_drawing(recipe.folder),
+            recipe.dtype,
+            getattr(torch, recipe.dtype).itemsize,
+            max((size.nbytes for size in self.sizes(name) if size.role == "encoder"), default=0),
+        )
+
     def parts(self) -> Mapping[str, Part]:
         with self._lock:
             return {key: component.part for key, component in self._components.items()}
@@ -135,11 +171,21 @@ class PipelineStore:
             for component in self._components_of(name):
                 component.fill(cancelled)
 
+    def arrange(self, name: str, arrangement: Arrangement) -> None:
+        """
+        Have the model *name* run as *arrangement* says from now on; how it is placed counts from the next `place`.
+
+        Moves nothing; its decoder works in tiles from now on, or no longer, if it is constructed.
+        """
+        model = self._models.get(name)
+        self._arrangements.note(name, arrangement, None if model is None else model.pipeline)
+
     def place(self, name: str, how: How = "whole") -> Any:
-        assert how == "whole", f"{how} is not a way to place a pipeline"
         with told_of(name):
-            for component in self._components_of(name):
-                component.to_device(self.device)
+            self._arrangements.begin(name, how, self._models[name].pipeline, self._parts_of(name))
+            for part, component in self._parts_of(name).items():
+                if how == "whole" or role_of(part) == "resident":
+                    component.to_device(self.device)
         return self._models[name].pipeline
 
     def evict(self, key: str) -> None:
@@ -155,6 +201,7 @@ class PipelineStore:
             for component in self._components.values():
                 component.users.discard(name)
             known = self._models.pop(name, None) is not None
+        self._arrangements.end(name)
         if known:
             self._forget_unused()
 
@@ -226,6 +273,15 @@ class PipelineStore:
     def _components_of(self, name: str) -> list[HeldComponent]:
         with self._lock:
             return [self._components[key] for key in dict.fromkeys(self._models[name].keys.values())]
+
+    def _parts_of(self, name: str) -> dict[str, HeldComponent]:
+        """Return the components by their names in the pipeline; one that has several, by its first."""
+        model = self._models[name]
+        names: dict[str, str] = {}
+        for part, key in model.keys.items():
+            names.setdefault(key, part)
+        with self._lock:
+            return {part: self._components[key] for key, part in names.items()}
 
     def _take_unused(self) -> list[HeldComponent]:
         with self._lock:

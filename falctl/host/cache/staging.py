@@ -66,6 +66,8 @@ class StagedPart:
     name: str
     module: torch.nn.Module
     weights: Movable
+    same: int = 0
+    """Equal for modules with the same weights, as the clone is of a module that LoRAs are put into; 0: no other has them."""
     peak_bytes: Callable[[], int] = _nothing
     """Return what has to be free beside its weights while it runs."""
 
@@ -185,10 +187,13 @@ class Staging:
             self._last = watch
 
     def _make_room(self, watch: _Watch, need_bytes: int) -> None:
+        stay = {_same(watch)} | {_same(other) for other in self._watches.values() if other.running}
+        keys = {_same(other): key for key, other in self._watches.items() if _same(other) not in stay}
+        # In the order in which they were entered; of two modules with the same weights, when the later one was.
         present = {
             key: other.part.weights.nbytes
             for key, other in self._watches.items()
-            if other is not watch and not other.running and other.part.weights.tier == "device"
+            if key in keys.values() and other.part.weights.tier == "device"
         }
         if not present:
             return
@@ -196,6 +201,10 @@ class Staging:
             left = self._watches[key].part
             left.weights.evict()
             log.debug("stage.left part=%s bytes=%s", left.name, size_text(left.weights.nbytes))
+
+
+def _same(watch: _Watch) -> int:
+    return watch.part.same or id(watch)
 
 
 def moved(value: Any, device: torch.device) -> Any:

@@ -193,6 +193,30 @@ def test_a_lora_for_another_architecture_is_refused_and_leaves_nothing(world: Wo
     picture(bring(world.store, "sd15"))
 
 
+def test_a_lora_draws_the_same_while_components_come_and_go(
+    folder_of: FolderOf, files: Files, world: World
+) -> None:
+    plain = picture(loaded(folder_of("sd15")))
+    world.store.construct("sd15")
+    assert picture(world.store.place("sd15", "staged")) == plain
+    leave(world.store, "sd15")
+    world.store.construct("sd15+a")  # its modules are clones of those that have hooks now
+    pipe = world.store.place("sd15+a", "staged")
+    assert tiers(world.store, "sd15+a") == {"ram", "vram"}
+    assert near(picture(pipe), drawn_by_diffusers(folder_of("sd15"), files.a))
+    assert picture(world.store.place("sd15", "staged")) == plain
+    leave(world.store, "sd15+a")
+    assert near(picture(world.store.place("sd15+a")), drawn_by_diffusers(folder_of("sd15"), files.a))
+    assert {size.blocks for size in world.store.sizes("sd15+a")} == {()}
+    extra = [
+        sum(size.nbytes for size in world.store.sizes(name))
+        - sum(part.nbytes for part in world.store.needs(name))
+        for name in ("sd15", "sd15+a")
+    ]
+    assert extra[0] == 0
+    assert abs(extra[1]) < 64 * 512, "the LoRA is counted, but for its alignment"
+
+
 def test_a_skeleton_of_a_lora_can_be_filled_beside_others(world: World) -> None:
     bring(world.store, "sd15")
     bring(world.store, "sd15+b")

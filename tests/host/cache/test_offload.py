@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,7 @@ def test_a_pipeline_of_one_and_a_half_devices_draws_the_same(folder_of: FolderOf
     (blocks,) = plan.offloaded
     assert blocks.name == "transformer"
     module = pipe.transformer
-    moving = offloaded(module, packed["transformer"], blocks)
+    moving = offloaded([module], packed["transformer"], blocks)
     assert (moving.nbytes, moving.moved_bytes) == (blocks.nbytes, blocks.moved_bytes), "as planned"
     parts = [
         StagedPart(part, getattr(pipe, part), moving if part == "transformer" else arena)
@@ -72,7 +73,7 @@ def test_every_component_with_blocks_can_go_through_in_turn(folder_of: FolderOf,
     packed = arenas(pipe)
     for resident, slots in ((0, 1), (0, 2), (1, 2)):
         moving = [
-            Offloaded(getattr(pipe, part), arena, resident=resident, slots=slots)
+            Offloaded([getattr(pipe, part)], arena, resident=resident, slots=slots)
             for part, arena in packed.items()
             if blocks_in(arena.layout)
         ]
@@ -116,7 +117,7 @@ def test_no_more_blocks_are_on_the_device_than_there_are_places_for() -> None:
     arena = Arena(module)
     host, device = arena.host, CpuDevice(1 << 20)
     assert host is not None
-    moving = Offloaded(module, arena, resident=2, slots=2)
+    moving = Offloaded([module], arena, resident=2, slots=2)
     seen: list[list[int]] = []
     moving.to_device(device)
     for block in module.blocks:
@@ -132,7 +133,7 @@ def test_the_order_is_learnt_so_that_the_block_that_is_next_arrives_early() -> N
     arena = Arena(module)
     host, device = arena.host, CpuDevice(1 << 20)
     assert host is not None
-    Offloaded(module, arena, resident=0, slots=2).to_device(device)
+    Offloaded([module], arena, resident=0, slots=2).to_device(device)
     for _pass in range(2):
         assert torch.equal(run(module, [0, 3, 1, 4]), expected)
     seen: list[list[int]] = []
@@ -146,7 +147,7 @@ def test_a_block_that_is_away_shows_the_hosts_bytes_and_never_another_blocks() -
     module = chain(4)
     weights = [block.weight.detach().clone() for block in module.blocks]
     arena = Arena(module)
-    Offloaded(module, arena, resident=0, slots=2).to_device(CpuDevice(1 << 20))
+    Offloaded([module], arena, resident=0, slots=2).to_device(CpuDevice(1 << 20))
     for i in (0, 1, 2, 3, 1, 0, 0, 2):
         run(module, [i])
         assert all(torch.equal(b.weight, w) for b, w in zip(module.blocks, weights, strict=True))
@@ -155,7 +156,7 @@ def test_a_block_that_is_away_shows_the_hosts_bytes_and_never_another_blocks() -
 def test_out_of_memory_for_the_slots_changes_nothing() -> None:
     module = chain(4)
     arena = Arena(module)
-    moving = Offloaded(module, arena, resident=0, slots=2)
+    moving = Offloaded([module], arena, resident=0, slots=2)
     pointers = [p.data_ptr() for p in module.parameters()]
     for budget in range(0, moving.nbytes, 512):
         device = CpuDevice(budget)
@@ -195,7 +196,7 @@ def test_a_copy_that_fails_is_an_error_and_the_next_run_is_right(
     expected = run(module, range(4))
     copies_for = offload.copies_for
     monkeypatch.setattr(offload, "copies_for", lambda device: Torn(copies_for(device), at))
-    moving = Offloaded(module, Arena(module), resident=0, slots=2)
+    moving = Offloaded([module], Arena(module), resident=0, slots=2)
     moving.to_device(CpuDevice(1 << 20))
     with pytest.raises(RuntimeError, match="the copy failed"):
         run(module, [*range(4)] * 2)
@@ -220,10 +221,32 @@ def test_tied_weights_and_buffers_of_blocks_go_with_them_or_stay() -> None:
     assert {"blocks.0.weight", "blocks.0.scale", "blocks.0.table", "blocks.0.empty"} < by_path["blocks.0"]
     assert by_path["blocks.1"] == {"blocks.1.bias"}
     before = {name: t.clone() for name, t in module.state_dict().items()}
-    moving = Offloaded(module, arena, resident=0, slots=1)
+    moving = Offloaded([module], arena, resident=0, slots=1)
     moving.to_device(CpuDevice(moving.nbytes))
     for block in module.blocks:
         block(torch.ones(16))
         assert all(torch.equal(t, before[name]) for name, t in module.state_dict().items())
         assert torch.equal(module.blocks[0].table, torch.arange(5))
     assert module.blocks[2].weight.data_ptr() == module.blocks[1].weight.data_ptr()
+
+
+def test_a_clone_with_the_same_weights_finds_its_blocks_too() -> None:
+    """As a pipeline with LoRAs has: the modules are its own, the Parameters are the base's."""
+    module = chain(5)
+    clone, late = (copy.deepcopy(module, {id(p): p for p in module.parameters()}) for _clone in range(2))
+    expected = run(module, range(5))
+    arena = Arena(module)
+    host, device = arena.host, CpuDevice(1 << 20)
+    assert host is not None
+    moving = Offloaded([module, clone], arena, resident=0, slots=1)
+    moving.to_device(device)
+    moving.also(late)
+    for one in (module, clone, late):
+        seen: list[list[int]] = []
+        for block in one.blocks:
+            block.register_forward_hook(lambda *_, one=one: seen.append(on_device(one, device, host)))  # noqa: B023
+        assert torch.equal(run(one, range(5)), expected)
+        assert seen == [[i] for i in range(5)]
+    moving.evict()
+    assert torch.equal(run(late, range(5)), expected)
+    assert not any(part._forward_pre_hooks for one in (module, clone, late) for part in one.modules())

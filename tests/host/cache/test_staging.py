@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -25,7 +26,7 @@ FolderOf = Callable[[str], Path]
 
 def parts_of(pipe: Any, peaks: dict[str, int] | None = None) -> dict[str, StagedPart]:
     return {
-        name: StagedPart(name, module, Arena(module), partial(int, (peaks or {}).get(name, 0)))
+        name: StagedPart(name, module, Arena(module), 0, partial(int, (peaks or {}).get(name, 0)))
         for name, module in components(pipe).items()
     }
 
@@ -173,6 +174,26 @@ def test_two_pipelines_share_a_component_and_the_hooks_stay_until_both_are_done(
             assert picture(other) == first
         assert picture(one) == first
     assert_no_hooks(one)
+
+
+def test_modules_with_the_same_weights_never_send_each_other_away() -> None:
+    module, other = nn.Linear(16, 16), nn.Linear(16, 16)
+    clone = copy.deepcopy(module, {id(p): p for p in module.parameters()})
+    weights, others = Arena(module), Arena(other)
+    parts = (
+        StagedPart("base", module, weights, same=1),
+        StagedPart("clone", clone, weights, same=1, peak_bytes=lambda: weights.nbytes),
+        StagedPart("other", other, others),
+    )
+    device = CpuDevice(weights.nbytes + others.nbytes)
+    with Staging(device).staged(parts):
+        module(torch.ones(16))
+        other(torch.ones(16))
+        clone(torch.ones(16))
+        assert (weights.tier, others.tier) == ("device", "host")
+        module(torch.ones(16))
+        other(torch.ones(16))
+        assert (weights.tier, others.tier) == ("device", "device")
 
 
 def test_a_component_never_leaves_while_it_runs() -> None:
