@@ -120,4 +120,4 @@ class Keeper:
 def _make_room(caches: Sequence[ModelCache[Any]], keep: str) -> None:
     gc.collect()
     for cache in caches:
-        cache.give_way(keep=keep)
+        cache.evict_idle(keep=keep)

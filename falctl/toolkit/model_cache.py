@@ -101,7 +101,7 @@ class ModelCache(Generic[M]):
                     detail = str(error)
             # Outside the `except`: the error held the frames of the call, and all that they had allocated.
             attempt += 1
-            self.give_way(keep=name)
+            self.evict_idle(keep=name)
             if self._policy.recover(OutOfMemory(name, drawing, attempt, detail)) == "raise":
                 raise self._loader.too_large(name, drawing, f"ran out of memory ({detail})")
 
@@ -217,7 +217,7 @@ class ModelCache(Generic[M]):
 
     # What the host does from time to time
 
-    def give_way(self, *, keep: str) -> None:
+    def evict_idle(self, *, keep: str) -> None:
         """Have everything leave the device that nobody uses or has pinned, but *keep*; blocks."""
         with LOADING:
             left = self._holdings.evict_idle(keep=keep)
