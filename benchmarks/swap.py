@@ -10,11 +10,14 @@ take turns, round by round, with who goes first; figures are medians. What came 
     memcpy           one copy of as many bytes into a fresh buffer of the device, page faults included (on a card: from
                      pinned memory)
     ram              `PipelineStore.place`: every component allocates, copies and re-binds
-    preadv           the same files into a fresh host buffer, by the threads and chunks of `read_weights`
-    skeleton         `PipelineStore.fill`: the modules stand, their bytes were dropped and come into fresh host buffers
+    preadv           the same files into a fresh block of host memory, by the threads and chunks of `read_weights`
+    skeleton         `PipelineStore.fill`: the modules stand, their bytes were dropped and come into fresh blocks
     disk             skeleton, then ram
     from_pretrained  diffusers; on a CPU it maps the files and reads hardly any of their bytes
     to               each tensor of that moved by itself, as `.to(device)` does it (on a CPU: copied)
+
+Host memory is what runners have: blocks that the supervisor holds and they share; with ``--memory private`` it is the
+process's own, as where nothing is shared.
 
 On a machine with a card all of it runs there, on `CudaDevice`, and with a pipeline of 7 GB besides.
 """
@@ -39,18 +42,18 @@ from typing import Any, Final
 import torch
 
 from benchmarks import _page_cache, _wide_pipelines
+from benchmarks._host_memories import MEMORIES, Memory, memory_of
 from benchmarks._report import Table, arguments, packages, publish
 from falctl.host.cache.buffers import host_buffer
 from falctl.host.cache.device import CpuDevice, CudaDevice, Device
 from falctl.host.cache.folder import read_folder
 from falctl.host.cache.opening import import_libraries
 from falctl.host.cache.pipeline_store import PipelineStore
-from falctl.host.cache.private_memory import PrivateMemory
 from falctl.host.cache.reading import CHUNK_BYTES, THREADS
 
 ROUNDS: Final = 9
 BUDGET_BYTES: Final = 16 << 30
-"""Of the CPU device: nothing is to run out here."""
+"""Of the CPU device and of host memory: nothing is to run out here."""
 PER_TENSOR_S: Final = 10e-6
 LARGE_BYTES: Final = 6 << 30
 CONTENDERS: Final = ("memcpy", "ram", "preadv", "skeleton", "disk", "from_pretrained", "to")
@@ -105,14 +108,14 @@ class Folder:
 class Swap:
     """One pipeline, and every way to have it on *device*. Each method that measures returns seconds."""
 
-    def __init__(self, folder: Path, device: Device) -> None:
-        self.folder, self.device = folder, device
+    def __init__(self, folder: Path, device: Device, memory: Memory) -> None:
+        self.folder, self.device, self._memory = folder, device, memory
         read = read_folder(folder)
         self._weighty = [part.name for part in read.components if part.weights]
         self.files = tuple(file for part in read.components for file in part.weights)
         self.name = folder.name
         self.store = PipelineStore(
-            lambda name: Folder(str(folder)), device=device, memory=PrivateMemory(), dtype="float32"
+            lambda name: Folder(str(folder)), device=device, memory=memory.memory, dtype="float32"
         )
         self.store.construct(self.name)
         self.nbytes = sum(part.nbytes for part in self.store.parts().values())
@@ -147,15 +150,23 @@ class Swap:
             self.store.evict(key)
 
     def preadv(self) -> float:
+        sizes = [(file.path, file.stamp.size_bytes) for file in self.files]
+        used_bytes = self._memory.used_bytes()
         began = time.perf_counter()
-        flat = host_buffer(sum(file.stamp.size_bytes for file in self.files))
-        _read_whole([(file.path, file.stamp.size_bytes) for file in self.files], memoryview(flat.numpy()))
-        return time.perf_counter() - began
+        block = self._memory.memory.obtain("preadv", sum(size for _, size in sizes))
+        _read_whole(sizes, memoryview(block.flat.numpy()))
+        block.seal()
+        spent_s = time.perf_counter() - began
+        block.release()
+        del block
+        self._memory.settle(used_bytes)
+        return spent_s
 
     def drop(self) -> None:
         """Make skeletons of what is in host memory; the first time the store proves that the files bring it back."""
         for key in self.store.parts():
             self.store.drop(key)
+        self._memory.settle(0)
         assert {part.tier for part in self.store.parts().values()} == {"disk"}
 
     def skeleton(self) -> float:
@@ -303,6 +314,7 @@ def main() -> int:
     parser.add_argument(
         "--only", nargs="+", metavar="NAME", choices=(*_wide_pipelines.NAMES, _wide_pipelines.LARGE)
     )
+    parser.add_argument("--memory", choices=MEMORIES, default=MEMORIES[0], help="what kind of host memory")
     options = parser.parse_args()
     cuda = torch.cuda.is_available()
     device: Device = CudaDevice() if cuda else CpuDevice(BUDGET_BYTES)
@@ -310,8 +322,11 @@ def main() -> int:
     warnings.simplefilter("ignore")
     rows = []
     for name in options.only or (*_wide_pipelines.NAMES, *((_wide_pipelines.LARGE,) if cuda else ())):
-        with _made(options.folder, name) as folder:
-            swap = Swap(folder, device)
+        with (
+            _made(options.folder, name) as folder,
+            memory_of(options.memory, budget_bytes=BUDGET_BYTES) as memory,
+        ):
+            swap = Swap(folder, device, memory)
             _page_cache.settle(swap.paths)
             rows += [
                 row_of(swap, measured(swap, rounds=options.rounds, cold=cold), cold=cold)
@@ -319,7 +334,11 @@ def main() -> int:
             ]
             del swap
     facts = packages("torch", "diffusers", "transformers", "safetensors")
-    facts |= {"device": device.name, "torch threads": str(torch.get_num_threads())}
+    facts |= {
+        "device": device.name,
+        "host memory": options.memory,
+        "torch threads": str(torch.get_num_threads()),
+    }
     facts |= {"reading": f"{THREADS} threads, {CHUNK_BYTES >> 20} MiB at a time"}
     tables = [table_of(row, cuda=cuda) for row in rows]
     publish("Swaps", tables, json_path=options.json, facts=facts, more={"rows": rows})

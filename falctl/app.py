@@ -102,6 +102,15 @@ class RunnerContext(Protocol):
         """
         ...
 
+    def keep_alive(self, duration: str | float) -> None:
+        """
+        Say how long the models that this thread's request uses may idle afterwards: ``"10m"``, seconds, 0, or -1, for ever.
+
+        Raises:
+            BadRequestError: *duration* is no such time.
+        """
+        ...
+
     @property
     def cancelled(self) -> bool:
         """Return whether the request served by this thread has been cancelled, for work that reports no steps."""

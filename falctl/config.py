@@ -303,10 +303,10 @@ class CacheConfig(Section):
         description='bytes that a CPU runner may fill with models and drawings; "auto" shares half of what is available at the start among them',
     )
     reserve_vram: Bytes = Field(
-        default=0,
+        default=512 << 20,
         ge=0,
         le=1 << 50,
-        description="bytes of each card that are left to other programs",
+        description="bytes of each card that are left to other programs; idle models leave when those grow into it",
     )
 
 

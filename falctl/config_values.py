@@ -89,13 +89,15 @@ def parse_keep_alive(value: object) -> object:
     return FOR_EVER if negative else value
 
 
-def read_keep_alive(text: str) -> float | None:
-    """Return the seconds, or `FOR_EVER`, that a request says in *text*; None: it says no such thing."""
+def read_keep_alive(said: str | float) -> float | None:
+    """Return the seconds, or `FOR_EVER`, that a request has *said*; None: it is no such thing."""
     try:
-        value = parse_keep_alive(text.strip())
+        value = parse_keep_alive(said.strip() if isinstance(said, str) else said)
     except ValueError:
         return None
-    return value if isinstance(value, float) and value <= KEEP_ALIVE_MAX_S else None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if value <= KEEP_ALIVE_MAX_S else None
 
 
 def format_keep_alive(seconds: float) -> str:

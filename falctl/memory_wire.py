@@ -68,6 +68,8 @@ class Refused:
 
     number: int
     why: str
+    lacking_bytes: int
+    """What would have to be let go of first; 0: that would not help."""
 
 
 Message: TypeAlias = Obtain | Seal | Abandon | LetGo | Given | Refused

@@ -273,11 +273,7 @@ class LoadEnded:
 
 @dataclass(frozen=True, slots=True)
 class Stepped:
-    """
-    A request has done ``step`` of ``steps`` (0: nobody knows), which its row says, too.
-
-    Not every step is told: those that follow at once are left out, and all of them where the reader is slow.
-    """
+    """A request has done ``step`` of ``steps`` (0: nobody knows), as its row says, too. Not every step is told."""
 
     epoch: int
     request: str

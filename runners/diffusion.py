@@ -55,6 +55,10 @@ class Prompt(BaseModel):
     seed: int | None = Field(
         None, ge=0, le=(1 << 63) - 1, description="left out: a random one, which is returned"
     )
+    keep_alive: str | float | None = Field(
+        None,
+        description='how long the model may idle: "10m", seconds, 0, or -1, for ever; left out: cache.keep_alive',
+    )
     output_format: Literal["png", "jpeg", "webp"] = "png"
     sync_mode: bool = Field(False, description="answer with data: URIs instead of links")  # noqa: FBT003
 
@@ -95,6 +99,8 @@ class AnyModelRunner(App):
     @endpoint("/")
     def draw(self, request: Prompt) -> Drawing:
         seed = secrets.randbelow(_SEEDS) if request.seed is None else request.seed
+        if request.keep_alive is not None:
+            self.runner.keep_alive(request.keep_alive)
         name = "+".join((request.model, *(lora.path.removesuffix(".safetensors") for lora in request.loras)))
         asked_at = time.perf_counter()
         loaded_at = asked_at

@@ -74,6 +74,23 @@ def test_a_model_is_kept_for_seconds_or_for_ever(value: object, seconds: float) 
     assert parse_keep_alive(value) == seconds
 
 
+@pytest.mark.parametrize(
+    ("said", "seconds"),
+    [
+        ("10m", 600.0),
+        (" 0 ", 0.0),
+        (90, 90.0),
+        (-7, -1.0),
+        ("soon", None),
+        (True, None),
+        ("366d", None),
+        (1e9, None),
+    ],
+)
+def test_what_a_request_says_of_that_is_read_or_is_nothing(said: str | float, seconds: float | None) -> None:
+    assert read_keep_alive(said) == seconds
+
+
 @pytest.mark.parametrize("seconds", [-1.0, 0.0, 600.0])
 def test_how_long_a_model_is_kept_is_read_back_as_it_is_written(seconds: float) -> None:
     assert parse_keep_alive(format_keep_alive(seconds)) == seconds

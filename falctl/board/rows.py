@@ -82,6 +82,8 @@ class RunnerRow:
     """Whether the request that runs has done steps of its own, so that silence is a stall."""
     hints_dropped: int = 0
     """Hints that did not fit the row."""
+    device_bytes: int = 0
+    """What its process's allocator holds of its first card, its CUDA context not counted; 0 on a CPU."""
 
 
 @dataclass(frozen=True, slots=True)

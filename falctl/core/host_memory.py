@@ -146,6 +146,12 @@ class Refuse:
     runners: tuple[RunnerId, ...]
     """Who refers to what is used."""
 
+    @property
+    def lacking_bytes(self) -> int:
+        """Return how many bytes more would have to be unused for it to fit; 0: it never does."""
+        size = whole_pages(self.nbytes)
+        return 0 if size > self.budget_bytes else max(1, size + self.used_bytes - self.budget_bytes)
+
 
 @dataclass(frozen=True, slots=True)
 class Drop:
@@ -155,6 +161,11 @@ class Drop:
 
 
 Action: TypeAlias = Fill | Protect | Give | Refuse | Drop
+
+
+def whole_pages(nbytes: int) -> int:
+    """Return what *nbytes* take."""
+    return -(-nbytes // PAGE_BYTES) * PAGE_BYTES
 
 
 @dataclass(slots=True, eq=False)
@@ -250,7 +261,7 @@ class Ledger:
         return [self._give(block, asked)]
 
     def _begin(self, asked: Asked, now: float) -> list[Action]:
-        size = -(-asked.nbytes // PAGE_BYTES) * PAGE_BYTES
+        size = whole_pages(asked.nbytes)
         crowded = self.blocks >= BLOCKS_MAX
         if size > self.budget_bytes - self.used_bytes or (crowded and not self._unused()):
             return [self._refusal(asked)]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from falctl.app import SimulatedCosts
 from falctl.clock import monotonic_s
 from falctl.config import UNCOUNTED_MODELS_MAX, CacheConfig, Config
+from falctl.config_values import KEEP_ALIVE_CHOICE, read_keep_alive
 from falctl.core.residency import Verdict
 from falctl.host.app_threads import AppThreads
 from falctl.host.hint_source import HintSource
@@ -21,7 +22,7 @@ from falctl.host.previews import make_preview
 from falctl.host.report import Report
 from falctl.host.tending import Tending
 from falctl.host.ticket import CURRENT
-from falctl.toolkit import ModelCache, ModelSource, RequestCancelled
+from falctl.toolkit import BadRequestError, ModelCache, ModelSource, RequestCancelled
 from falctl.toolkit.cache_hooks import CacheHooks, CachePolicy, Kept
 from falctl.toolkit.opaque_store import OpaqueStore
 from falctl.toolkit.steps import Preview, StepEnd, watched
@@ -54,6 +55,7 @@ class Context:
         self._policy = CachePolicy(
             models_max=cache.max_models,
             keep_alive_s=partial(_keep_alive_s, cache),
+            reserve_bytes=lambda: cache.reserve_vram if spec.cards else 0,
         )
         self._hooks = CacheHooks(
             changed=self._cache_changed,
@@ -114,6 +116,15 @@ class Context:
         )
         admission = Admission(store, folder=self._state)
         return self._serve(ModelCache(store, policy=admission.policy(self._policy), hooks=self._hooks))
+
+    def keep_alive(self, duration: str | float) -> None:
+        """Let the models of this request idle for *duration*; see `RunnerContext`. Raises BadRequestError."""
+        seconds = read_keep_alive(duration)
+        if seconds is None:
+            msg = f'keep_alive = {duration!r:.40} is no time to keep a model; write {KEEP_ALIVE_CHOICE}, as "10m"'
+            raise BadRequestError(msg)
+        if (ticket := CURRENT.get()) is not None:
+            ticket.keep_alive_s = seconds
 
     @property
     def cancelled(self) -> bool:

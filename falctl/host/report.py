@@ -16,6 +16,7 @@ from falctl.board.rows import Executing, ModelRow, RunnerRow
 from falctl.clock import monotonic_s
 from falctl.core.residency import Resident
 from falctl.core.types import Epoch, Hint
+from falctl.host.device_use import reserved_bytes
 from falctl.host.events import EventHub
 from falctl.host.hint_source import Asked, HintSource
 from falctl.host.limits import Limits
@@ -80,6 +81,7 @@ class Report:
             progress_at=max((self._progress_at, *(t.progress_at for t in held))),
             progress_known=bool(working) and all(t.step for t in working),
             hints_dropped=self._hints.overflow,
+            device_bytes=reserved_bytes() if self._gpu else 0,
         )
         self._board.put_runner(self._runner, row)
 

@@ -12,12 +12,14 @@ from typing import Any
 from falctl.app import App
 from falctl.board.board import Board
 from falctl.config import Config
+from falctl.core.types import RunnerId
 from falctl.errors import StartError
 from falctl.host.app_threads import AppThreads
 from falctl.host.cancel import Canceller
 from falctl.host.context import Context
 from falctl.host.fal.health import HealthWatch
 from falctl.host.gate import Gate
+from falctl.host.guest_watch import GuestWatch
 from falctl.host.hint_source import HintSource
 from falctl.host.keeper import Keeper
 from falctl.host.limits import Limits, within
@@ -71,7 +73,8 @@ async def start(app_class: type[App], control: Control, config: Config, *, captu
     threads.serve_streams()
     app = await threads.run(call_app, app_class, f"{app_class.__name__}()")
     hints = HintSource(app)
-    report = Report(Board.attach(control.board_fd), spec, slots=slots, hints=hints)
+    board = Board.attach(control.board_fd)
+    report = Report(board, spec, slots=slots, hints=hints)
     capture.attach(report.logbook, slots, control.native)
     app.runner = context = Context(spec, config, report=report, hints=hints, threads=threads)
     context.memory_channel = control.memory
@@ -88,6 +91,9 @@ async def start(app_class: type[App], control: Control, config: Config, *, captu
     )
     listener = Listener(Gate(web, ours, keeper, limits.request_timeout_s), Path(spec.socket))
     await listener.listen()
+    if spec.cards:
+        runner, reserve_bytes = RunnerId(spec.runner), config.cache.reserve_vram
+        GuestWatch(board, runner, caches=report.caches, reserve_bytes=reserve_bytes).start(threads)
     return Served(app, slots, threads, report, listener, limits, health_of(app))
 
 

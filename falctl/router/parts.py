@@ -119,7 +119,7 @@ class Parts:
             self.apps,
             Courier(self.fleet, self.apps, self.ledger, timeout_s=config.runners.request_timeout),
         )
-        direct = Direct(self.apps, self._proxy, websockets, Names(self.apps, self.keeper))
+        direct = Direct(self.apps, self._proxy, websockets, Names(self.apps, store))
         self.webhooks = Deliverer(store, signer, self.ledger)
         self.watchers = Watchers(self.keeper.position)
         self.keeper.observers += [self.webhooks.hear, self.watchers.hear]

@@ -149,7 +149,7 @@ class HostMemory:
                 self._send(holder, wire.Given(number, block, filled=True), block)
             case Refuse(holder, number):
                 log.info("memory.refused runner=%d bytes=%d", holder.runner, action.nbytes)
-                self._send(holder, wire.Refused(number, refusal(action)))
+                self._send(holder, wire.Refused(number, refusal(action), action.lacking_bytes))
             case Drop(block):
                 if (fd := self._fds.pop(block, None)) is not None:
                     # Shielded: a thread that has not begun would be cancelled with us, and the memory stay.
@@ -161,7 +161,7 @@ class HostMemory:
         except OSError as error:
             log.warning("memory.failed bytes=%d %s", fill.nbytes, error)
             why = f"the kernel gives no {fill.nbytes} bytes of shared memory: {error.strerror}"
-            self._send(fill.holder, wire.Refused(fill.number, why))
+            self._send(fill.holder, wire.Refused(fill.number, why, lacking_bytes=0))
             self._feed(LetGo(fill.holder, fill.block))
             return
         self._send(fill.holder, wire.Given(fill.number, fill.block, filled=False), fill.block)

@@ -210,6 +210,12 @@ class Holdings(Generic[M]):
 
         return lacking_bytes <= 0 or self._evict(decide) is not None
 
+    def evict_oldest(self) -> bool:
+        """Have the least recently used model that may leave the device; return whether one did."""
+        with self.lock:
+            seen = [r for r in self._seen() if r.tier == "vram" and not (r.leases or r.pinned)]
+        return bool(seen) and self.evict(min(seen, key=lambda r: r.used_at).name)
+
     def evict_idle(self, *, keep: str | None = None) -> bool:
         """Have everything leave the device that may, but nothing of *keep*; return whether anything did."""
 

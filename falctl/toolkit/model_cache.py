@@ -240,16 +240,21 @@ class ModelCache(Generic[M]):
         """
         Have *lacking_bytes* of idle parts leave the device, all of them if there are not so many; blocks.
 
-        For others who need it; return whether anything left.
+        For others who need it; return whether anything left. Where no bytes are counted, one model leaves.
         """
         with LOADING:
-            before = self._holdings.idle_bytes()
-            if not self._holdings.make_room(lacking_bytes):
-                self._holdings.evict_idle()
-            left = self._holdings.idle_bytes() < before
+            left = self._leave(lacking_bytes)
         if left:
             self._hooks.changed()
         return left
+
+    def _leave(self, lacking_bytes: int) -> bool:
+        if self._store.free_bytes is None:
+            return self._holdings.evict_oldest()
+        before = self._holdings.idle_bytes()
+        if not self._holdings.make_room(lacking_bytes):
+            self._holdings.evict_idle()
+        return self._holdings.idle_bytes() < before
 
     def _take(self, name: str, drawing: Drawing | None) -> tuple[M, Callable[[], None]]:
         asked_at = monotonic_s()

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from benchmarks import _page_cache, swap
+from benchmarks._host_memories import MEMORIES, Private, memory_of
 from falctl.host.cache.device import CpuDevice
 from tests.host.cache import tiny_pipelines
 
@@ -24,10 +25,14 @@ def dropped(paths: list[Path]) -> None:
         pytest.skip(f"files of this folder cannot leave memory: {error}")
 
 
-@pytest.mark.parametrize("name", ["sdxl", "flux"])
-def test_a_row_has_every_figure_and_every_reload_brings_the_bytes_back(name: str, tmp_path: Path) -> None:
-    measured = swap.Swap(tiny_pipelines.write(tmp_path, name), CpuDevice(64 * MiB))
-    samples = swap.measured(measured, rounds=2, cold=False)
+@pytest.mark.parametrize("memory", MEMORIES)
+@pytest.mark.parametrize("name", ["sdxl", "sd3"])
+def test_a_row_has_every_figure_and_every_reload_brings_the_bytes_back(
+    name: str, memory: str, tmp_path: Path
+) -> None:
+    with memory_of(memory, budget_bytes=64 * MiB) as kind:
+        measured = swap.Swap(tiny_pipelines.write(tmp_path, name), CpuDevice(64 * MiB), kind)
+        samples = swap.measured(measured, rounds=2, cold=False)
     row = swap.row_of(measured, samples, cold=False)
     assert list(row) == [
         *("name", "bytes", "tensors", "cold"),
@@ -44,7 +49,7 @@ def test_a_row_has_every_figure_and_every_reload_brings_the_bytes_back(name: str
 
 
 def test_a_reload_that_brought_other_bytes_is_noticed(tmp_path: Path) -> None:
-    measured = swap.Swap(tiny_pipelines.write(tmp_path, "ddpm"), CpuDevice(64 * MiB))
+    measured = swap.Swap(tiny_pipelines.write(tmp_path, "ddpm"), CpuDevice(64 * MiB), Private())
     measured.drop()
     measured.skeleton()
     measured.check()
@@ -55,7 +60,7 @@ def test_a_reload_that_brought_other_bytes_is_noticed(tmp_path: Path) -> None:
 
 
 def test_a_cold_row_reads_files_that_are_not_in_the_page_cache(tmp_path: Path, monkeypatch: Any) -> None:
-    measured = swap.Swap(tiny_pipelines.write(tmp_path, "ddpm"), CpuDevice(64 * MiB))
+    measured = swap.Swap(tiny_pipelines.write(tmp_path, "ddpm"), CpuDevice(64 * MiB), Private())
     dropped(measured.paths)
     seen: list[float] = []
     for name in ("preadv", "skeleton", "from_pretrained"):

@@ -132,9 +132,22 @@ def test_what_somebody_refers_to_never_leaves() -> None:
     assert told.ask(B, "b") == [Give(B, 4, unused, P)], "nothing is dropped for who is refused all the same"
 
 
+def test_who_is_refused_is_told_how_much_would_have_to_go() -> None:
+    told = Told(pages=5)
+    told.sealed(A, "a", pages=4)
+    (refused,) = told(Asked(A, 2, "b", 2 * P + 1))
+    assert isinstance(refused, Refuse)
+    assert refused.lacking_bytes == 2 * P
+    told(LetGo(A, 1))
+    assert told(Asked(A, 3, "b", 2 * P + 1))[-1] == Fill(A, 3, 2, 2 * P + 1)
+
+
 def test_more_than_the_budget_is_refused() -> None:
     told = Told(pages=3)
-    assert told.ask(A, "a", pages=4) == [Refuse(A, 1, 4 * P, 0, 3 * P, ())]
+    refused = told.ask(A, "a", pages=4)
+    assert refused == [Refuse(A, 1, 4 * P, 0, 3 * P, ())]
+    assert isinstance(refused[0], Refuse)
+    assert refused[0].lacking_bytes == 0, "to let go of others would not help"
 
 
 def test_there_are_only_so_many_blocks() -> None:
@@ -143,7 +156,9 @@ def test_there_are_only_so_many_blocks() -> None:
     for number in range(1, BLOCKS_MAX):
         told.sealed(A, str(number))
     assert told.ask(B, "more") == [Drop(oldest), Fill(B, BLOCKS_MAX + 1, BLOCKS_MAX + 1, P)]
-    assert [type(action) for action in told.ask(B, "still more")] == [Refuse]
+    (refused,) = told.ask(B, "still more")
+    assert isinstance(refused, Refuse)
+    assert refused.lacking_bytes > 0
 
 
 def test_a_runner_may_have_a_block_twice() -> None:

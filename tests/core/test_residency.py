@@ -152,6 +152,17 @@ def test_what_turns_out_not_to_be_needed_stays() -> None:
     assert make_room(GIB, (small, big), now=0.0) == Plan(("b",), clock=9.0 + 1 / 7)
 
 
+def test_of_two_that_could_be_spared_the_dearer_is() -> None:
+    cache = (
+        held("x", part("x", 1.5)),
+        held("y", part("y", 1.5), clock=1.0),
+        held("z", part("z", 6), clock=9.0),
+    )
+    plan = make_room(7 * GIB, cache, now=0.0)
+    assert plan is not None
+    assert plan.keys == ("x", "z")
+
+
 def test_whom_the_router_named_leaves_first_but_not_with_what_others_have() -> None:
     shared = part("vae")
     named, other = held("named", shared, part("u1", 5), clock=9.0), held("other", shared, part("u2", 5))

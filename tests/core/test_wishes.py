@@ -186,6 +186,16 @@ def test_two_wishes_for_one_model_are_one_load() -> None:
     assert scene.loaded("b") == ["a>0", "1:begun@0", "2:begun@0"]
 
 
+def test_a_load_elsewhere_is_not_what_a_wish_for_one_runner_waits_for() -> None:
+    scene = Scene()
+    scene.up(0)
+    scene.up(1, "x")
+    assert scene.come("q", "x") == ["q@1"]
+    assert scene.wish("a", 1) == []
+    assert scene.wish("a", number=2) == ["a>0", "2:begun@0"]
+    assert scene.done("q", 1) == ["a>1", "1:begun@1"]
+
+
 def test_wishes_for_two_models_are_granted_one_after_the_other() -> None:
     scene = Scene()
     scene.up(0)

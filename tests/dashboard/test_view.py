@@ -78,7 +78,7 @@ def test_every_fact_is_there_at_every_width(busy: FleetSnapshot, width: int) -> 
         "pinned",
         "○ sdxl-base in RAM",
         "◐ qwen-image loading 43 %",
-        "host memory 41.0 / 64.0 GiB",
+        "host memory 41.0 GiB of 64.0 GiB",
         "● lora:watercolour warm",
         "runner 4 backoff",
         "restarts in 3.0 s",

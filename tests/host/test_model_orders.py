@@ -94,3 +94,22 @@ def test_why_a_load_failed_is_told_and_a_wrong_name_is_not_pinned() -> None:
         assert not ended.ok
         assert "nonsense" in ended.error
         assert order(host, "pin", "nonsense").status == 404
+
+
+def test_a_request_says_how_long_its_model_may_idle() -> None:
+    prompt = {"model": "digits-ink", "prompt": "one", "num_inference_steps": 1}
+    with Host("runners.diffusion:AnyModelRunner") as host:
+        assert host.post("/", prompt).status == 200
+        assert host.row.models[0].keep_until is None
+        assert host.post("/", {**prompt, "keep_alive": "1h"}).status == 200
+        (model,) = host.row.models
+        assert model.keep_until == pytest.approx(model.used_at + 3600)
+        assert host.post("/", {**prompt, "keep_alive": -1}).status == 200
+        assert host.row.models[0].keep_until is None
+        assert host.post("/", {**prompt, "keep_alive": 0}).status == 200
+        until(lambda: host.row.models[0].tier != "vram", within_s=30, what="it leaves the card")
+        refused = host.post("/", {**prompt, "keep_alive": "a while"})
+        assert refused.status == 400
+        assert refused.json["detail"].startswith(
+            "keep_alive = 'a while' is no time to keep a model; write 0,"
+        )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from starlette.types import Send
 
 from falctl import wire
 from falctl.board.rows import Executing, ModelRow, RunnerRow
@@ -14,7 +16,7 @@ from falctl.core.types import Epoch, Hint, RequestId
 from falctl.router.own.ledger import Ledger
 from falctl.router.own.steps import PREVIEWS_MAX
 from tests.router.client import Later, Raw, ask, request_bytes
-from tests.router.fake_host import PATIENCE_S, FakeHost, Gate
+from tests.router.fake_host import PATIENCE_S, FakeHost, Gate, Seen, answer, wait_on_loop
 from tests.router.harness import ADMIN_TOKEN, Setup, idle, serving, waits
 from tests.router.queue_calls import saying, submit
 from tests.router.test_queue_stream import Stream
@@ -141,6 +143,7 @@ def test_a_picture_is_told_once_and_the_newest_alone(one: Setup) -> None:
         assert "preview" not in follow.end()[-1]
     assert not [event for event in without.events if "preview" in event]
     later.all()
+    assert "preview" not in Follow(one, name, "?preview=1").end()[-1], "it is not kept"
 
 
 def test_who_wants_pictures_has_the_runner_make_them(one: Setup) -> None:
@@ -214,6 +217,26 @@ def test_how_a_direct_request_ended_is_told(one: Setup, status: int, outcome: st
     later.all()
     (event,) = Follow(one, name).end()
     assert (event["state"], event["outcome"], event["status"]) == ("ended", outcome, status)
+
+
+def test_an_end_that_is_heard_before_the_answer_waits_for_its_status(one: Setup) -> None:
+    """They come by different sockets."""
+    gate, host = Gate(), one.hosts[0]
+
+    async def ends_early(seen: Seen, send: Send) -> None:
+        await wait_on_loop(gate.opened)
+        host.release(seen.request)
+        await asyncio.sleep(0.05)
+        await answer(send, status=422)
+
+    host.handler = ends_early
+    later = Later()
+    name = direct(one, later)
+    follow = Follow(one, name)
+    follow.state("running")
+    gate.opened.set()
+    assert follow.end()[-1]["status"] == 422
+    later.all()
 
 
 def test_one_whose_client_left_before_it_began_is_told_as_cancelled(one: Setup) -> None:

@@ -230,7 +230,7 @@ def test_nonsense_is_not_answered_and_does_not_matter(
     first, _ = peers
     first.socket.send(b"\xff")
     first.socket.send(b'{"kind": "Obtain", "number": 1, "key": "unet", "nbytes": -1}')
-    first.send(wire.Refused(1, "I say so"), wire.Seal(99))
+    first.send(wire.Refused(1, "I say so", 0), wire.Seal(99))
     seal_one(first)
     assert [line.split()[0] for line in caplog.messages] == [
         "memory.unknown",
@@ -249,7 +249,9 @@ def test_where_the_kernel_gives_no_memory_the_runner_is_told_and_nothing_is_held
     monkeypatch.setattr(os, "memfd_create", no_more)
     first.send(wire.Obtain(1, "unet", MB))
     answer = first.hear()
-    assert answer == wire.Refused(1, f"the kernel gives no {MB} bytes of shared memory: Too many open files")
+    assert answer == wire.Refused(
+        1, f"the kernel gives no {MB} bytes of shared memory: Too many open files", 0
+    )
     until(lambda: first.server.row.held_bytes == 0, within_s=STEP_S, what="nothing is held")
 
 

@@ -52,6 +52,10 @@ class Arena:
         self._device: Device | None = None
         flat = host_buffer(self.layout.nbytes) if host is None else host
         self._require_length(flat)
+        for tensor in self._tensors:
+            if tensor._is_view():  # noqa: SLF001 - torch has no other way
+                # A view keeps the memory that it is a view of (a mapped file, say), wherever its data is put.
+                torch.utils.swap_tensors(tensor, tensor.data)
         if filled:
             bind(self._tensors, self.layout.slots, flat)
         else:

@@ -16,6 +16,7 @@ import torch
 
 from falctl.clock import monotonic_s
 from falctl.host.cache.buffers import host_buffer
+from falctl.host.cache.recovery import wait_recovered
 
 _TELLING_BYTES: Final = 1 << 20
 """A smaller copy tells of calls, not of rates."""
@@ -188,7 +189,7 @@ class CudaDevice:
     @property
     def free_bytes(self) -> int:
         """Free on the card, other processes counted, and what our allocator holds in whole unused segments."""
-        free, _total = torch.cuda.mem_get_info(self._device)
+        free = self._card_free_bytes()
         stats = torch.cuda.memory_stats(self._device)
         # The unused rest of a segment that is partly in use cannot be released, nor can it hold a whole arena.
         unused = (
@@ -196,7 +197,7 @@ class CudaDevice:
             - stats.get("active_bytes.all.current", 0)
             - stats.get("inactive_split_bytes.all.current", 0)
         )
-        return int(free + max(0, unused))
+        return free + int(max(0, unused))
 
     @property
     def copy_rate(self) -> float | None:
@@ -221,10 +222,17 @@ class CudaDevice:
         self._copies.took(flat.numel(), monotonic_s() - began_at)
 
     def give_back(self) -> None:
+        """As `Device.give_back`; returns when the card has it, or after `RECOVERY_S` seconds."""
         # At once, or small activations settle in the segment that was dropped, and it cannot return.
         torch.cuda.synchronize(self._device)
+        free_bytes, held_bytes = self._card_free_bytes(), torch.cuda.memory_reserved(self._device)
         with torch.cuda.device(self._device):
             torch.cuda.empty_cache()
+        given_back = held_bytes - torch.cuda.memory_reserved(self._device)
+        wait_recovered(self._card_free_bytes, before_bytes=free_bytes, given_back_bytes=given_back)
+
+    def _card_free_bytes(self) -> int:
+        return int(torch.cuda.mem_get_info(self._device)[0])
 
 
 def _check_lengths(flat: torch.Tensor, host: torch.Tensor) -> None:

@@ -24,6 +24,8 @@ import torch
 _PROT_READ: Final = 1
 _PROT_WRITE: Final = 2
 _MAP_SHARED: Final = 1
+_MADV_DONTDUMP: Final = 16
+"""A runner that crashes should not write its models to the disk, where core files are kept."""
 _MADV_POPULATE_READ: Final = 22
 """Linux 5.14; elsewhere the pages are found at the first copy."""
 _FAILED: Final = ctypes.c_void_p(-1).value
@@ -69,6 +71,7 @@ class Mapping:
         address = _libc.mmap(None, nbytes, access, _MAP_SHARED, fd, 0)
         if address in (None, _FAILED):
             raise OSError(ctypes.get_errno(), f"cannot map {nbytes} bytes: {os.strerror(ctypes.get_errno())}")
+        _libc.madvise(address, nbytes, _MADV_DONTDUMP)
         if not writable:
             _libc.madvise(address, nbytes, _MADV_POPULATE_READ)
         self.address: int = address

@@ -189,8 +189,8 @@ class SharedMemory:
         match question.answer:
             case wire.Given() as given:
                 return given, question.fd
-            case wire.Refused(why=why):
-                raise HostMemoryFullError(why)
+            case wire.Refused(why=why, lacking_bytes=lacking_bytes):
+                raise HostMemoryFullError(why, lacking_bytes=lacking_bytes or None)
             case None:
                 raise HostMemoryLostError(_LOST)
 

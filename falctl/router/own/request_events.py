@@ -60,13 +60,12 @@ class RequestEvents:
         request = RequestId(unquote(path.removeprefix(_PATH).removesuffix(_WHAT)))
         teller = _Teller(request, self._states, self._steps, self._previews if _flag(call) else None)
         with self._watchers.watch(request) as watch:  # before the first look: nothing is missed in between
-            await self._await(request, call, watch)
+            await self._await(request, watch)
             await push(call, request, teller, watch)
 
-    async def _await(self, request: RequestId, call: Call, watch: Watch) -> None:
+    async def _await(self, request: RequestId, watch: Watch) -> None:
         """Return when *request* is known, or it has had the time to be."""
         until_at = monotonic_s() + AWAITED_S
-        call.connection.on_gone = watch.end
         while not watch.over and monotonic_s() < until_at:
             try:
                 await self._states.now(request)

@@ -20,7 +20,7 @@ from falctl.router.runners.fleet import FleetLinks
 
 Table = dict[str, Any]
 
-_STATUS_WITHIN_S: Final = 1.0
+_STATUS_WITHIN_S: Final = 2.0
 """A slot may be told free before the answer's head has come by another socket."""
 _LOOK_S: Final = 0.005
 _CANCELLED: Final = 499

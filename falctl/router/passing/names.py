@@ -9,16 +9,16 @@ from falctl.core.types import RequestId
 from falctl.errors import ConflictError
 from falctl.router.dispatch.apps import Apps
 from falctl.router.edge.call import Call
-from falctl.router.jobs.keeper import Keeper
+from falctl.router.jobs.store import JobStore
 from falctl.router.passing.options import chosen_name
 
 
 class Names:
     """Owner of the chosen ids whose requests are under way; of others it asks who knows them."""
 
-    def __init__(self, apps: Apps, keeper: Keeper) -> None:
+    def __init__(self, apps: Apps, jobs: JobStore) -> None:
         self._apps = apps
-        self._keeper = keeper
+        self._jobs = jobs
         self._taken: set[RequestId] = set()
 
     @asynccontextmanager
@@ -51,7 +51,7 @@ class Names:
             # A router before us may have sent one that still runs.
             if scheduler.decisions.explain(name) is not None or any(name in r.in_use for r in runners):
                 return True
-        return self._keeper.find(name) is not None or await self._keeper.store.find(name) is not None
+        return await self._jobs.find(name) is not None
 
 
 def _taken(name: RequestId) -> ConflictError:

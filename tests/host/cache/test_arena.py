@@ -130,6 +130,23 @@ def test_a_tied_weight_stays_tied_in_every_tier() -> None:
         assert module.twin.data_ptr() == module.kept.data_ptr()
 
 
+@pytest.mark.parametrize("view", [lambda t: t.view(2, 4), lambda t: t.unsqueeze(0), lambda t: t[2:6]])
+def test_what_a_buffer_was_a_view_of_is_let_go(view: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    """SD3's table of positions is one: its file stayed mapped, or all of the table in memory, for ever."""
+    gone: list[bool] = []
+    module: Any = nn.Module()
+    module.register_buffer("table", view(host_buffer(8, released=lambda: gone.append(True))))
+    table, before = module.table, module.table.clone()
+    arena = Arena(module)
+    assert gone == [True]
+    assert module.table is table
+    assert torch.equal(table, before)
+    arena.to_device(device := CpuDevice(1 << 20))
+    assert torch.equal(table, before)
+    arena.evict()
+    assert device.used_bytes == 0
+
+
 def test_a_buffer_may_be_a_part_of_a_larger_one() -> None:
     module = zoo()
     before, arena = values(module), Arena(module)

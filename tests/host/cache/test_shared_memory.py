@@ -91,6 +91,14 @@ def test_another_runner_sees_the_bytes_and_torch_does_not_warn(
     other.close()
 
 
+def test_weights_are_left_out_of_core_files(memory: SharedMemory) -> None:
+    block = filled(memory, "unet")
+    start = f"{block.mapping.address:x}-"
+    described = Path("/proc/self/smaps").read_text().partition(f"\n{start}")[2]
+    flags = next(line for line in described.splitlines() if line.startswith("VmFlags:"))
+    assert "dd" in flags.split()
+
+
 def test_a_block_without_bytes_is_nobodys(server: MemoryServer, memory: SharedMemory) -> None:
     block = memory.obtain("activation", 0)
     assert (block.filled, block.flat.numel()) == (True, 0)
@@ -193,6 +201,15 @@ def test_more_than_the_budget_is_an_error_with_the_numbers(
     assert server.row.held_bytes == 0
 
 
+def test_the_error_says_how_much_would_have_to_go(memory: SharedMemory) -> None:
+    block = filled(memory, "unet", 60 * MB)
+    with pytest.raises(HostMemoryFullError) as caught:
+        memory.obtain("vae", 6 * MB)
+    assert caught.value.lacking_bytes == 2 * MB
+    block.release()
+    assert not obtained(memory, "vae", 6 * MB).filled, "what was let go of before is heard before"
+
+
 def test_where_the_kernel_has_no_pages_nothing_is_held(
     server: MemoryServer, memory: SharedMemory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -279,7 +296,7 @@ def test_what_is_no_message_is_a_value_error(datagram: bytes) -> None:
         wire.Abandon(2),
         wire.LetGo(3),
         wire.Given(1, 2, filled=True),
-        wire.Refused(1, "no room"),
+        wire.Refused(1, "no room", 3),
     ],
 )
 def test_a_message_comes_back_equal_and_fits_a_datagram(message: wire.Message) -> None:

@@ -60,4 +60,6 @@ cuda = SimpleNamespace(
     is_available=lambda: bool(_visible()),
     device_count=lambda: len(_visible()),
     get_device_properties=_properties,
+    is_initialized=lambda: True,
+    memory_reserved=lambda _device: 0,
 )
