@@ -23,6 +23,7 @@ from falctl.core.policies import Fal
 from falctl.core.policies.auto import Auto
 from falctl.core.policies.base import Policy
 from falctl.core.policies.knobs import Knobs
+from falctl.core.sources import Source
 from falctl.core.types import GiB, Hint
 from falctl.replay.report import Figures, figures
 from falctl.replay.trace import Job, Missing, read_trace
@@ -84,8 +85,8 @@ CASES = (
 class WrongCosts(Costs):
     """Takes every load for four times, or a quarter, of what it is, for ever."""
 
-    def load_s(self, hint: Hint, tier: str = "disk") -> float:
-        return super().load_s(hint, tier) * (WRONG if sum(hint.encode()) % 2 else 1 / WRONG)
+    def load_s(self, hint: Hint, source: Source = "disk") -> float:
+        return super().load_s(hint, source) * (WRONG if sum(hint.encode()) % 2 else 1 / WRONG)
 
 
 def jittered(jobs: list[Job], seed: int) -> list[Job]:

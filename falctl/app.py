@@ -88,7 +88,7 @@ class RunnerContext(Protocol):
         """
         ...
 
-    def pipeline_cache(self, find: Callable[[str], ModelSource]) -> ModelCache[Any]:
+    def pipeline_cache(self, find: Callable[[str], ModelSource], *, joint: str = "") -> ModelCache[Any]:
         """
         Return a cache of diffusers pipelines, which counts their bytes and publishes the hints whenever it changes.
 
@@ -99,6 +99,9 @@ class RunnerContext(Protocol):
         to be drawn makes room for it, too. Blocking: imports torch and diffusers, which takes seconds; call it in
         `setup`. What a pipeline's weights are must not be changed, by fusing a LoRA for instance: those of
         `ModelSource.loras` are adapters ``lora0``, ``lora1`` beside them, whose scales ``pipeline.set_adapters`` sets.
+
+        *joint* is what stands between a model's name and what is laid upon it, ``+`` in ``base+lora``: who holds the
+        one then counts as nearly warm for the other.
         """
         ...
 

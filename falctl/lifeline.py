@@ -33,7 +33,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from falctl.wire import HostSpec, LineSplitter, Message, RouterSpec, decode, encode
+from falctl.lines import LineSplitter
+from falctl.wire import HostSpec, Message, RouterSpec, decode, encode
 
 log = logging.getLogger(__name__)
 

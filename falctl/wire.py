@@ -13,7 +13,6 @@ stands on the board, and is written there before the message is sent.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Final, TypeAlias, get_args
 
@@ -78,6 +77,8 @@ H_TIMINGS: Final = "x-falctl-timings"
 Host to router: ``cache=hit|join|ram|disk|none;load_s=0.000000;exec_s=0.000000``, what is known when the headers
 leave; the router turns it into the receipt and removes it.
 """
+
+JOINED: Final = "join"
 
 EXIT_RETIRED: Final = 71
 """A host's exit code: its app asked for another process, by an answer 503 of a fal.App for instance."""
@@ -232,6 +233,12 @@ class Hello:
     """Such a load may run beside an execution."""
     models_max: int = 0
     """How many models it keeps; 0: it does not say."""
+    vram_bytes: int = 0
+    """What its device can hold of models; 0: its cache counts no bytes. What it knows of each stands on the board."""
+    run_bytes: int = 0
+    """The largest model that it could run at all, at whatever speed; 0: it does not say."""
+    joint: str = ""
+    """What its app writes between a base and what is laid upon it: ``+`` in ``base+lora``; empty: nothing is."""
     loading: list[str] = field(default_factory=list)
     """Load jobs under way."""
     app_name: str = ""
@@ -256,6 +263,8 @@ class Released:
     """How long it executed, without its load; None: it failed or was cancelled, which teaches nothing."""
     load_s: float | None = None
     """How long it waited for its model's load; None: the app tells nothing of loads, ``exec_s`` may include one."""
+    tier: str = "disk"
+    """Where that load took its bytes from: ``ram`` or ``disk``; `JOINED`: it waited for the load of another request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,6 +276,7 @@ class LoadEnded:
     ok: bool
     load_s: float
     tier: str = "disk"
+    """Where it took its bytes from: ``ram`` or ``disk``."""
     error: str = ""
     """Why it failed, in words."""
 
@@ -359,15 +369,3 @@ def decode(line: bytes) -> Message:
         msg = f"not a message of ours: {line[:200]!r}"
         raise ValueError(msg) from error
     return message
-
-
-@dataclass(slots=True)
-class LineSplitter:
-    """Cuts a byte stream into lines, whatever the chunks."""
-
-    _rest: bytes = field(default=b"")
-
-    def feed(self, chunk: bytes) -> Iterator[bytes]:
-        """Yield every line that *chunk* completes, without its newline."""
-        *lines, self._rest = (self._rest + chunk).split(b"\n")
-        yield from lines

@@ -91,7 +91,7 @@ class AnyModelRunner(App):
     """Holds the pipelines that have room, and lets those leave that are cheapest to bring back."""
 
     def setup(self) -> None:
-        self.models = self.runner.pipeline_cache(self._find)
+        self.models = self.runner.pipeline_cache(self._find, joint="+")
 
     def provide_hints(self) -> Iterable[str]:
         return self.models.resident

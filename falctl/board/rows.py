@@ -48,9 +48,9 @@ class ModelRow:
     tier: Literal["vram", "ram", "disk"] = "vram"
     """Where all of its bytes are: the slowest of its parts says. While it loads: where it is loaded from."""
     size_bytes: int = 0
-    """What all of it takes on the device; 0: this cache counts no bytes."""
+    """What all of it takes on the device; 0: nobody can tell before it is loaded, or this cache counts no bytes."""
     vram_bytes: int = 0
-    """What of it is on the device now; parts that models share are counted for each."""
+    """What of it is on the device now; parts that models share are counted for each. 0: this cache counts no bytes."""
     ram_bytes: int = 0
     """The same in host memory."""
     fraction: float | None = None

@@ -113,17 +113,29 @@ def _step(step: Facts) -> list[RenderableType]:
 
 def _dispatched(step: Facts) -> str:
     where = "warm" if step["warm"] else "not warm"
-    share = {"disk": ", its load was made for it", "join": ", it joined a load under way"}.get(
-        step["cache"] or "", ""
-    )
+    share = _SHARES.get(step["cache"] or "", "")
     return f"sent to runner {step['runner']} ({where}) after {_seconds(step['waited_s'])}{share}: {_safe(step['reason'])}"
 
 
 def _ended(step: Facts) -> str:
     if step["exec_s"] is None:
         return "ended; it failed or was cancelled, so its costs say nothing"
-    load = "" if step["load_s"] is None else f", loaded {_seconds(step['load_s'])}"
+    load = "" if step["load_s"] is None else f", loaded {_seconds(step['load_s'])}{_from(step['tier'])}"
     return f"ended: executed {_seconds(step['exec_s'])}{load}"
+
+
+_SHARES: Final = {
+    "disk": ", its load was made for it",
+    "ram": ", its load from RAM was made for it",
+    "join": ", it joined a load under way",
+}
+
+
+_NEAR: Final = {"ram": " from RAM", "base": " beside its base"}
+
+
+def _from(tier: str | None) -> str:
+    return {"ram": " from RAM", "disk": " from disk"}.get(tier or "", "")
 
 
 _STEPS: Final[Mapping[str, Callable[[Facts], str]]] = {
@@ -147,7 +159,7 @@ def _load_end(load: Facts) -> str:
     if load["ok"] is None:
         return f"the load on runner {load['runner']} is over; its end was not heard of"
     how = "ended" if load["ok"] else "failed"
-    return f"the load on runner {load['runner']} {how} after {_seconds(load['load_s'])}"
+    return f"the load{_from(load['tier'])} on runner {load['runner']} {how} after {_seconds(load['load_s'])}"
 
 
 def _at(t_s: float, text: str) -> RenderableType:
@@ -169,6 +181,7 @@ def reasons(told: Facts) -> list[RenderableType]:
         _seconds(told["exec_s"]),
         (", loads in about ", QUIET),
         _seconds(told["load_s"]),
+        (_NEAR.get(told["source"], ""), QUIET),
     )
     parts: list[RenderableType] = [head, Text(_safe(told["conclusion"]))]
     if told["runners"]:
@@ -199,6 +212,8 @@ def _table(candidates: Sequence[Facts], *, chosen: int | None) -> list[Renderabl
     if not candidates:
         return []
     shown = [(head, field) for head, field in _FIGURES if any(c[field] for c in candidates)]
+    if any(c["source"] not in (None, "disk") for c in candidates):
+        shown.insert(0, ("FROM", "source"))
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style=QUIET)
     table.add_column("RUNNER", no_wrap=True)
     table.add_column("STANDS", no_wrap=True)
@@ -227,9 +242,11 @@ _FIGURES: Final = (
 )
 
 
-def _figure(value: float | None, field: str) -> str:
+def _figure(value: float | str | None, field: str) -> str:
     if value is None:
         return "-"
+    if isinstance(value, str):
+        return value
     return _seconds(value) if field.endswith("_s") else f"{value:,.1f}"
 
 

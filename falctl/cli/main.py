@@ -313,13 +313,17 @@ def replay(
     seed: Annotated[int, typer.Option(help="what the policy random draws from")] = 0,
     exec_s: Annotated[float | None, typer.Option(help="execution seconds of rows that have none")] = None,
     load_s: Annotated[float | None, typer.Option(help="load seconds of rows that have none")] = None,
+    ram: Annotated[
+        str | None, typer.Option(help="what host memory holds: bytes with --vram, models with --slots")
+    ] = None,
+    ram_load: Annotated[float, typer.Option(help="a load from there, as a share of one from disk")] = 0.1,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
 ) -> None:
     """Replay a trace through the real scheduler on a virtual clock, and compare policies."""
     from falctl.cli.replay import Options, replay_command
 
     options = Options(
-        trace, policy, runners, slots, vram, load_factor, not no_overlap, seed, exec_s=exec_s, load_s=load_s
+        trace, policy, runners, slots, vram, load_factor, not no_overlap, seed, exec_s, load_s, ram, ram_load
     )
     raise typer.Exit(replay_command(options, json_output=as_json))
 

@@ -39,6 +39,9 @@ class Options:
     seed: int = 0
     exec_s: float | None = None
     load_s: float | None = None
+    ram: str | None = None
+    """Of the host: a size as ``vram`` has it, or a number of models beside ``slots``."""
+    ram_load: float = 0.1
 
 
 def replay_command(options: Options, *, json_output: bool) -> int:
@@ -80,14 +83,34 @@ def _setting(options: Options) -> Setting:
         if seconds is not None and not (math.isfinite(seconds) and seconds >= 0):
             msg = f"{flag} {seconds:g}: write seconds, from 0 up"
             raise ConfigError(msg)
-    vram_bytes = None if options.vram is None else _bytes(options.vram)
-    return Setting(options.runners, options.slots, vram_bytes, overlaps=options.overlap)
+    if not 0 <= options.ram_load <= 1:
+        msg = f"--ram-load {options.ram_load:g}: write the share of a load from disk, from 0 to 1"
+        raise ConfigError(msg)
+    return Setting(
+        options.runners,
+        options.slots,
+        None if options.vram is None else _bytes("--vram", options.vram),
+        overlaps=options.overlap,
+        ram=_ram(options),
+        ram_load=options.ram_load,
+    )
 
 
-def _bytes(text: str) -> int:
+def _ram(options: Options) -> float:
+    if options.ram is None:
+        return 0.0
+    if options.vram is not None:
+        return float(_bytes("--ram", options.ram))
+    if options.ram.isascii() and options.ram.isdecimal():
+        return float(options.ram)
+    msg = f"--ram {options.ram}: beside --slots, which counts models, write how many models host memory holds"
+    raise ConfigError(msg)
+
+
+def _bytes(flag: str, text: str) -> int:
     from falctl.config_values import parse_size
 
-    return int(amount_of("--vram", text, parse_size))
+    return int(amount_of(flag, text, parse_size))
 
 
 def _check_sizes(jobs: Sequence[Job], trace: Path, setting: Setting) -> None:
@@ -127,6 +150,8 @@ def _document(
             "vram_bytes": setting.vram_bytes,
             "load_factor": options.load_factor,
             "overlap": setting.overlaps,
+            "ram": setting.ram,
+            "ram_load": setting.ram_load,
             "seed": options.seed,
         },
         "bounds": asdict(least),
@@ -138,8 +163,9 @@ def _table(options: Options, setting: Setting, least: Bounds, found: dict[str, F
     holds = f"{setting.models_max} slots" if setting.vram_bytes is None else f"{options.vram}"
     loads = "" if options.load_factor == 1 else f", loads x {options.load_factor:g}"
     overlap = "" if setting.overlaps else ", no overlap"
+    ram = "" if options.ram is None else f", RAM for {options.ram}{' models' if options.slots else ''}"
     table = Table(
-        title=f"{options.trace.name}: {setting.runners} runners x {holds}{loads}{overlap}",
+        title=f"{options.trace.name}: {setting.runners} runners x {holds}{ram}{loads}{overlap}",
         caption="bound: loads with optimal eviction; times with free loads, first come first served",
     )
     table.add_column("", no_wrap=True)
@@ -147,6 +173,8 @@ def _table(options: Options, setting: Setting, least: Bounds, found: dict[str, F
         table.add_column(name, justify="right", overflow="fold")
     bound = {field.removeprefix("zero_load_").removeprefix("min_"): v for field, v in asdict(least).items()}
     for field in (f.name for f in fields(Figures)):
+        if field == "ram_loads_per_1k" and not setting.ram:
+            continue
         figure = [getattr(figures_, field) for figures_ in found.values()]
         table.add_row(field, *map(_number, figure), _number(bound[field]) if field in bound else "")
     return table

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import urllib.parse
 from email.message import Message
@@ -51,16 +52,20 @@ def _url_in(answer: bytes) -> str:
     return url
 
 
+_VERDICTS: Final = {
+    "hit": "hit (was warm)",
+    "none": "no cache",
+    "join": "join (waited for a load under way)",
+    "ram": "miss (loaded from RAM)",
+    "disk": "miss (loaded from disk)",
+}
+_TIMING: Final = re.compile(r"(\w+);dur=([\d.]+)")
+
+
 def _receipt(model: str, headers: Message) -> str:
-    verdict = {"hit": "hit (was warm)", "none": "no cache"}.get(
-        headers.get("X-Falctl-Cache", "none"), "miss (loaded)"
-    )
-    if headers.get("X-Falctl-Cache") == "join":
-        verdict = "join (waited for a load under way)"
-    spent = dict(
-        part.strip().split(";dur=") for part in headers.get("Server-Timing", "").split(",") if "dur=" in part
-    )
-    times = ", ".join(f"{name} {float(ms) / 1000:.2f} s" for name, ms in spent.items())
+    verdict = _VERDICTS.get(headers.get("X-Falctl-Cache", "none"), "miss (loaded)")
+    spent = _TIMING.findall(headers.get("Server-Timing", ""))
+    times = ", ".join(f"{name} {float(ms) / 1000:.2f} s" for name, ms in spent)
     return f"{model} on runner {headers.get('X-Falctl-Runner', '?')}, {verdict}; {times}"
 
 

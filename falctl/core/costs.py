@@ -8,7 +8,8 @@ at most, and one that is off by more than `CLIP` counts as off by `CLIP`, so tha
 third in a row is no stray.
 
 Priors for what has not happened yet: an execution takes the fleet's mean; a load takes its bytes over the measured
-bandwidth of its tier if the size is declared, else the fleet's mean load.
+bandwidth of its source if the size is declared; else, from disk, the fleet's mean load from there, and from a nearer
+source the share of that which such loads have been seen to take.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Self, TypeAlias
 
 from falctl.core.checks import amount, part, rows, text, whole
+from falctl.core.sources import SHARES, Source
 from falctl.core.speeds import Speeds
 from falctl.core.types import Hint
 
@@ -28,6 +30,7 @@ FLEET_WEIGHT: Final = 0.01
 CLIP: Final = 4.0
 STRAYS: Final = 3
 """So many observations in a row that are off by more than `CLIP` to one side are how things are now."""
+_FROM: Final = "load from "
 HINTS_MAX: Final = 4096
 """Hints whose costs are remembered; the one not seen for longest is forgotten first."""
 
@@ -74,7 +77,7 @@ Row: TypeAlias = list[str | float | int]
 
 @dataclass(slots=True)
 class Costs:
-    """All that is learnt. Keys are a hint, a tier, or a card's name; sizes in bytes, costs in seconds."""
+    """All that is learnt. Keys are a hint, a source, or a card's name; sizes in bytes, costs in seconds."""
 
     _exec: OrderedDict[Hint, Mean] = field(default_factory=OrderedDict)
     _load: OrderedDict[tuple[Hint, str], Mean] = field(default_factory=OrderedDict)
@@ -88,17 +91,21 @@ class Costs:
     mean_size: Mean = field(default_factory=lambda: Mean(SIZE_PRIOR_BYTES))
     mean_exec: Mean = field(default_factory=lambda: Mean(EXEC_PRIOR_S))
     mean_load: Mean = field(default_factory=lambda: Mean(LOAD_PRIOR_S))
+    """Of all loads, from wherever."""
+    _mean_from: dict[str, Mean] = field(default_factory=lambda: {"disk": Mean(LOAD_PRIOR_S)})
+    """The same by source."""
 
     # --- keeping ---------------------------------------------------------------------------------
 
     def dump(self) -> dict[str, list[Row] | dict[str, list[Row]]]:
         """Return all but unsettled first runs, as JSON can hold it."""
         fleet = {"size": self.mean_size, "exec": self.mean_exec, "load": self.mean_load}
+        fleet |= {f"{_FROM}{source}": mean for source, mean in self._mean_from.items()}
         return {
             "exec": [[hint, mean.value, mean.n] for hint, mean in self._exec.items()],
-            "load": [[hint, tier, mean.value, mean.n] for (hint, tier), mean in self._load.items()],
+            "load": [[hint, source, mean.value, mean.n] for (hint, source), mean in self._load.items()],
             "size": [[hint, size] for hint, size in self._size.items()],
-            "s_per_byte": [[tier, mean.value, mean.n] for tier, mean in self._s_per_byte.items()],
+            "s_per_byte": [[source, mean.value, mean.n] for source, mean in self._s_per_byte.items()],
             "fleet": [[name, mean.value, mean.n] for name, mean in fleet.items()],
             "speeds": self._speeds.dump(),
         }
@@ -109,17 +116,22 @@ class Costs:
         new = cls(_speeds=Speeds.restored(part(table, "speeds")))
         for hint, value, n in rows(part(table, "exec"), text, amount, whole):
             _entry(new._exec, Hint(hint)).set(value, n)
-        for hint, tier, value, n in rows(part(table, "load"), text, text, amount, whole):
-            _entry(new._load, (Hint(hint), tier)).set(value, n)
+        for hint, source, value, n in rows(part(table, "load"), text, text, amount, whole):
+            _entry(new._load, (Hint(hint), source)).set(value, n)
         for hint, size in rows(part(table, "size"), text, whole):
             new._size[Hint(hint)] = size
         _trim(new._size)
-        for tier, value, n in rows(part(table, "s_per_byte"), text, amount, whole):
-            new._s_per_byte[tier] = Mean(value, n)
+        for source, value, n in rows(part(table, "s_per_byte"), text, amount, whole):
+            new._s_per_byte[source] = Mean(value, n)
         fleet = {"size": new.mean_size, "exec": new.mean_exec, "load": new.mean_load}
-        for name, value, n in rows(part(table, "fleet"), text, amount, whole):
-            if name in fleet:
-                fleet[name].set(value, n)
+        known = {name: (value, n) for name, value, n in rows(part(table, "fleet"), text, amount, whole)}
+        for name, mean in fleet.items():
+            mean.set(*known.get(name, (mean.value, mean.n)))
+        # Files of releases that told no sources apart know loads from disk alone.
+        new._mean_from["disk"].set(new.mean_load.value, new.mean_load.n)
+        for source in SHARES:
+            if (told := known.get(f"{_FROM}{source}")) is not None:
+                new._mean_from[source] = Mean(*told)
         if not new.mean_size.value:
             msg = "models of no size"
             raise ValueError(msg)
@@ -134,13 +146,14 @@ class Costs:
         self._speeds.learn(card, hint, exec_s)
         _entry(self._exec, hint).add(exec_s / self.speed(card), WEIGHT)
 
-    def loaded(self, hint: Hint, tier: str, load_s: float) -> None:
+    def loaded(self, hint: Hint, source: str, load_s: float) -> None:
         """Learn from a load that has ended well."""
         self.observations += 1
         self.mean_load.add(load_s, FLEET_WEIGHT)
-        _entry(self._load, (hint, tier)).add(load_s, WEIGHT)
+        self._mean_from.setdefault(source, Mean()).add(load_s, FLEET_WEIGHT)
+        _entry(self._load, (hint, source)).add(load_s, WEIGHT)
         if size := self._size.get(hint):
-            self._s_per_byte.setdefault(tier, Mean()).add(load_s / size, 0.05)
+            self._s_per_byte.setdefault(source, Mean()).add(load_s / size, 0.05)
 
     def remember_first(self, hint: Hint, both_s: float) -> None:
         """Note a cold run of unknown parts, until a warm one tells them apart; see `settle`."""
@@ -169,17 +182,24 @@ class Costs:
         """Return whether an execution of *hint* has been seen."""
         return hint in self._exec
 
-    def load_s(self, hint: Hint, tier: str = "disk") -> float:
-        """Return what a load from *tier* should take."""
-        known = self._load.get((hint, tier))
+    def load_s(self, hint: Hint, source: Source = "disk") -> float:
+        """Return what a load from *source* should take."""
+        known = self._load.get((hint, source))
         if known is not None:
             return known.value
-        size, pace = self._size.get(hint), self._s_per_byte.get(tier)
-        return size * pace.value if size and pace is not None else self.mean_load.value
+        size, pace = self._size.get(hint), self._s_per_byte.get(source)
+        if size and pace is not None:
+            return size * pace.value
+        disk = self._mean_from["disk"].value
+        if source == "disk":
+            return disk
+        mean = self._mean_from.get(source)
+        share = SHARES[source] if mean is None or not disk else min(mean.value / disk, 1.0)
+        return share * self.load_s(hint)
 
-    def learnt_load_s(self, hint: Hint, tier: str = "disk") -> float | None:
+    def learnt_load_s(self, hint: Hint, source: Source = "disk") -> float | None:
         """Return the same if a load of *hint* itself has been seen, else None."""
-        known = self._load.get((hint, tier))
+        known = self._load.get((hint, source))
         return None if known is None else known.value
 
     def size_bytes(self, hint: Hint) -> int | None:

@@ -11,8 +11,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
-from falctl.core.events import Arrived, Dispatch, Load, LoadEnded, Refuse, Released
+from falctl.core.events import Arrived, Dispatch, Load, LoadEnded, LoadShare, Refuse, Released
 from falctl.core.policies.base import Candidate
+from falctl.core.sources import Tier
 from falctl.core.types import Epoch, Hint, Priority, RequestId, RunnerId
 
 REQUESTS_MAX: Final = 4096
@@ -46,11 +47,13 @@ class Step:
     reason: str = ""
     warm: bool | None = None
     waited_s: float | None = None
-    cache: Literal["disk", "join"] | None = None
+    cache: LoadShare | None = None
     """Its share in a load job that ended while it waited."""
     load_s: float | None = None
     exec_s: float | None = None
     candidates: tuple[Candidate, ...] = ()
+    tier: Tier | None = None
+    """Where it loaded from, of one that did."""
 
 
 @dataclass(slots=True)
@@ -89,6 +92,8 @@ class LoadStory:
     ok: bool | None = None
     """None: it is under way, or its end was not heard of."""
     load_s: float | None = None
+    tier: Tier | None = None
+    """Where it took its bytes from, of one that ended well."""
     size_bytes: int = 0
 
 
@@ -146,6 +151,8 @@ class Decisions:
     def ended(self, event: Released, *, now: float) -> None:
         """A request has given its slot back."""
         step = Step(now, "ended", event.runner, event.epoch, load_s=event.load_s, exec_s=event.exec_s)
+        if event.load_s:
+            step.tier = event.tier
         self._add(event.request, step)
 
     def happened(
@@ -190,6 +197,7 @@ class Decisions:
         """A load job is over."""
         if (story := self._open.pop((event.runner, event.hint), None)) is not None:
             story.ended_at, story.ok, story.load_s = now, event.ok, event.load_s
+            story.tier = event.tier if event.ok else None
 
     def loads_known(self, runner: RunnerId, loading: Iterable[Hint], *, now: float) -> None:
         """These are all the loads that *runner* has under way; the others are over, nobody heard how."""

@@ -13,6 +13,7 @@ Source: the policy "Tideline", whose halves were tuned on the public half of tha
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final, Self
 
@@ -79,6 +80,10 @@ class Demand:
         if known is None:
             known = self._memo[hint] = self._share(hint)
         return known
+
+    def hints(self) -> Iterator[Hint]:
+        """Iterate over all hints that are remembered."""
+        return iter(self._counts)
 
     def rate(self, hint: Hint) -> float:
         """Return the requests per second for *hint*."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from falctl.core.sources import Source, Stock, Tier
 from falctl.core.types import NO_CAPS, Caps, Epoch, Hint, Priority, RequestId, RunnerId, Wanted
 
 # --- events: things that happened --------------------------------------------
@@ -55,6 +56,8 @@ class Released:
     """How long it executed, without its load; None: the host does not know, it failed or was cancelled."""
     load_s: float | None = None
     """How long it loaded; 0: its model was resident; None: the host cannot tell, and ``exec_s`` includes it."""
+    tier: Tier | None = "disk"
+    """Where it loaded from; None: it waited for what another request loaded, which tells nothing of a load."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +69,7 @@ class LoadEnded:
     hint: Hint
     ok: bool
     load_s: float
-    tier: str = "disk"
+    tier: Tier = "disk"
     hints: frozenset[Hint] | None = None
     """What the runner is warm for now: after a load that failed, its victims may still be there. None: nobody has told."""
     error: str = ""
@@ -96,6 +99,8 @@ class RunnerUp:
     """Load jobs under way, also ones that a dead router asked for."""
     pinned: frozenset[Hint] = frozenset()
     """As in `PinsChanged`."""
+    stock: Stock | None = None
+    """What else is known of its models; None: nobody has told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +118,8 @@ class HintsChanged:
     runner: RunnerId
     epoch: Epoch
     hints: frozenset[Hint] | None
+    stock: Stock | None = None
+    """What else is known of its models; None: what was known before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,8 +202,8 @@ RefuseCode = Literal[
 ]
 
 
-LoadShare = Literal["disk", "join"]
-"""The first request after a load job had it made, from disk; the others that waited for it joined it."""
+LoadShare = Literal["ram", "disk", "join"]
+"""The first request after a load job had it made, from there; the others that waited for it joined it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,6 +232,8 @@ class Load:
     hint: Hint
     evict: tuple[Hint, ...]
     reason: str
+    source: Source = "disk"
+    """Where it should come from, as far as we know."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
+from falctl.core.sources import Source, Tier, bases
 from falctl.core.types import NO_CAPS, Caps, Epoch, Hint, RequestId, RunnerId
 
 LAST_SERVED_MAX: Final = 4096
@@ -23,14 +24,17 @@ class Running:
     hint: Hint | None
     started_at: float
     warm: bool = False
+    source: Source = "disk"
+    """Where its model would have come from, if it was not warm."""
 
 
 @dataclass(slots=True)
 class Loaded:
-    """A load job that ended well: when, how long it took, and whether a request has been sent for it since."""
+    """A load job that ended well: when, how long it took, from where, and whether a request has been sent for it since."""
 
     at: float
     load_s: float
+    tier: Tier = "disk"
     used: bool = False
 
 
@@ -51,6 +55,10 @@ class Runner:
     in_use: dict[RequestId, Running] = field(default_factory=dict)
     loading: dict[Hint, float] = field(default_factory=dict)
     """Loads that we asked for and that are not over, and since when."""
+    loading_from: dict[Hint, Source] = field(default_factory=dict)
+    """Where those come from; without an entry, from disk."""
+    in_ram: frozenset[Hint] = frozenset()
+    """Models whose bytes are in host memory, as its host tells, whether or not they are on the card as well."""
     leaving: frozenset[Hint] = frozenset()
     """What those loads evict: it may still be told as resident for a moment, and must not count as that."""
     loaded: dict[Hint, Loaded] = field(default_factory=dict)
@@ -93,6 +101,42 @@ class Runner:
             return False
         return self.caps.overlaps or not self.in_use
 
+    def base(self, hint: Hint) -> Hint | None:
+        """Return the model that it holds and on which *hint* is laid; None: it holds none, or its hints say nothing."""
+        if not self.caps.joint:
+            return None
+        return next((base for base in bases(hint, self.caps.joint) if base in (self.hints or ())), None)
+
+    def kin(self, hint: Hint) -> Hint | None:
+        """Return another model that it holds and that has one base with *hint*, or is it; None: it holds none."""
+        return next(self._akin(hint, self.hints or ()), None) if self.caps.joint else None
+
+    def source(self, hint: Hint) -> Source:
+        """Return where it would load *hint* from, also if it holds it now: then, once it is evicted."""
+        if not self.caps.joint:  # asked some hundred times for a decision
+            return "ram" if hint in self.in_ram else "disk"
+        if self.kin(hint) is not None:
+            return "base"
+        return self.source_alone(hint)
+
+    def source_alone(self, hint: Hint) -> Source:
+        """Return the same if nothing that is laid upon *hint*, or beside it upon its base, may be counted on."""
+        if not self.caps.joint:
+            return "ram" if hint in self.in_ram else "disk"
+        if self.base(hint) is not None:
+            return "base"
+        known = hint in self.in_ram or any(self._akin(hint, self.in_ram))
+        return "ram" if known else "disk"
+
+    def _akin(self, hint: Hint, others: Collection[Hint]) -> Iterator[Hint]:
+        joint = self.caps.joint
+        stems = {hint, *bases(hint, joint)}
+        return (o for o in others if o != hint and not stems.isdisjoint((o, *bases(o, joint))))
+
+    def loads_from(self, hint: Hint) -> Source:
+        """Return where the load of *hint* comes from that is under way."""
+        return self.loading_from.get(hint, "disk")
+
     def counted(self, told: frozenset[Hint] | None) -> frozenset[Hint] | None:
         """
         Return what of the hints *told* counts as resident: not what is leaving, nor what is still being loaded.
@@ -124,14 +168,15 @@ class Runner:
         """Note that a load has ended and the runner then holds *told*, None: as far as we know; False: none was."""
         if self.loading.pop(hint, None) is None:
             return False
+        self.loading_from.pop(hint, None)
         self.leaving = frozenset()
         if told is not None:
             self.hints = self.counted(told)
         return True
 
     def fits(self, hint: Hint, size_bytes: int | None) -> bool:
-        """Return whether a model of that size can be on its card at all: as far as we know, or because it is there."""
-        limit = self.caps.vram_bytes
+        """Return whether it can run a model of that size at all: as far as it has told, or because it is there."""
+        limit = self.caps.vram_bytes if self.caps.run_bytes is None else self.caps.run_bytes
         return size_bytes is None or limit is None or size_bytes <= limit or hint in (self.hints or ())
 
     def executes(self, hint: Hint) -> bool:
@@ -154,7 +199,7 @@ class Fleet:
     """The same by runner."""
 
     def fits(self, hint: Hint, size_bytes: int | None) -> bool:
-        """Return whether some card could hold a model of that size, or may be able to when it is up again."""
+        """Return whether some runner could run a model of that size, or may be able to when it is up again."""
         return bool(self.returning) or any(r.fits(hint, size_bytes) for r in self.runners.values())
 
     def free(self) -> list[Runner]:

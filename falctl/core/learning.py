@@ -5,6 +5,7 @@ from __future__ import annotations
 from falctl.core.costs import Costs
 from falctl.core.events import Released
 from falctl.core.fleet import Runner, Running
+from falctl.core.sources import Source, Tier
 
 
 def learn_release(costs: Costs, runner: Runner, running: Running, event: Released, *, now: float) -> None:
@@ -20,8 +21,8 @@ def learn_release(costs: Costs, runner: Runner, running: Running, event: Release
     card = runner.card
     if event.load_s is not None:
         costs.executed(hint, card, event.exec_s)
-        if event.load_s > 0:
-            costs.loaded(hint, "disk", event.load_s)
+        if event.load_s > 0 and event.tier is not None:
+            costs.loaded(hint, source_of(running.source, event.tier), event.load_s)
     elif running.warm:
         costs.executed(hint, card, event.exec_s)
         costs.settle(hint, card)
@@ -29,3 +30,8 @@ def learn_release(costs: Costs, runner: Runner, running: Running, event: Release
         costs.loaded(hint, "disk", max(event.exec_s - costs.exec_s(hint, card), 0.0))
     else:
         costs.remember_first(hint, event.exec_s)
+
+
+def source_of(expected: Source, told: Tier) -> Source:
+    """Return what a load teaches about: its host tells disk from RAM, and we know which base was there beside it."""
+    return expected if expected == "base" else told

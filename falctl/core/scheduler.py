@@ -39,7 +39,7 @@ from falctl.core.events import (
     Wished,
 )
 from falctl.core.fleet import Fleet, Loaded, Runner, Running
-from falctl.core.learning import learn_release
+from falctl.core.learning import learn_release, source_of
 from falctl.core.policies.base import Execute, LoadModel, Move, Policy, State
 from falctl.core.policies.explain import plain
 from falctl.core.queue import Waiting, WaitingQueue
@@ -181,6 +181,8 @@ class Scheduler:
                 view.hints = view.counted(event.hints)
                 self.state.fleet.found(view.hints or ())
                 self.state.changes.note(None, view.runner)
+                if event.stock is not None:
+                    self.state.take_stock(view, event.stock)
             case PinsChanged(_, _, pinned):
                 view.pinned = pinned
             case RunnerDrains():
@@ -203,19 +205,20 @@ class Scheduler:
                 self.state.fleet.missed(running.hint)
 
     def _loaded(self, event: LoadEnded, view: Runner, now: float) -> None:
+        source = source_of(view.loads_from(event.hint), event.tier)
         if not view.load_over(event.hint, event.hints):
             return
         self.state.changes.note(event.hint, view.runner, wanted=True)
         self.decisions.load_ended(event, now=now)
         if event.ok:
-            self.ended.loaded(event.hint, event.load_s)
+            self.ended.loaded(event.hint, event.load_s, source)
             if event.load_s > 0:  # else it was there, and nothing is known about loads
-                self.state.costs.loaded(event.hint, event.tier, event.load_s)
+                self.state.costs.loaded(event.hint, source, event.load_s)
             self.state.fleet.found([event.hint])
             if view.hints is not None:
                 view.hints |= {event.hint}
             view.loaded = {h: v for h, v in view.loaded.items() if view.hints and h in view.hints}
-            view.loaded[event.hint] = Loaded(now, event.load_s)
+            view.loaded[event.hint] = Loaded(now, event.load_s, event.tier)
         else:
             self.state.fleet.give_up(event.hint)
             self.state.changes.all = True
@@ -247,8 +250,11 @@ class Scheduler:
         self.state.fleet.returning.discard(event.runner)
         known.caps, known.accepting, known.blocked = event.caps, True, False
         known.loading = {hint: known.loading.get(hint, now) for hint in event.loading}
+        known.loading_from = {h: s for h, s in known.loading_from.items() if h in known.loading}
         known.leaving, known.pinned = frozenset(), event.pinned
         known.hints = known.counted(event.hints)
+        if event.stock is not None:
+            self.state.take_stock(known, event.stock)
         self.state.fleet.found(known.hints or ())
         self.decisions.loads_known(event.runner, event.loading, now=now)
         ours = {q for q, (r, _, _) in self._in_flight.items() if r == event.runner}
@@ -303,7 +309,8 @@ class Scheduler:
         warm = hint is not None and fleet.warm(hint, view)
         self._dispatches += 1
         view.dispatched_order = self._dispatches
-        view.in_use[move.request] = Running(hint, now, warm)
+        source = "disk" if warm or hint is None else view.source(hint)
+        view.in_use[move.request] = Running(hint, now, warm, source)
         self._in_flight[move.request] = (move.runner, view.epoch, waiting)
         if hint is not None:
             view.use(hint, self._dispatches)
@@ -331,7 +338,8 @@ class Scheduler:
         view.leaving = frozenset(move.evict)
         view.hints -= view.leaving
         view.loading[move.hint] = now
-        load = Load(move.runner, view.epoch, move.hint, move.evict, move.reason)
+        source = view.loading_from[move.hint] = view.source(move.hint)
+        load = Load(move.runner, view.epoch, move.hint, move.evict, move.reason, source)
         head, count = self.state.queue.head(move.hint), self.state.queue.count(move.hint)
         self.decisions.load_began(
             load, candidates, now=now, request=None if head is None else head.request, waiting=count
@@ -353,4 +361,4 @@ def _with_load(dispatch: Dispatch, waiting: Waiting, view: Runner) -> Dispatch:
         return dispatch
     first, loaded.used = not loaded.used, True
     load_s = min(loaded.load_s, loaded.at - waiting.arrived_at)
-    return replace(dispatch, cache="disk" if first else "join", load_s=load_s)
+    return replace(dispatch, cache=loaded.tier if first else "join", load_s=load_s)

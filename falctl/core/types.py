@@ -48,6 +48,11 @@ class Caps:
     """Such a load may run beside an execution."""
     models_max: int | None = None
     vram_bytes: int | None = None
+    """What its cards can hold of models."""
+    run_bytes: int | None = None
+    """The largest model that it could run at all, with whatever its cards cannot hold at one time in host memory."""
+    joint: str = ""
+    """What its app writes between a base and what is laid upon it: ``+`` in ``base+lora``; empty: its hints say nothing."""
 
 
 NO_CAPS: Final = Caps()

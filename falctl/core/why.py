@@ -16,6 +16,7 @@ from falctl.core.fleet import Runner
 from falctl.core.policies.base import Candidate, Changes, LoadModel, Move, Policy, State, Weighs
 from falctl.core.policies.explain import free_in_s, hint_of, load_rests, standing
 from falctl.core.queue import Waiting, WaitingQueue
+from falctl.core.sources import SOURCES, Source
 from falctl.core.types import Hint, RequestId, RunnerId, Wanted
 
 SOON_S: Final = 0.05
@@ -53,8 +54,11 @@ class Why:
     """How long the oldest of them has waited."""
     exec_s: float
     load_s: float
+    """From `source`."""
     runners: tuple[RunnerWhy, ...]
     conclusion: str
+    source: Source = "disk"
+    """The nearest that any runner has for it."""
 
 
 def why(state: State, policy: Policy, hint: Hint, *, now: float) -> Why:
@@ -69,8 +73,10 @@ def why(state: State, policy: Policy, hint: Hint, *, now: float) -> Why:
     rows = _rows(asked, policy, hint, now)
     oldest_s = max((now - w.arrived_at for w in state.queue.group(hint)), default=0.0)
     conclusion = _conclusion(state, hint, rows, move, oldest_s)
-    costs = state.costs
-    return Why(hint, waiting, oldest_s, costs.exec_s(hint), costs.load_s(hint), rows, conclusion)
+    costs, sources = state.costs, {runner.source(hint) for runner in state.fleet.runners.values()}
+    source: Source = next((near for near in SOURCES if near in sources), "disk")
+    load_s = costs.load_s(hint, source)
+    return Why(hint, waiting, oldest_s, costs.exec_s(hint), load_s, rows, conclusion, source)
 
 
 def brief(state: State, hint: Hint | None, *, now: float) -> str:
@@ -155,8 +161,7 @@ def _waits(state: State, hint: Hint, rows: Sequence[RunnerWhy]) -> str:
         )
     loading = [row for row in rows if row.candidate.standing == "loading it"]
     if loading:
-        load_s = state.costs.load_s(hint)
-        ends = ((_load_left(row, hint, load_s), row.candidate.runner) for row in loading)
+        ends = ((_load_left(state, row, hint), row.candidate.runner) for row in loading)
         left_s, runner = min(ends)
         return f"runner {runner} loads it, {_left(left_s)}"
     holders = [row for row in rows if row.candidate.standing == "warm, busy"]
@@ -167,8 +172,9 @@ def _waits(state: State, hint: Hint, rows: Sequence[RunnerWhy]) -> str:
     return "nobody holds it, and " + ", ".join(map(_cannot, rows))
 
 
-def _load_left(row: RunnerWhy, hint: Hint, load_s: float) -> float:
+def _load_left(state: State, row: RunnerWhy, hint: Hint) -> float:
     """Return the seconds until the load ends; of one that a cold execution makes, until that ends."""
+    load_s = state.costs.load_s(hint, state.fleet.runners[row.candidate.runner].loads_from(hint))
     since = [task.since_s for task in row.loading if task.hint == hint]
     return max(load_s - since[0], 0.0) if since else row.free_in_s
 

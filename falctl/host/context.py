@@ -100,7 +100,7 @@ class Context:
             )
         )
 
-    def pipeline_cache(self, find: Callable[[str], ModelSource]) -> ModelCache[Any]:
+    def pipeline_cache(self, find: Callable[[str], ModelSource], *, joint: str = "") -> ModelCache[Any]:
         """Return a cache of diffusers pipelines that publishes the hints whenever it changes; see `RunnerContext`."""
         # Only what an app asks for is imported: torch and diffusers take seconds.
         from falctl.host.cache.admission import Admission
@@ -115,6 +115,7 @@ class Context:
             state=self._state,
         )
         admission = Admission(store, folder=self._state)
+        self._report.joint = joint
         return self._serve(ModelCache(store, policy=admission.policy(self._policy), hooks=self._hooks))
 
     def keep_alive(self, duration: str | float) -> None:

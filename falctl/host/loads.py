@@ -50,6 +50,7 @@ class Loads:
     def _load(self, cache: ModelCache[Any], order: LoadOrder) -> None:
         try:
             with aside():
+                tier = cache.tier(order.hint)
                 load_s = cache.load(order.hint, evict=order.evict)
         except Exception as error:
             if breaks_the_card(error):
@@ -60,4 +61,4 @@ class Loads:
             why = error.detail if isinstance(error, RequestError) else said(error)
             self._report.soon(self._report.load_failed, order, why)
         else:
-            self._report.soon(self._report.load_ended, order, load_s)
+            self._report.soon(self._report.load_ended, order, load_s, "ram" if tier == "ram" else "disk")

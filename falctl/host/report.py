@@ -8,6 +8,7 @@ before the message is queued.
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -25,7 +26,7 @@ from falctl.host.previews import as_text
 from falctl.host.prints.logbook import Logbook
 from falctl.host.ticket import Slots, Ticket
 from falctl.toolkit import ModelCache
-from falctl.wire import Draining, Hello, HintsChanged, HostSpec, LoadEnded, Released, Stepped
+from falctl.wire import JOINED, Draining, Hello, HintsChanged, HostSpec, LoadEnded, Released, Stepped
 
 PROGRESS_PAUSE_S: Final = 0.05
 """Shortest pause between two steps of a request that are told; the last one always is."""
@@ -42,6 +43,8 @@ class Report:
         self.caches: list[ModelCache[Any]] = []
         self.limits = Limits()
         """What the app declares, once it is there."""
+        self.joint = ""
+        """What its models' names have between a base and what is laid upon it."""
         self._board = board
         self._runner = spec.runner
         self._epoch = spec.epoch
@@ -96,20 +99,20 @@ class Report:
         self._loads += loads
         self.changed(asked)
         exec_s, load_s = ticket.spent_s(knows_loads=self.knows_loads)
-        self.events.emit(Released(self._epoch, ticket.request, exec_s, load_s))
+        self.events.emit(Released(self._epoch, ticket.request, exec_s, load_s, _tier(ticket)))
 
     def load_begins(self, hint: str) -> None:
         """Note that a load job has been taken."""
         self._loading.append(hint)
 
-    def load_ended(self, order: LoadOrder, load_s: float) -> None:
-        """Note that a load job is over; its model is on the board before the event is sent."""
+    def load_ended(self, order: LoadOrder, load_s: float, tier: str) -> None:
+        """Note that a load job from *tier* is over; its model is on the board before the event is sent."""
         self._loading.remove(order.hint)
         self._loads += 1
         resident = {name for cache in self.caches for name in cache.resident}
         self._hints.presume(loaded=Hint(order.hint), evicted=set(order.evict) - resident)
         self.publish()
-        self.events.emit(LoadEnded(self._epoch, order.hint, ok=True, load_s=load_s))
+        self.events.emit(LoadEnded(self._epoch, order.hint, ok=True, load_s=load_s, tier=tier))
 
     def load_failed(self, order: LoadOrder, why: str) -> None:
         """Note that a load job is over, and has loaded nothing."""
@@ -132,6 +135,7 @@ class Report:
     def hello(self) -> Hello:
         """Return the first message of an event stream."""
         cache = self.cache
+        total_bytes = 0 if cache is None else cache.total_bytes or 0
         return Hello(
             self._epoch,
             self._slots.count,
@@ -140,6 +144,9 @@ class Report:
             loads=cache is not None,
             overlaps=cache is not None and cache.overlaps,
             models_max=0 if cache is None else cache.models_max,
+            vram_bytes=total_bytes,
+            joint=self.joint,
+            run_bytes=total_bytes and total_bytes + _machine_bytes(),
             loading=list(self._loading),
             app_name=self.limits.app_name,
             start_timeout_s=self.limits.start_timeout_s,
@@ -184,9 +191,26 @@ def _row(seen: Resident) -> ModelRow:
         seen.used_at,
         seen.load_s,
         tier=seen.tier,
+        size_bytes=_size_bytes(seen),
         vram_bytes=seen.device_bytes,
         ram_bytes=seen.host_bytes,
         fraction=seen.loaded,
         pinned=seen.pinned,
         keep_until=seen.keep_until,
     )
+
+
+def _size_bytes(seen: Resident) -> int:
+    """Return what a model takes on the device; 0: that cannot be told while only some of its bytes are anywhere."""
+    whole = seen.state == "ready" and seen.tier != "disk"
+    return max(seen.device_bytes, seen.host_bytes) if whole else 0
+
+
+def _tier(ticket: Ticket) -> str:
+    """Return where *ticket*'s costliest load came from, as `Released` has it."""
+    return {"ram": "ram", "join": JOINED}.get(ticket.cache or "", "disk")
+
+
+def _machine_bytes() -> int:
+    """Return the machine's memory: nobody can offload more than that, whatever else it is wanted for."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

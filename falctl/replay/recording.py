@@ -93,7 +93,7 @@ class Recorder:
 
     def _row(self, request: Mapping[str, Any]) -> dict[str, Any]:
         hint = request["hint"] or ""
-        load_s = request["load_s"]
+        load_s, ram_load_s = request["load_s"], request["ram_load_s"]
         return {
             "t_s": round(request["arrived_at"] - self._began_at, 6),
             "hint": self._hashed("m", hint) if self.hash_hints else hint,
@@ -101,6 +101,7 @@ class Recorder:
             "load_s": None if load_s is None else round(load_s, 6),
             "size_bytes": request["size_bytes"] or 0,
             "client": self._hashed("c", request["client"]),
+            "ram_load_s": None if ram_load_s is None else round(ram_load_s, 6),
         }
 
     def _hashed(self, mark: str, name: str) -> str:

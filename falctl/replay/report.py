@@ -29,6 +29,8 @@ class Figures:
     max_bypass_s: float
     """The longest that an execution began after its turn, first come first served with free loads; so it includes
     every wait for a load, also a request's own."""
+    ram_loads_per_1k: float = 0.0
+    """Those of the loads that came from host memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,7 @@ def figures(jobs: Sequence[Job], outcome: Outcome, *, runners: int) -> Figures:
         max_s=most,
         slo_pct=slo,
         max_bypass_s=max(s - turn for s, turn in zip(outcome.started_s, turns, strict=True)),
+        ram_loads_per_1k=1000 * outcome.ram_loads / n,
     )
 
 

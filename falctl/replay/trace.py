@@ -16,7 +16,7 @@ from typing import Any, Final
 from falctl.core.types import Hint
 from falctl.errors import ConfigError
 
-FIELDS: Final = ("t_s", "hint", "exec_s", "load_s", "size_bytes", "client")
+FIELDS: Final = ("t_s", "hint", "exec_s", "load_s", "size_bytes", "client", "ram_load_s")
 """Columns of a CSV, in the order in which they are written; JSON lines have the same names."""
 
 _ALIASES: Final[Mapping[str, str]] = {"t": "t_s", "model": "hint"}
@@ -35,6 +35,8 @@ class Job:
     size_bytes: int
     """0: unknown."""
     client: str
+    ram_load_s: float | None = None
+    """What a load takes if host memory has its bytes; None: nobody has seen one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,7 @@ class Missing:
 
 def read_trace(path: Path, *, load_factor: float = 1.0, missing: Missing = Missing()) -> list[Job]:
     """
-    Return the requests of *path* by time, every load *load_factor* times as long.
+    Return the requests of *path* by time, every load, from wherever, *load_factor* times as long.
 
     Raises:
         ConfigError: it cannot be read, or a row is not one; names the row, counted from 1 without the
@@ -113,7 +115,14 @@ def _job(row: Mapping[str, Any], *, load_factor: float, missing: Missing) -> Job
         load_s=_number(row, "load_s", missing.load_s) * load_factor,
         size_bytes=int(_number(row, "size_bytes", 0.0)),
         client=_word(row, "client", ""),
+        ram_load_s=_ram_load_s(row, load_factor),
     )
+
+
+def _ram_load_s(row: Mapping[str, Any], load_factor: float) -> float | None:
+    if row.get("ram_load_s") in (None, ""):
+        return None
+    return _number(row, "ram_load_s") * load_factor
 
 
 def _number(row: Mapping[str, Any], field: str, default: float | None = None, *, least: float = 0.0) -> float:

@@ -34,8 +34,10 @@ from falctl.core.events import (
 )
 from falctl.core.policies.base import Policy
 from falctl.core.scheduler import Scheduler
+from falctl.core.sources import Stock, Tier
 from falctl.core.types import Caps, Epoch, Hint, RequestId, RunnerId, Wanted
 from falctl.errors import StartError
+from falctl.replay.ram import HostRam
 from falctl.replay.trace import Job
 
 FIRST = Epoch(1)
@@ -61,6 +63,10 @@ class Setting:
     overlaps: bool = True
     overlap_slowdown: float = 0.0
     """How much longer an execution takes while a load runs beside it: 0.2 is 1.2 times as long."""
+    ram: float = 0.0
+    """What host memory holds, in what a runner's limit counts: bytes or models; shared by all runners."""
+    ram_load: float = 0.1
+    """A load from there takes this share of one from disk, where the trace does not say."""
     slower: tuple[tuple[float, int, float], ...] = ()
     """From this instant on, executions that begin on this runner take so many times as long; the last that applies does."""
 
@@ -84,6 +90,8 @@ class Card:
     loads_until: float = 0.0
     cold_s: float | None = None
     """What the execution had to load first, in its slot; None: it was warm."""
+    tier: Tier = "disk"
+    """Where it loads that from, or the load job under way."""
     ends_at: float = 0.0
     turn: int = 0
     """Counts the announced ends of executions: a load beside one moves its end and makes the older news void."""
@@ -97,6 +105,8 @@ class Outcome:
     started_s: list[float]
     """Instants at which the executions proper began, after the load of a request that was dispatched cold."""
     loads: list[tuple[float, Hint, float]] = field(default_factory=list)
+    ram_loads: int = 0
+    """How many of those came from host memory."""
     refused: int = 0
 
 
@@ -112,8 +122,9 @@ class World:
         self.cards = [Card(_limit(setting, runner)) for runner in range(setting.runners)]
         self.outcome = Outcome([0.0] * len(jobs), [0.0] * len(jobs))
         self._size_bytes = sizes_of(jobs)
-        self._load_s: dict[Hint, float] = {}
-        """What a load would take now: what it takes by the row of the latest arrival."""
+        self.ram = HostRam(setting.ram, self._size)
+        self._latest: dict[Hint, Job] = {}
+        """The latest arrival of each model: what a load would take now is what its row says."""
         self._served = 0
         self._tick_s: float = getattr(policy, "tick_s", 0.0)
         self._ticks = False
@@ -137,7 +148,7 @@ class World:
             while self._events and self._events[0][0] < job.t_s:
                 self._next()
             self.now = job.t_s
-            self._load_s[job.hint] = job.load_s
+            self._latest[job.hint] = job
             wanted = Wanted(job.hint, "header") if job.hint else None
             size = self._size_bytes[job.hint] or None
             self._feed(Arrived(RequestId(str(index)), wanted, job.client, size_bytes=size))
@@ -195,12 +206,13 @@ class World:
             "an execution of a model that is still loading"
         )
         card.executing = request
-        load_s = None if not job.hint or job.hint in card.resident else job.load_s
-        if load_s is not None:
+        load_s = None
+        if job.hint and job.hint not in card.resident:
             assert card.loading is None, "two loads on one card"
             self._make_room(card, job.hint)
-            self.outcome.loads.append((self.now, job.hint, load_s))
+            load_s = self._begin_load(card, job)
         if job.hint:
+            self.ram.use(job.hint)
             card.resident.pop(job.hint, None)
             card.resident[job.hint] = self.now
         self.outcome.started_s[int(request)] = self.now + (load_s or 0.0)
@@ -231,13 +243,14 @@ class World:
         self._served += 1
         self.outcome.latency_s[int(request)] = self.now - job.t_s
         if load_s is not None:
+            self._take_in(job.hint)
             self._feed(HintsChanged(runner, FIRST, frozenset(card.resident)))
         if not self.setting.loads:
             return Released(request, runner, FIRST, exec_s + (load_s or 0.0), None)
-        return Released(request, runner, FIRST, exec_s, load_s or 0.0)
+        return Released(request, runner, FIRST, exec_s, load_s or 0.0, card.tier)
 
     def _load(self, runner: RunnerId, hint: Hint, evict: tuple[Hint, ...]) -> None:
-        card, load_s = self.cards[runner], self._load_s[hint]
+        card = self.cards[runner]
         assert card.loading is None, "two loads on one card"
         assert self.setting.overlaps or card.executing is None, "a load beside an execution"
         for victim in evict:
@@ -247,15 +260,35 @@ class World:
             del card.resident[victim]
         assert self._used(card) + self._size(hint) <= card.limit, "over the budget"
         card.resident[hint], card.loading = self.now, hint
-        self.outcome.loads.append((self.now, hint, load_s))
+        load_s = self._begin_load(card, self._latest[hint])
         card.loads_until = self.now + load_s
         if card.executing is not None and self.setting.overlap_slowdown:
             self._end_at(runner, self.now + self._beside_s(card.ends_at - self.now, card))
         self._at(self.now + load_s, (_LOAD, runner), lambda: self._loaded(runner, hint, load_s))
 
     def _loaded(self, runner: RunnerId, hint: Hint, load_s: float) -> Event:
-        self.cards[runner].loading = None
-        return LoadEnded(runner, FIRST, hint, ok=True, load_s=load_s)
+        card = self.cards[runner]
+        card.loading = None
+        self._take_in(hint)
+        return LoadEnded(runner, FIRST, hint, ok=True, load_s=load_s, tier=card.tier)
+
+    def _begin_load(self, card: Card, job: Job) -> float:
+        """Return how long a load of *job*'s model takes that begins now."""
+        load_s, card.tier = job.load_s, "disk"
+        if job.hint in self.ram:
+            card.tier = "ram"
+            load_s = job.load_s * self.setting.ram_load if job.ram_load_s is None else job.ram_load_s
+            self.outcome.ram_loads += 1
+            self.ram.use(job.hint)
+        self.outcome.loads.append((self.now, job.hint, load_s))
+        return load_s
+
+    def _take_in(self, hint: Hint) -> None:
+        """Keep the bytes of *hint*, which has been loaded, in host memory, and have every runner tell of that."""
+        if self.ram.put(hint) and self.setting.loads:  # an app that only gives hints tells nothing of tiers
+            stock = Stock(self.ram.held)
+            for number, view in tuple(self.scheduler.fleet.runners.items()):
+                self._feed(HintsChanged(number, FIRST, view.hints, stock))
 
     def _make_room(self, card: Card, hint: Hint) -> None:
         """Evict the least recently used, as an app on its own would."""

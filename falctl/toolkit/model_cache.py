@@ -42,6 +42,8 @@ class ModelCache(Generic[M]):
         self.models_max = policy.models_max
         self.overlaps = overlaps
         """Whether any load may run beside a request: it only moves bytes, it constructs nothing."""
+        self.total_bytes = store.total_bytes
+        """What the device had for models when this was made; None: bytes are not counted. No call of the driver."""
         self._store = store
         self._policy = policy
         self._hooks = hooks

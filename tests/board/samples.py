@@ -99,7 +99,6 @@ def model(name: str = "m") -> ModelRow:
         used_at=2.0,
         load_s=0.5,
         tier="ram",
-        size_bytes=7 << 30,
         vram_bytes=1 << 20,
         ram_bytes=7 << 30,
         fraction=0.25,

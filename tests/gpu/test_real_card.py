@@ -11,10 +11,12 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any, Final
 
+import pynvml
 import pytest
 from PIL import Image
 
 from falctl.supervisor import nvml
+from falctl.supervisor.xid_watch import _registered
 from tests.process.harness import Falctl
 from tests.wait import until
 
@@ -151,6 +153,16 @@ def test_killing_the_supervisor_leaves_no_vram_behind(gpu: nvml.Machine) -> None
     until(lambda: used_bytes(gpu) <= before + NOISE_BYTES, within_s=FREED_S, what="all VRAM is back")
 
 
+def test_a_real_card_tells_of_its_xids(gpu: nvml.Machine) -> None:
+    """That it would: nothing provokes one. The wait ends in time, and with the thread."""
+    card = gpu.cards[0]
+    events, concerned = _registered(card.uuid, [card])
+    assert concerned == {card.uuid: None}
+    with pytest.raises(pynvml.NVMLError_Timeout):
+        pynvml.nvmlEventSetWait_v2(events, 100)
+    pynvml.nvmlEventSetFree(events)
+
+
 def test_a_card_that_the_caller_hides_is_not_used(gpu: nvml.Machine) -> None:
     before = used_bytes(gpu)
     with Falctl("runners.echo:Echo", env={"CUDA_VISIBLE_DEVICES": ""}) as f:
@@ -158,9 +170,9 @@ def test_a_card_that_the_caller_hides_is_not_used(gpu: nvml.Machine) -> None:
         assert used_bytes(gpu) <= before + NOISE_BYTES
 
 
-@pytest.mark.parametrize("child", ["arena_child", "memory_child", "staging_child"])
+@pytest.mark.parametrize("child", ["arena_child", "memory_child", "staging_child", "guest_child"])
 def test_weights_swap_on_a_real_card(gpu: nvml.Machine, child: str) -> None:
-    """In an arena; from host memory that runners share, registered with CUDA; of pipelines that do not fit."""
+    """In an arena; from shared host memory, registered with CUDA; of pipelines that do not fit; and given back."""
     before = used_bytes(gpu)
     done = subprocess.run(
         [sys.executable, "-m", f"tests.gpu.{child}"],

@@ -24,7 +24,8 @@ from falctl import lifeline
 from falctl.board.board import Board
 from falctl.board.rows import RunnerRow
 from falctl.config import Config
-from falctl.wire import EVENTS_PATH, Failed, HostSpec, LineSplitter, Message, Ready, Stop, decode, encode
+from falctl.lines import LineSplitter
+from falctl.wire import EVENTS_PATH, Failed, HostSpec, Message, Ready, Stop, decode, encode
 from tests.wait import until
 
 REPOSITORY = Path(__file__).parents[2]

@@ -8,7 +8,8 @@ import pytest
 
 from falctl import lifeline
 from falctl.config import Config
-from falctl.wire import Drained, LineSplitter, RouterSpec, Stage, decode, encode
+from falctl.lines import LineSplitter
+from falctl.wire import Drained, RouterSpec, Stage, decode, encode
 
 TEXT = "x" * 60_000
 

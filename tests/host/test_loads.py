@@ -20,6 +20,10 @@ def simulated() -> Iterator[Host]:
         yield host
 
 
+def draws(model: str) -> dict[str, object]:
+    return {"model": model, "prompt": "seven", "num_inference_steps": 1, "seed": 7}
+
+
 def order(host: Host, hint: str, *evict: str) -> int:
     status: int = host.post(LOAD_PATH, {"hint": hint, "evict": list(evict)}).status
     return status
@@ -104,3 +108,26 @@ def test_a_load_beside_a_request_does_not_wait_for_it(simulated: Host) -> None:
         assert not running.done
         assert "other" in (simulated.row.hints or ())
     assert running.reply().status == 200
+
+
+def test_what_left_the_device_comes_back_from_host_memory_and_the_runner_says_so() -> None:
+    with Host("runners.diffusion:AnyModelRunner", config={"cache": {"max_models": 1}}) as host:
+        with host.events() as events:
+            hello = events.until(Hello)
+            assert 0 < hello.vram_bytes < hello.run_bytes
+            assert hello.joint == "+"
+            order(host, "digits-ink")
+            assert events.until(LoadEnded).tier == "disk"
+            host.post("/", draws("digits-ember"))
+            assert events.until(Released).tier == "disk"
+            rows = {row.name: row for row in host.row.models}
+            assert (rows["digits-ink"].tier, rows["digits-ember"].tier) == ("ram", "vram")
+            assert 0 < rows["digits-ember"].vram_bytes <= rows["digits-ember"].ram_bytes
+            left = rows["digits-ink"]
+            assert left.vram_bytes < left.ram_bytes, "what it shares with the other is still there"
+            assert left.size_bytes == left.ram_bytes
+            order(host, "digits-ink")
+            assert events.until(LoadEnded).tier == "ram"
+            reply = host.post("/", draws("digits-ember"))
+            assert events.until(Released).tier == "ram"
+        assert reply.timings["cache"] == "ram"

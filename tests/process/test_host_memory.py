@@ -17,7 +17,9 @@ pytestmark = pytest.mark.process
 
 APP = "tests.process.apps.memory_app:Holds"
 MB = 1 << 20
-CONFIG = '[cache]\nhost_memory = "16MiB"\n[runners]\nbackoff_min = "100ms"\n'
+EXACT = '[routing]\npolicy = "fal"\n'
+"""A request goes to the runner whose hint it bears, whatever that costs, once the router knows of it."""
+CONFIG = EXACT + '[cache]\nhost_memory = "16MiB"\n[runners]\nbackoff_min = "100ms"\n'
 
 
 def ask(f: Falctl, runner: int, key: str, *, nbytes: int = 8 * MB, value: int = 0, hold: bool = True) -> Any:
@@ -81,13 +83,13 @@ def test_who_writes_into_shared_weights_is_ended_with_its_stack_and_nobody_else_
 
 
 def test_what_no_runner_uses_leaves_after_keep_alive() -> None:
-    with Falctl(APP, config="[cache]\nkeep_alive = 0\n", args=("--runners", "1")) as f:
+    with Falctl(APP, config=EXACT + "[cache]\nkeep_alive = 0\n", args=("--runners", "1")) as f:
         assert not ask(f, 0, "unet", hold=False)["filled"]
         until(lambda: f.status()["memory"]["held_bytes"] == 0, within_s=START_S, what="it has left")
 
 
 def test_runners_that_share_nothing_have_memory_of_their_own_and_go_first_when_it_runs_out() -> None:
-    with Falctl(APP, config="[cache]\nhost_memory = 0\n", args=("--runners", "2")) as f:
+    with Falctl(APP, config=EXACT + "[cache]\nhost_memory = 0\n", args=("--runners", "2")) as f:
         assert not ask(f, 0, "unet")["filled"]
         assert not ask(f, 1, "unet")["filled"]
         assert f.status()["memory"] == {**memory(held=0, used=0, blocks=0), "budget_bytes": 0}

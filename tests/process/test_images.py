@@ -84,7 +84,7 @@ def test_falctl_run_writes_the_image_and_says_miss_then_hit(demo: Falctl) -> Non
 def test_a_first_falctl_run_is_a_miss() -> None:
     with Falctl("runners.diffusion:AnyModelRunner", args=("--runners", "1")) as f:
         told = f.run("run", "digits-ink", "two", "-o", "two.png")
-        assert "miss (loaded)" in told.stdout, told.stderr
+        assert "miss (loaded from disk)" in told.stdout, told.stderr
         assert (f.cwd / "two.png").stat().st_size > 100
 
 

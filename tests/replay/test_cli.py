@@ -105,6 +105,8 @@ def test_json_is_one_object_with_the_names_of_the_figures(folder: Path) -> None:
         "vram_bytes": None,
         "load_factor": 1.0,
         "overlap": True,
+        "ram": 0.0,
+        "ram_load": 0.1,
         "seed": 0,
     }
     assert list(found["bounds"]) == [field.name for field in fields(Bounds)]
@@ -115,6 +117,22 @@ def test_json_is_one_object_with_the_names_of_the_figures(folder: Path) -> None:
     assert found["policies"]["fal"]["loads_per_1k"] == found["bounds"]["min_loads_per_1k"] == 600
 
 
+def test_what_host_memory_holds_is_loaded_sooner_and_counted(folder: Path) -> None:
+    slow = told(folder, "drawn.csv.gz", "--policy", "auto", *ONE)["policies"]["auto"]
+    assert slow["ram_loads_per_1k"] == 0
+    found = told(folder, "drawn.csv.gz", "--policy", "auto", *ONE, "--ram", "12", "--ram-load", "0.2")
+    assert (found["setting"]["ram"], found["setting"]["ram_load"]) == (12, 0.2)
+    fast = found["policies"]["auto"]
+    assert fast["ram_loads_per_1k"] > 0
+    assert fast["mean_s"] < slow["mean_s"]
+    done = falctl(
+        folder, "drawn.csv.gz", "--policy", "fal", "--runners", "1", "--vram", "60B", "--ram", "200B"
+    )
+    assert "RAM for 200B" in " ".join(done.stdout.split())
+    assert "ram_loads_per_1k" in done.stdout
+    assert "ram_loads_per_1k" not in falctl(folder, "five.csv", "--policy", "fal", *ONE).stdout
+
+
 def test_a_pipe_gets_a_plain_table_with_every_figure_and_the_bounds(folder: Path) -> None:
     done = falctl(folder, "five.csv", "--policy", "fal,random", *ONE)
     assert done.returncode == 0
@@ -123,7 +141,7 @@ def test_a_pipe_gets_a_plain_table_with_every_figure_and_the_bounds(folder: Path
     rows = {
         cells[1].strip(): cells[2:] for line in done.stdout.splitlines() if len(cells := line.split("│")) > 2
     }
-    assert list(rows) == [field.name for field in fields(Figures)]
+    assert list(rows) == [field.name for field in fields(Figures) if field.name != "ram_loads_per_1k"]
     assert [cell.strip() for cell in rows["max_s"][:3]] == ["10.00", "10.00", "3.00"]
     assert "five.csv: 1 runners x 1 slots" in done.stdout
 
@@ -248,6 +266,15 @@ def test_a_policy_that_is_none_is_refused(folder: Path, policy: str, line: str) 
         (("--slots", "1", "--load-factor", "nan"), "--load-factor nan: write a number above 0"),
         (("--slots", "1", "--exec-s", "-1"), "--exec-s -1: write seconds, from 0 up"),
         (("--slots", "1", "--load-s", "inf"), "--load-s inf: write seconds, from 0 up"),
+        (("--vram", "1GiB", "--ram", "12"), "--ram 12: not a size"),
+        (
+            ("--slots", "1", "--ram", "1GiB"),
+            "--ram 1GiB: beside --slots, which counts models, write how many",
+        ),
+        (
+            ("--slots", "1", "--ram-load", "2"),
+            "--ram-load 2: write the share of a load from disk, from 0 to 1",
+        ),
     ],
 )
 def test_an_option_that_makes_no_sense_is_refused(

@@ -23,6 +23,7 @@ def request(number: int, **given: Any) -> dict[str, Any]:
         "exec_s": 2.0,
         "load_s": 8.0,
         "size_bytes": 7,
+        "ram_load_s": None,
     } | given
 
 
@@ -48,6 +49,7 @@ def test_times_count_from_the_beginning_of_the_recording() -> None:
         "load_s": 8.0,
         "size_bytes": 7,
         "client": row["client"],
+        "ram_load_s": None,
     }
 
 

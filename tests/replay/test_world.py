@@ -138,7 +138,7 @@ def card_of(world: World, *, executing: str | None, loading: Hint | None) -> Wor
     world.cards[0].executing = None if executing is None else RequestId(executing)
     world.cards[0].loading = loading
     world.cards[0].resident = {A: 0.0}
-    world._load_s = {A: 1.0, B: 1.0}
+    world._latest = {A: job(0, "a"), B: job(0, "b")}
     return world
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from uvicorn.server import ServerState
 
 from falctl import wire
 from falctl.board.board import Board
-from falctl.board.rows import RunnerRow
+from falctl.board.rows import ModelRow, RunnerRow
 from falctl.core.types import Epoch, Hint
 
 PATIENCE_S = 15.0
@@ -107,6 +108,10 @@ class FakeHost:
     """What it tells again after its Hello."""
     streams_refused: int = 0
     """How many of the next event streams are refused."""
+    models: tuple[ModelRow, ...] = ()
+    """Of its row."""
+    ordered: list[dict[str, Any]] = field(default_factory=list)
+    """The load jobs that it has taken; their ends are told by the test."""
     declares: dict[str, Any] = field(default_factory=dict)
     """Further fields of its Hello."""
 
@@ -141,6 +146,16 @@ class FakeHost:
         def publish() -> None:
             self.put_row()
             self._emit(wire.HintsChanged(self.epoch))
+
+        self.call(publish)
+
+    def tell(self, *messages: wire.Message) -> None:
+        """Put the row on the board as it is now, then emit *messages*."""
+
+        def publish() -> None:
+            self.put_row()
+            for message in messages:
+                self._emit(message)
 
         self.call(publish)
 
@@ -210,8 +225,6 @@ class FakeHost:
         elif path.startswith(wire.PREVIEW_PATH):
             self.previewed.append(path.removeprefix(wire.PREVIEW_PATH))
             await answer(send, status=202)
-        elif path == wire.LOAD_PATH:
-            await answer(send, status=202)  # the test tells of its end
         else:
             await self._work(scope, receive, send)
 
@@ -246,6 +259,10 @@ class FakeHost:
             body += message.get("body", b"")
             more = message.get("more_body", False)
         seen = Seen(scope["method"], scope["raw_path"], scope["query_string"], list(scope["headers"]), body)
+        if seen.raw_path == wire.LOAD_PATH.encode():
+            self.ordered.append(json.loads(body))
+            await answer(send, status=wire.ACCEPTED)
+            return
         if seen.raw_path in (b"/docs", b"/openapi.json"):
             self.seen.append(seen)
             await self.handler(seen, send)
@@ -295,7 +312,8 @@ class FakeHost:
 
     def put_row(self) -> None:
         hints = None if self.hints is None else tuple(Hint(hint) for hint in self.hints)
-        self._board.put_runner(self.runner, RunnerRow(epoch=Epoch(self.epoch), slots=self.slots, hints=hints))
+        row = RunnerRow(epoch=Epoch(self.epoch), slots=self.slots, hints=hints, models=self.models)
+        self._board.put_runner(self.runner, row)
 
 
 class Gate:

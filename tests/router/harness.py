@@ -21,6 +21,7 @@ from falctl.clock import monotonic_s
 from falctl.config import Config
 from falctl.core.types import Epoch, RunnerId, RunnerState
 from falctl.home import Home
+from falctl.lines import LineSplitter
 from tests.router.fake_host import PATIENCE_S, FakeHost, say_ok
 from tests.wait import until
 
@@ -116,7 +117,7 @@ class RouterProcess:
         self._channel = ours
         self._channel.settimeout(PATIENCE_S)
         self._life = life_write
-        self._lines = wire.LineSplitter()
+        self._lines = LineSplitter()
         self.received: list[wire.Message] = []
         listen_fd = setup.listening.fileno()
         fds = (theirs.fileno(), life_read, listen_fd, setup.board.fd)

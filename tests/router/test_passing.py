@@ -33,7 +33,7 @@ def test_an_answer_bears_its_receipt(plain: Setup) -> None:
     assert reply.values("x-fal-runner-hints") == ["m,n"]
     queue, load, ran = (reply.value("server-timing") or "").split(", ")
     assert queue.startswith("queue;dur=")
-    assert (load, ran) == ("load;dur=1500.000", "exec;dur=250.000")
+    assert (load, ran) == ('load;dur=1500.000;desc="disk"', "exec;dur=250.000")
     assert reply.values(wire.H_TIMINGS) == []
 
 

@@ -6,7 +6,8 @@ In this order, for the free slots at hand:
 1. **Overdue.** The oldest request has waited `bypass_max_s` or longer: it goes now, warm if it can.
 2. **Hits.** The oldest request that is warm on a free runner, or that wants no hint in particular.
 3. **Cold.** The oldest request that nobody is warm for or about to be; or whose warm runners have all been busy
-   since it came, `hold_s` ago or longer. It goes to the runner that gives up least: empty, then fewest models.
+   since it came, `hold_s` ago or longer, or as long ago as a load takes from host memory or beside its base, where a
+   free runner has that. It goes to the runner that loads it from nearest, then gives up least: empty, fewest models.
 
 So a request is passed by younger ones for `bypass_max_s` at most; from then on only by older ones, whose number
 is fixed at that instant. Requests for one model share one load, because a runner that executes a request for a
@@ -18,9 +19,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from falctl.core.fleet import Fleet, Runner
+from falctl.core.costs import Costs
+from falctl.core.fleet import Runner
 from falctl.core.policies.base import Execute, State
 from falctl.core.queue import Waiting
+from falctl.core.types import Hint
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,33 +42,48 @@ class Affinity:
         if oldest is None or not free:
             return None
         if now - oldest.arrived_at >= self.bypass_max_s:
-            return _overdue(oldest, free, state.fleet)
+            return _overdue(oldest, free, state)
         heads = sorted(state.queue.heads(), key=lambda w: w.order)
-        return _hit(heads, free, state.fleet) or self._cold(heads, free, state.fleet, now)
+        return _hit(heads, free, state) or self._cold(heads, free, state, now)
 
-    def _cold(self, heads: list[Waiting], free: list[Runner], fleet: Fleet, now: float) -> Execute | None:
+    def _cold(self, heads: list[Waiting], free: list[Runner], state: State, now: float) -> Execute | None:
         for waiting in heads:
-            held = waiting.hint is not None and any(fleet.warming(waiting.hint))
-            if not held or now - waiting.arrived_at >= self.hold_s:
+            hint, runner = waiting.hint, _cheapest(free, waiting.hint, state.costs)
+            held = hint is not None and any(state.fleet.warming(hint))
+            if not held or now - waiting.arrived_at >= self._hold_s(hint, runner, state.costs):
                 reason = "held long enough for a busy warm runner" if held else "nobody is warm for it"
-                return Execute(waiting.request, _cheapest(free).runner, reason)
+                return Execute(waiting.request, runner.runner, reason)
         return None
 
+    def _hold_s(self, hint: Hint | None, runner: Runner, costs: Costs) -> float:
+        """Return how long to hold rather than load on *runner*: what is near is not waited for longer than it takes."""
+        source = "disk" if hint is None else runner.source(hint)
+        return (
+            self.hold_s if hint is None or source == "disk" else min(self.hold_s, costs.load_s(hint, source))
+        )
 
-def _overdue(waiting: Waiting, free: list[Runner], fleet: Fleet) -> Execute:
-    choice = _hit([waiting], free, fleet)
-    return choice or Execute(waiting.request, _cheapest(free).runner, "overdue: next, warm or not")
+
+def _overdue(waiting: Waiting, free: list[Runner], state: State) -> Execute:
+    choice = _hit([waiting], free, state)
+    runner = _cheapest(free, waiting.hint, state.costs).runner
+    return choice or Execute(waiting.request, runner, "overdue: next, warm or not")
 
 
-def _hit(heads: list[Waiting], free: list[Runner], fleet: Fleet) -> Execute | None:
+def _hit(heads: list[Waiting], free: list[Runner], state: State) -> Execute | None:
     for waiting in heads:
         if waiting.hint is None:
-            return Execute(waiting.request, _cheapest(free).runner, "wants no hint")
+            return Execute(waiting.request, _cheapest(free, None, state.costs).runner, "wants no hint")
         for runner in free:
-            if fleet.warm(waiting.hint, runner):
+            if state.fleet.warm(waiting.hint, runner):
                 return Execute(waiting.request, runner.runner, "warm")
     return None
 
 
-def _cheapest(free: list[Runner]) -> Runner:
-    return min(free, key=lambda r: (len(r.in_use), len(r.hints or ())))
+def _cheapest(free: list[Runner], hint: Hint | None, costs: Costs) -> Runner:
+    """Return who has least to do, then who loads *hint* from nearest, then who gives up least for it."""
+
+    def price(runner: Runner) -> tuple[int, float, int]:
+        load_s = 0.0 if hint is None else costs.load_s(hint, runner.source(hint))
+        return (len(runner.in_use), load_s, len(runner.hints or ()))
+
+    return min(free, key=price)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final, Literal, Protocol, TypeAlias, runtime_checkable
 
 from falctl.core.costs import Costs
 from falctl.core.demand import Demand
-from falctl.core.fleet import Fleet
+from falctl.core.fleet import Fleet, Runner
 from falctl.core.queue import WaitingQueue
+from falctl.core.sources import Source, Stock
 from falctl.core.types import Hint, RequestId, RunnerId
 
 CHANGES_MAX: Final = 1024
@@ -43,6 +45,8 @@ class Candidate:
     saves: float | None = None
     """What a further copy on it would save; it is loaded if that exceeds ``price`` plus ``loss``."""
     price: float | None = None
+    source: Source | None = None
+    """Where a load on it would come from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +90,8 @@ class Changes:
     """Those of them for which a load may have become worth more."""
     runners: set[RunnerId] = field(default_factory=set)
     """Runners whose slots, loads or models are not what they were."""
+    moved: set[Hint] = field(default_factory=set)
+    """Models that some runner would load from elsewhere than before."""
 
     def note(self, model: Hint | None, runner: RunnerId | None = None, *, wanted: bool = False) -> None:
         """Note that something about *model*, on *runner*, has changed."""
@@ -97,9 +103,15 @@ class Changes:
                 self.wanted.add(model)
             self.all = self.all or len(self.models) > CHANGES_MAX
 
+    def move(self, model: Hint, *, nearer: bool) -> None:
+        """Note that a load of *model* comes from elsewhere now; *nearer*: it has become cheaper."""
+        self.note(model, wanted=nearer)
+        self.moved.add(model)
+
     def clear(self) -> None:
         """Begin anew."""
         self.all = False
+        self.moved.clear()
         self.models.clear()
         self.wanted.clear()
         self.runners.clear()
@@ -114,6 +126,27 @@ class State:
     costs: Costs = field(default_factory=Costs)
     demand: Demand = field(default_factory=Demand)
     changes: Changes = field(default_factory=Changes)
+
+    def take_stock(self, runner: Runner, stock: Stock) -> None:
+        """Take in what the host of *runner* tells of its models."""
+        for hint in runner.in_ram ^ stock.in_ram:
+            self.changes.move(hint, nearer=hint in stock.in_ram)
+        runner.in_ram = stock.in_ram
+        for hint, size_bytes in self._larger(stock):
+            self.costs.declare(hint, size_bytes)
+            self.changes.all = True
+
+    def is_news(self, runner: Runner, stock: Stock) -> bool:
+        """Return whether *stock* of *runner* says anything that is not known."""
+        return stock.in_ram != runner.in_ram or any(self._larger(stock))
+
+    def _larger(self, stock: Stock) -> Iterator[tuple[Hint, int]]:
+        # Cards of several kinds keep one model in several dtypes; what is counted must do for all of them.
+        return (
+            (hint, size_bytes)
+            for hint, size_bytes in stock.sizes.items()
+            if size_bytes > (self.costs.size_bytes(hint) or 0)
+        )
 
 
 class Policy(Protocol):

@@ -15,6 +15,7 @@ from falctl.core.fleet import Runner
 from falctl.core.policies.base import Candidate, Execute, LoadModel, Move, Standing, State
 from falctl.core.policies.copies import saves
 from falctl.core.policies.executions import regret
+from falctl.core.policies.loads import delay_s
 from falctl.core.policies.look import Look
 from falctl.core.types import Hint, RunnerId
 
@@ -63,7 +64,11 @@ def free_in_s(state: State, runner: Runner, *, now: float) -> float:
 
 def load_rests(state: State, runner: Runner, *, now: float) -> dict[Hint, float]:
     """Return the seconds that each load job of *runner* should still take."""
-    return {h: max(state.costs.load_s(h) - (now - since), 0.0) for h, since in runner.loading.items()}
+    costs = state.costs
+    return {
+        h: max(costs.load_s(h, runner.loads_from(h)) - (now - since), 0.0)
+        for h, since in runner.loading.items()
+    }
 
 
 def _rests(state: State, runner: Runner, now: float) -> Iterable[float]:
@@ -72,7 +77,7 @@ def _rests(state: State, runner: Runner, now: float) -> Iterable[float]:
         hint = running.hint
         expected = costs.mean_exec.value if hint is None else costs.exec_s(hint, runner.card)
         if hint is not None and not running.warm and not runner.takes_jobs:
-            expected += costs.load_s(hint)
+            expected += costs.load_s(hint, running.source)
         yield max(expected - (now - running.started_at), 0.0)
 
 
@@ -121,8 +126,9 @@ def _weighed(look: Look, hint: Hint, runner: Runner, *, stands: Standing, price:
         lacks: Standing = "no room" if stands == "open" else stands
         return Candidate(runner.runner, lacks, backlog_s=backlog_s, saves=saved, price=price)
     loss = look.worth.horizon_s * found[1]
-    cost = loss + look.knobs.balance * backlog_s if stands == "open" else None
-    return Candidate(runner.runner, stands, cost, backlog_s, found[0], loss, saved, price)
+    cost = loss + look.knobs.balance * delay_s(look, hint, runner) if stands == "open" else None
+    source = runner.source(hint)
+    return Candidate(runner.runner, stands, cost, backlog_s, found[0], loss, saved, price, source)
 
 
 def _holders(look: Look, hint: Hint | None) -> tuple[Candidate, ...]:

@@ -68,6 +68,28 @@ def reservation(look: Look, open_runners: list[Runner]) -> Reservation | None:
     return Reservation(min(runners, key=lambda r: (len(r.in_use), r.runner)), key)
 
 
+def _holds_for_base(look: Look, hint: Hint, runner: Runner) -> bool:
+    """
+    Return whether *hint* had better wait for a busy runner that holds its base than be loaded on *runner*.
+
+    Not for longer than that can save, so that it waits for one load of its own at most.
+    """
+    queues, source = look.queues, runner.source(hint)
+    if source == "base" or queues.nearest(hint) != "base":
+        return False
+    saved_s = queues.load_from_s(hint, source) - queues.load_from_s(hint, "base")
+    head = look.state.queue.head(hint)
+    assert head is not None, "nobody waits for it"
+    rests = (queues.rest_s(r) for r in look.runners if r.source(hint) == "base")
+    return queues.now - head.arrived_at < saved_s and min(rests) < saved_s
+
+
+def delay_s(look: Look, hint: Hint, runner: Runner) -> float:
+    """Return by how much work on *runner* is behind, and a load of *hint* there slower than the fastest anywhere."""
+    queues = look.queues
+    return queues.backlog_s(runner) + (queues.load_s(hint, runner) - queues.load_s(hint))
+
+
 def _unheld(look: Look) -> Iterator[tuple[float, Hint]]:
     """Iterate over the models that wait and that nobody holds, with when they are due."""
     unlisted = look.state.fleet.unlisted
@@ -102,7 +124,7 @@ def _place(look: Look, hint: Hint, key: float, options: list[Runner]) -> Choice 
             continue
         loss = look.worth.horizon_s * found[1]
         crowd = len(look.state.fleet.held(runner)) + len(runner.loading)
-        cost = loss + look.knobs.balance * look.queues.backlog_s(runner)
+        cost = loss + look.knobs.balance * delay_s(look, hint, runner)
         if best is None or (cost, len(found[0]), crowd, runner.runner) < best:
             best = (cost, len(found[0]), crowd, runner.runner)
             chosen = (runner, found[0], loss)
@@ -110,6 +132,8 @@ def _place(look: Look, hint: Hint, key: float, options: list[Runner]) -> Choice 
         return None
     runner, victims, loss = chosen
     if hint not in look.copies:
+        if _holds_for_base(look, hint, runner):
+            return None
         return Choice(key, runner, hint, "nobody is warm for it", victims, loads=True)
     pays = saves(look, hint, runner) - look.worth.price >= loss
     return Choice(key, runner, hint, "a further copy pays", victims, loads=True) if pays else None

@@ -76,6 +76,8 @@ class Look:
         ours = changes.runners & self._models.keys()  # one that drains still ends what it runs
         models = changes.models.union(*map(self._recount, ours))
         runners = ours.union(r.runner for m in models for r in self.copies.get(m, ()))
+        for model in changes.moved:
+            self.worth.forget(model)
         self.queues.refresh(models, runners, now=now)
         self.room.forget(runners)
         self._hints |= changes.wanted
@@ -96,6 +98,9 @@ class Look:
             self._runners.update(r.runner for r in holders)  # the others' copies may go now
         for model in before ^ after:
             self.worth.forget(model)
+        if runner.caps.joint:
+            self.queues.forget_sources()  # what has come or gone here may be the base of anything
+            self.worth.forget_all()
         return before ^ after
 
     def settle(self) -> None:
@@ -109,7 +114,9 @@ class Look:
         coming: set[Hint] = set()
         for runner in self.runners:
             for hint, since in runner.loading.items():
-                if self.queues.now - since <= OVERDUE * max(self.queues.load_s(hint), 1.0):
+                if self.queues.now - since <= OVERDUE * max(
+                    self.queues.load_from_s(hint, runner.loads_from(hint)), 1.0
+                ):
                     coming.add(hint)
             if runner.hints is not None:
                 coming.update(r.hint for r in runner.in_use.values() if r.hint is not None and not r.warm)
@@ -134,8 +141,7 @@ def look_at(state: State, knobs: Knobs, *, now: float) -> Look:
     for runner in runners:
         for model in models[runner.runner]:
             copies.setdefault(model, []).append(runner)
-    hintless = all(runner.hints is None for runner in runners)
-    queues = queues_at(state, knobs, copies, hintless=hintless, now=now)
+    queues = queues_at(state, knobs, copies, runners=runners, now=now)
     worth = worth_at(queues, runners)
     room = Room(queues, worth)
     overlaps = all(runner.caps.overlaps for runner in runners)

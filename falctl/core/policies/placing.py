@@ -9,6 +9,7 @@ from typing import Final, Literal, TypeAlias
 from falctl.core.fleet import Runner
 from falctl.core.policies.base import State
 from falctl.core.policies.knobs import Knobs
+from falctl.core.policies.loads import delay_s
 from falctl.core.policies.look import look_at
 from falctl.core.types import Hint, RunnerId
 
@@ -38,7 +39,7 @@ def place(
         full = False
         if not runner.can_load:
             continue
-        cost = look.worth.horizon_s * found[1] + look.knobs.balance * look.queues.backlog_s(runner)
+        cost = look.worth.horizon_s * found[1] + look.knobs.balance * delay_s(look, hint, runner)
         crowd = len(state.fleet.held(runner)) + len(runner.loading)
         rank = (cost, len(found[0]), crowd, runner.runner)
         if best is None or rank < best:

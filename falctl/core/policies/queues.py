@@ -14,6 +14,7 @@ from typing import Final
 from falctl.core.fleet import Runner
 from falctl.core.policies.base import State
 from falctl.core.policies.knobs import Knobs
+from falctl.core.sources import SOURCES, Source
 from falctl.core.types import Hint, RunnerId
 
 LEAST_S: Final = 1e-6
@@ -30,6 +31,7 @@ class Queues:
     knobs: Knobs
     copies: dict[Hint, list[Runner]]
     now: float
+    runners: list[Runner]
     hintless: bool
     """Whether no runner gives hints."""
     mean_load_s: float
@@ -39,6 +41,7 @@ class Queues:
     _exec: dict[Hint, float] = field(default_factory=dict)
     _keys: dict[Hint, float] = field(default_factory=dict)
     _load_keys: dict[Hint, float] = field(default_factory=dict)
+    _nearest: dict[Hint, Source] = field(default_factory=dict)
     _others: dict[RunnerId, float] = field(default_factory=dict)
     _waiting_s: dict[RunnerId, float] = field(default_factory=dict)
     _backlog: dict[RunnerId, float] = field(default_factory=dict)
@@ -51,9 +54,15 @@ class Queues:
             self._exec.pop(model, None)
             self._keys.pop(model, None)
             self._load_keys.pop(model, None)
+            self._nearest.pop(model, None)
         for runner in runners:
             self._others.pop(runner, None)
             self._waiting_s.pop(runner, None)
+
+    def forget_sources(self) -> None:
+        """Look again where loads would come from."""
+        self._nearest.clear()
+        self._load_keys.clear()
 
     # --- turns -----------------------------------------------------------------------------------
 
@@ -85,9 +94,26 @@ class Queues:
         latest = self._due(hint) + self.head_start_max_s
         return min(self.execute_key(hint, runner) + steps_back_s, latest)
 
-    def load_s(self, hint: Hint) -> float:
-        """Return what a load should take; an app that gives no hints is taken to load nothing until it was seen to."""
-        return 0.0 if self.hintless and not self.state.costs.mean_load.n else self.state.costs.load_s(hint)
+    def load_s(self, hint: Hint, runner: Runner | None = None) -> float:
+        """Return what a load should take on *runner*, even if it holds it now; None: where that is least."""
+        return self.load_from_s(hint, self.nearest(hint) if runner is None else runner.source(hint))
+
+    def load_from_s(self, hint: Hint, source: Source) -> float:
+        """Return the same from *source*; an app that gives no hints is taken to load nothing until it was seen to."""
+        return (
+            0.0
+            if self.hintless and not self.state.costs.mean_load.n
+            else self.state.costs.load_s(hint, source)
+        )
+
+    def nearest(self, hint: Hint) -> Source:
+        """Return the cheapest source that any runner has for *hint*."""
+        known = self._nearest.get(hint)
+        if known is None:
+            known = self._nearest[hint] = min(
+                (runner.source(hint) for runner in self.runners), key=SOURCES.index, default="disk"
+            )
+        return known
 
     def load_key(self, hint: Hint) -> float:
         """Return when *hint* is due if it has to be loaded first; never before its `execute_key`."""
@@ -118,7 +144,7 @@ class Queues:
             if waits is None:
                 speed = self.state.costs.speed(runner.card)
                 waits = self._waiting_s[runner.runner] = speed * self._over_models(runner, self.work_s)
-            known = self._backlog[runner.runner] = self._rest_s(runner) + waits / max(runner.slots, 1)
+            known = self._backlog[runner.runner] = self.rest_s(runner) + waits / max(runner.slots, 1)
         return known
 
     def drained_s(self, hint: Hint) -> float:
@@ -152,28 +178,31 @@ class Queues:
         waiting = self.state.queue.count_ahead(hint)
         return waiting / len(self.copies[hint]) if waiting else 0.0
 
-    def _rest_s(self, runner: Runner) -> float:
+    def rest_s(self, runner: Runner) -> float:
         """Return for how long *runner* is still busy with what it has begun, all its slots together."""
         rest = 0.0
         for running in runner.in_use.values():
             expected = self.exec_s(running.hint, runner)
             if running.hint is not None and not running.warm and not runner.takes_jobs:
-                expected += self.load_s(running.hint)
+                expected += self.load_from_s(running.hint, running.source)
             rest += _remaining(expected, self.now - running.started_at)
         rest /= max(runner.slots, 1)
         if not runner.caps.overlaps:
             for hint, since in runner.loading.items():
-                rest = max(rest, _remaining(self.load_s(hint), self.now - since))
+                rest = max(
+                    rest, _remaining(self.load_from_s(hint, runner.loads_from(hint)), self.now - since)
+                )
         return rest
 
 
 def queues_at(
-    state: State, knobs: Knobs, copies: dict[Hint, list[Runner]], *, hintless: bool, now: float
+    state: State, knobs: Knobs, copies: dict[Hint, list[Runner]], *, runners: list[Runner], now: float
 ) -> Queues:
-    """Return the queues at instant *now*; *hintless*: no runner gives hints."""
+    """Return the queues of *runners* at instant *now*."""
+    hintless = all(runner.hints is None for runner in runners)
     load_s = 0.0 if hintless and not state.costs.mean_load.n else state.costs.mean_load.value
     longest_s = knobs.head_start_max * (max(state.costs.mean_exec.value, LEAST_S) + load_s)
-    return Queues(state, knobs, copies, now, hintless, load_s, longest_s)
+    return Queues(state, knobs, copies, now, runners, hintless, load_s, longest_s)
 
 
 def _remaining(expected_s: float, elapsed_s: float) -> float:

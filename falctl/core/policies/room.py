@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -23,6 +23,8 @@ class _Shelf:
     """One runner's memory: what is free, in bytes or models, and what could go, in order."""
 
     free: float
+    places: float
+    """Where bytes count and models are capped, too: how many more there may be."""
     candidates: list[tuple[Hint, float, float]]
     """Model, size, and when it is due itself."""
     last_turn: float
@@ -38,32 +40,40 @@ class Room:
     _shelves: dict[RunnerId, _Shelf] = field(default_factory=dict)
 
     def victims(self, runner: Runner, hint: Hint, key: float, *, keep: Hint | None = None) -> Victims | None:
-        """Return the cheapest set without *keep* that makes room for *hint*, due at *key*; None: no room now."""
+        """
+        Return the cheapest set that makes room for *hint*, due at *key*; None: there is no room now.
+
+        Neither *keep* nor the base of *hint* is in it.
+        """
         shelf = self._shelf(runner)
-        missing = _size(hint, runner, self.queues.state.costs) - shelf.free
-        if missing <= 0:
+        missing = self._size(hint, runner) - shelf.free
+        if missing <= 0 and shelf.places > 0:
             return NOBODY
-        return self._choose(shelf, missing, key, keep) if shelf.last_turn > key else None
+        keeps = (keep, runner.base(hint) or runner.kin(hint))
+        return self._choose(shelf, runner, missing, key, keeps) if shelf.last_turn > key else None
 
     def last_turn(self, runners: Iterable[Runner]) -> float:
         """Return the latest key for which there may be room on one of *runners*."""
-        return max(float("inf") if s.free > 0 else s.last_turn for s in map(self._shelf, runners))
+        shelves = map(self._shelf, runners)
+        return max(float("inf") if s.free > 0 and s.places > 0 else s.last_turn for s in shelves)
 
     def forget(self, runners: Iterable[RunnerId]) -> None:
         """Look again at what *runners* could evict."""
         for runner in runners:
             self._shelves.pop(runner, None)
 
-    def _choose(self, shelf: _Shelf, missing: float, key: float, keep: Hint | None) -> Victims | None:
+    def _choose(
+        self, shelf: _Shelf, runner: Runner, missing: float, key: float, keeps: Collection[Hint | None]
+    ) -> Victims | None:
         victims: list[Hint] = []
         loss = 0.0
         for victim, size, turn in shelf.candidates:
-            if turn <= key or victim == keep:
+            if turn <= key or victim in keeps:
                 continue
             victims.append(victim)
-            loss += self.worth.value(victim)
+            loss += self.worth.value(victim, runner)
             missing -= size
-            if missing <= 0:
+            if missing <= 0 and shelf.places + len(victims) > 0:
                 return tuple(victims), loss
         return None
 
@@ -74,24 +84,35 @@ class Room:
         return known
 
     def _look_at(self, runner: Runner) -> _Shelf:
-        costs, state = self.queues.state.costs, self.queues.state
+        state = self.queues.state
         running = {r.hint for r in runner.in_use.values()}
         candidates = [
-            (hint, _size(hint, runner, costs), self._own_turn(hint))
+            (hint, self._size(hint, runner), self._own_turn(hint))
             for hint in self._in_order(runner)
             if hint not in running and hint not in runner.pinned
         ]
         last_turn = max((turn for _, _, turn in candidates), default=float("-inf"))
-        used = sum(_size(h, runner, costs) for h in (*state.fleet.held(runner), *runner.loading))
-        return _Shelf(_limit(runner) - used, candidates, last_turn)
+        there = (*state.fleet.held(runner), *runner.loading)
+        used = sum(self._size(h, runner) for h in there)
+        return _Shelf(_limit(runner) - used, _cap(runner) - len(there), candidates, last_turn)
 
     def _in_order(self, runner: Runner) -> list[Hint]:
         """Return what *runner* gives up, first to last: the least worth per byte, or what it used longest ago."""
         held = self.queues.state.fleet.held(runner)
         if runner.takes_jobs:
-            costs, value = self.queues.state.costs, self.worth.value
-            return sorted(held, key=lambda h: (value(h) / _size(h, runner, costs), h))
+            size, value = self._size, self.worth.value
+            return sorted(held, key=lambda h: (value(h, runner) / size(h, runner), h))
         return sorted(held, key=lambda h: (runner.used.get(h, -1), h))
+
+    def _size(self, hint: Hint, runner: Runner) -> float:
+        """Return how much of *runner* a model takes, or would take."""
+        size, limit = _size(hint, runner, self.queues.state.costs), runner.caps.vram_bytes
+        return size if limit is None or size <= limit or not self._is_squeezed(size, runner) else float(limit)
+
+    def _is_squeezed(self, size: float, runner: Runner) -> bool:
+        """Return whether *runner* would empty its card for what it cannot hold whole: it can, and no other card does."""
+        limits = (other.caps.vram_bytes for other in self.queues.runners)
+        return _runs_in_part(size, runner) and not any(n is None or size <= n for n in limits)
 
     def _own_turn(self, hint: Hint) -> float:
         """Return when *hint* is due if its only copy is here: it goes only to make room for what is due before."""
@@ -106,7 +127,8 @@ def pinned_out(runner: Runner, hint: Hint, costs: Costs) -> bool:
         return False
     free = _limit(runner) - sum(_size(pinned, runner, costs) for pinned in runner.pinned)
     known = runner.caps.vram_bytes is None or costs.size_bytes(hint) is not None
-    return _size(hint, runner, costs) > free if known else free <= 0
+    size = _size(hint, runner, costs)
+    return size > free if known and not _runs_in_part(size, runner) else free <= 0
 
 
 def _limit(runner: Runner) -> float:
@@ -115,11 +137,28 @@ def _limit(runner: Runner) -> float:
     return float("inf") if limit is None else float(limit)
 
 
+def _cap(runner: Runner) -> float:
+    """Return how many models there may be where `_limit` counts bytes."""
+    models_max = runner.caps.models_max
+    return float("inf") if runner.caps.vram_bytes is None or models_max is None else float(models_max)
+
+
 def _size(hint: Hint, runner: Runner, costs: Costs) -> float:
-    if runner.caps.vram_bytes is None:
+    """Return what a model takes of what `_limit` counts, beside its base if that is there."""
+    limit = runner.caps.vram_bytes
+    if limit is None:
         return 1.0
-    if known := costs.size_bytes(hint):
-        return float(known)
-    # One of unknown size is tried, also where the mean would not fit.
-    pinned = sum(costs.size_bytes(other) or 0 for other in runner.pinned)
-    return min(costs.mean_size.value, max(float(runner.caps.vram_bytes - pinned), 1.0))
+    size = float(costs.size_bytes(hint) or 0)
+    if not size:
+        # One of unknown size is tried, also where the mean would not fit.
+        pinned = sum(costs.size_bytes(other) or 0 for other in runner.pinned)
+        size = min(costs.mean_size.value, max(float(limit - pinned), 1.0))
+    base = runner.base(hint) if hint in (runner.hints or ()) else runner.kin(hint)
+    if base is not None:
+        return max(size - (costs.size_bytes(base) or size), 1.0)
+    return size
+
+
+def _runs_in_part(size: float, runner: Runner) -> bool:
+    """Return whether *runner* runs what is larger than its card: how, and beside what, it decides by itself."""
+    return (runner.caps.vram_bytes or 0) < size <= (runner.caps.run_bytes or 0)

@@ -26,6 +26,7 @@ from falctl.core.events import (
 )
 from falctl.core.policies import Policy
 from falctl.core.scheduler import Scheduler
+from falctl.core.sources import Stock
 from falctl.core.types import Epoch, Hint, RequestId, RunnerId
 from falctl.policy_load import Tuning, find_policy, is_foreign
 from falctl.router.dispatch.foreign import Foreign
@@ -100,11 +101,13 @@ class Driver:
         """A dispatched request has not reached its runner and will not."""
         self.handle(Released(dispatch.request, dispatch.runner, dispatch.epoch))
 
-    def tell_hints(self, runner: RunnerId, epoch: Epoch, hints: frozenset[Hint] | None) -> None:
+    def tell_hints(self, runner: RunnerId, epoch: Epoch, hints: frozenset[Hint] | None, stock: Stock) -> None:
         """Tell what stands on the board for a runner; nothing happens if that is known."""
         view = self.scheduler.fleet.runners.get(runner)
-        if view is not None and view.epoch == epoch and view.counted(hints) != view.hints:
-            self.handle(HintsChanged(runner, epoch, hints))
+        if view is None or view.epoch != epoch:
+            return
+        if view.counted(hints) != view.hints or self.scheduler.state.is_news(view, stock):
+            self.handle(HintsChanged(runner, epoch, hints, stock))
 
     def tell_pins(self, runner: RunnerId, epoch: Epoch, pinned: frozenset[Hint]) -> None:
         """Tell which models are pinned on a runner, by the board; nothing happens if that is known."""

@@ -13,7 +13,8 @@ from falctl.wire import H_CACHE, H_RUNNER, H_TIMINGS
 _TIMINGS: Final = H_TIMINGS.encode()
 _RUNNER: Final = H_RUNNER.encode()
 _CACHE: Final = H_CACHE.encode()
-_LOOKED_UP: Final = frozenset({"hit", "join", "ram", "disk"})
+_LOADED: Final = frozenset({"join", "ram", "disk"})
+_LOOKED_UP: Final = _LOADED | {"hit"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +38,10 @@ class Timings:
         return replace(self, cache=dispatch.cache, load_s=(self.load_s or 0.0) + dispatch.load_s)
 
     def server_timing(self, *, queue_s: float) -> bytes:
-        """Return the value of a Server-Timing header, in milliseconds, of what is known."""
-        parts = [("queue", queue_s), ("load", self.load_s), ("exec", self.exec_s)]
-        return ", ".join(f"{n};dur={s * 1000:.3f}" for n, s in parts if s is not None).encode()
+        """Return the value of a Server-Timing header, in milliseconds, of what is known; a load with where it came from."""
+        source = f';desc="{self.cache}"' if self.cache in _LOADED else ""
+        parts = [("queue", queue_s, ""), ("load", self.load_s, source), ("exec", self.exec_s, "")]
+        return ", ".join(f"{n};dur={s * 1000:.3f}{desc}" for n, s, desc in parts if s is not None).encode()
 
     def warm(self, dispatch: Dispatch) -> bool:
         """Return whether the runner of *dispatch* was warm, as far as anybody can tell."""

@@ -12,12 +12,13 @@ from falctl import wire
 from falctl.board.board import Board
 from falctl.board.index import HintIndex
 from falctl.board.rows import RunnerRow
-from falctl.core.events import Load, LoadEnded, Released, RunnerDown, RunnerDrains, RunnerUp
-from falctl.core.types import Caps, Epoch, Hint, RequestId, RunnerId
+from falctl.core.events import Load, RunnerDown, RunnerDrains
+from falctl.core.types import Epoch, RequestId, RunnerId
 from falctl.home import Home
 from falctl.router.dispatch.apps import Apps, LocalApp, settings_of
 from falctl.router.dispatch.driver import Driver
 from falctl.router.own.ledger import Ledger
+from falctl.router.runners import news
 from falctl.router.runners.link import Change, Link, News
 from falctl.router.runners.orphans import Orphans
 from falctl.tasks import spawn
@@ -106,8 +107,8 @@ class FleetLinks:
         for runner in self._index.refresh():
             row = self._index.row(runner)
             if row is not None:
-                self._driver(runner).tell_pins(runner, row.epoch, _pinned(row))
-                self._driver(runner).tell_hints(runner, row.epoch, _as_set(row.hints))
+                self._driver(runner).tell_pins(runner, row.epoch, news.pinned_in(row))
+                self._driver(runner).tell_hints(runner, row.epoch, news.hints_of(row), news.stock_of(row))
 
     def row(self, runner: RunnerId) -> RunnerRow | None:
         """Return what the board said of *runner* at the last `refresh`; None: nothing of the incarnation that serves."""
@@ -182,13 +183,13 @@ class FleetLinks:
             case wire.Hello():
                 self._apps.of(link.runner).learn(settings_of(message))
                 log.debug("runner.up runner=%d epoch=%d slots=%d", link.runner, link.epoch, message.slots)
-                self._driver(link.runner).handle(_up(link, message, self.row(link.runner)))
+                self._driver(link.runner).handle(news.runner_up(link.runner, message, self.row(link.runner)))
                 if self._states[link.runner][1] == "draining":
                     self._driver(link.runner).handle(RunnerDrains(link.runner, link.epoch))
                 else:
                     self.came_up(link)
-            case wire.Released(_, request, exec_s, load_s):
-                released = Released(RequestId(request), link.runner, link.epoch, exec_s, load_s)
+            case wire.Released():
+                released = news.released(link.runner, message)
                 self._driver(link.runner).handle(released)
                 for hear in self.released:
                     hear(released.request)
@@ -200,12 +201,8 @@ class FleetLinks:
                 pass  # the refresh has told
 
     def _end_load(self, link: Link, load: wire.LoadEnded) -> None:
-        hints = _hints(self.row(link.runner))
-        self._driver(link.runner).handle(
-            LoadEnded(
-                link.runner, link.epoch, Hint(load.hint), load.ok, load.load_s, load.tier, hints, load.error
-            )
-        )
+        ended = news.load_ended(link.runner, load, self.row(link.runner))
+        self._driver(link.runner).handle(ended)
 
     def lost(self, link: Link) -> None:
         """Send nothing to a runner whose slots we do not hear of; it may be back at once."""
@@ -220,19 +217,6 @@ class FleetLinks:
         return self._apps.of(runner).driver
 
 
-def _up(link: Link, hello: wire.Hello, row: RunnerRow | None) -> RunnerUp:
-    caps = Caps(
-        gpu=hello.gpu,
-        loads=hello.loads,
-        overlaps=hello.overlaps,
-        models_max=hello.models_max or None,
-    )
-    executing = tuple(RequestId(request) for request in hello.executing)
-    loading = tuple(Hint(hint) for hint in hello.loading)
-    pinned = frozenset[Hint]() if row is None else _pinned(row)
-    return RunnerUp(link.runner, link.epoch, hello.slots, executing, _hints(row), caps, loading, pinned)
-
-
 def _nobody(_: object) -> None:
     """Hear nothing."""
 
@@ -240,16 +224,3 @@ def _nobody(_: object) -> None:
 def _order(state: str) -> int:
     """Return a number that grows in the life of one incarnation."""
     return _ORDER.get(state, len(_ORDER))
-
-
-def _hints(row: RunnerRow | None) -> frozenset[Hint] | None:
-    """Return what the board says of an incarnation; where it says nothing: warm for nothing."""
-    return frozenset() if row is None else _as_set(row.hints)
-
-
-def _pinned(row: RunnerRow) -> frozenset[Hint]:
-    return frozenset(Hint(model.name) for model in row.models if model.pinned)
-
-
-def _as_set(hints: tuple[Hint, ...] | None) -> frozenset[Hint] | None:
-    return None if hints is None else frozenset(hints)

@@ -21,6 +21,7 @@ from typing import Any, Final, Protocol, TypeAlias, TypeVar
 from falctl import wire
 from falctl.clock import monotonic_s
 from falctl.core.types import Epoch, RequestId, RunnerId
+from falctl.lines import LineSplitter
 from falctl.router.runners.dialogue import Dialogue
 from falctl.router.runners.transport import Incoming, LostError, Outgoing, Transport, UnreachableError
 from falctl.tasks import spawn
@@ -214,7 +215,7 @@ class Link:
             pause_s = min(2 * pause_s, RECONNECT_MAX_S)
 
     async def _read_stream(self) -> None:
-        lines = wire.LineSplitter()
+        lines = LineSplitter()
         async with contextlib.aclosing(self.transport.events()) as chunks:
             async for chunk in chunks:
                 for line in lines.feed(chunk):

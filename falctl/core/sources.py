@@ -1,0 +1,51 @@
+"""
+Where a runner would load a model from, which decides what the load costs.
+
+base   another model on the card is all of it but a small addition (``base+lora`` beside ``base``)
+ram    its bytes are in host memory
+disk   anything else, also a model that no one here has ever held
+
+A hint is opaque. That one model is the base of another is known only where the runner's app has said by which text it
+joins the two (`Caps.joint`), and only of a base that the runner lists; never guessed from a character in a hint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Final, Literal, TypeAlias
+
+from falctl.core.types import Hint
+
+Source: TypeAlias = Literal["base", "ram", "disk"]
+
+SOURCES: Final[tuple[Source, ...]] = ("base", "ram", "disk")
+"""Cheapest first."""
+
+Tier: TypeAlias = Literal["ram", "disk"]
+"""Where a host says that a load took its bytes from; it knows nothing of bases."""
+
+SHARES: Final[Mapping[Source, float]] = {"base": 0.05, "ram": 0.1, "disk": 1.0}
+"""
+What a load from there costs of one from disk, before any has been seen.
+
+vLLM's sleep level 1 and ServerlessLLM's pinned pool are 10 to 200 times as fast as a load (gpu-cache know-how, 2024-25);
+a LoRA swap took 13 to 51 ms where its tiny pipeline took 67 ms.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Stock:
+    """What a runner's cache tells of the models that it knows, beside those that it is warm for."""
+
+    in_ram: frozenset[Hint] = frozenset()
+    """Those whose bytes are all in host memory, whether or not they are on the card as well."""
+    sizes: Mapping[Hint, int] = field(default_factory=dict)
+    """What each takes on the card, in bytes."""
+
+
+def bases(hint: Hint, joint: str) -> Iterator[Hint]:
+    """Iterate over what may be the base of *hint*, longest first; nothing if *joint* is empty."""
+    end = len(hint)
+    while joint and (end := hint.rfind(joint, 0, end)) > 0:
+        yield Hint(hint[:end])

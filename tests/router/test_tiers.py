@@ -1,0 +1,120 @@
+"""What hosts tell of tiers and bytes reaches the scheduler, and comes back in receipts and stories."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from falctl import wire
+from falctl.board.rows import ModelRow, RunnerRow
+from falctl.core.sources import Stock
+from falctl.core.types import Epoch, Hint, RunnerId
+from falctl.router.runners.news import released, stock_of
+from tests.router.client import Later, ask
+from tests.router.fake_host import PATIENCE_S
+from tests.router.harness import Setup, serving
+from tests.wait import until
+
+HINT = "x-fal-runner-hint"
+COUNTS: dict[str, Any] = {"loads": True, "overlaps": True, "vram_bytes": 24 << 30, "run_bytes": 64 << 30}
+
+
+@pytest.fixture
+def three() -> Iterator[Setup]:
+    with serving(runners=3, declares=COUNTS) as setup:
+        yield setup
+
+
+def model(name: str, tier: str, vram: int = 0, ram: int = 0, **fields: Any) -> ModelRow:
+    return ModelRow(name, "ready", 1.0, tier=tier, vram_bytes=vram, ram_bytes=ram, **fields)  # type: ignore[arg-type]
+
+
+def in_ram(setup: Setup, runner: int, name: str) -> None:
+    host = setup.hosts[runner]
+    host.models = (model(name, "ram", ram=7 << 30),)
+    host.tell(wire.HintsChanged(host.epoch))
+
+
+def wanting(setup: Setup, name: str) -> Later:
+    later = Later()
+    later.ask(setup, headers={HINT: name})
+    return later
+
+
+def test_a_model_is_loaded_by_the_runner_that_has_it_in_host_memory(three: Setup) -> None:
+    for runner in (2, 0, 1):
+        name = f"m{runner}"
+        in_ram(three, runner, name)
+        later = wanting(three, name)
+        host = three.hosts[runner]
+        until(host.ordered.__len__, within_s=PATIENCE_S, what=f"{name} is loaded by runner {runner}")
+        assert host.ordered == [{"hint": name, "evict": []}]
+        host.hints, host.models = (name,), (model(name, "vram", 7 << 30, 7 << 30),)
+        host.tell(wire.LoadEnded(host.epoch, name, ok=True, load_s=0.3, tier="ram"))
+        [reply] = later.all()
+        assert (reply.value("x-falctl-runner"), reply.value("x-falctl-cache")) == (str(runner), "ram")
+        assert ';desc="ram"' in (reply.value("server-timing") or "")
+        story = ask(three, "GET", f"/falctl/explain/{reply.value('x-fal-request-id')}").json()
+        [load] = story["loads"]
+        assert (load["tier"], load["load_s"]) == ("ram", 0.3)
+        assert {c["runner"]: c["source"] for c in load["candidates"]}[runner] == "ram"
+
+
+def test_what_fits_no_card_is_sent_to_a_runner_all_the_same_if_it_could_be_run(three: Setup) -> None:
+    for host in three.hosts.values():
+        host.models = (
+            model("large", "ram", ram=40 << 30, size_bytes=40 << 30),
+            model("vast", "ram", ram=90 << 30, size_bytes=90 << 30),
+        )
+        host.tell(wire.HintsChanged(host.epoch))
+    refusal = ask(three, headers={HINT: "vast"})
+    assert (refusal.status, refusal.value("x-fal-error-type")) == (507, "model_too_large")
+    later = wanting(three, "large")
+    until(lambda: any(h.ordered for h in three.hosts.values()), within_s=PATIENCE_S, what="a load of large")
+    [host] = [h for h in three.hosts.values() if h.ordered]
+    host.hints = ("large",)
+    host.tell(wire.LoadEnded(host.epoch, "large", ok=True, load_s=1.0))
+    assert [reply.status for reply in later.all()] == [200]
+
+
+def test_a_model_goes_where_its_base_is_if_the_app_says_what_joins_them() -> None:
+    for joint, runner in (("+", 2), ("", 0)):
+        with serving(runners=3, declares={"joint": joint}) as setup:
+            setup.hosts[2].set_hints("base", "other")
+            until(
+                lambda: "base" in setup.status()["runners"][2]["hints"],
+                within_s=PATIENCE_S,
+                what="hints of runner 2",
+            )
+            assert ask(setup, headers={HINT: "base+lora"}).value("x-falctl-runner") == str(runner)
+
+
+# --- what a row says -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("row", "in_ram", "size"),
+    [
+        (model("m", "vram", 7, 7, size_bytes=7), True, 7),
+        (model("m", "vram", 7, 6, size_bytes=7), False, 7),
+        (model("m", "vram", 0, 0), False, None),
+        (model("m", "ram", 2, 7), True, None),
+        (model("m", "disk", 2, 3, size_bytes=9), False, 9),
+    ],
+)
+def test_a_model_is_in_host_memory_if_that_has_all_that_the_card_lacks_or_would_lack(
+    row: ModelRow, in_ram: bool, size: int | None
+) -> None:
+    stock = stock_of(RunnerRow(Epoch(1), 1, (), models=(row,)))
+    assert stock == Stock(
+        frozenset({Hint("m")}) if in_ram else frozenset(), {} if size is None else {Hint("m"): size}
+    )
+
+
+@pytest.mark.parametrize(
+    ("told", "tier"), [("ram", "ram"), ("disk", "disk"), ("join", None), ("tape", "disk")]
+)
+def test_a_tier_that_nobody_knows_counts_as_the_dearest(told: str, tier: str | None) -> None:
+    assert released(RunnerId(0), wire.Released(1, "q", 1.0, 1.0, told)).tier == tier
