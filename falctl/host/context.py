@@ -47,7 +47,7 @@ class Context:
         self.models_dtype: str = config.models.dtype
         self._dtype = config.models.dtype
         self._cpu_bytes = spec.cpu_bytes
-        self._state_dir = Path(spec.state_dir) if spec.state_dir else None
+        self._state = Path(spec.state_dir) if spec.state_dir else None
         costs = config.simulated
         self.simulated = SimulatedCosts(costs.load_s, costs.exec_s, costs.size)
         cache = config.cache_of(spec.alias)
@@ -112,9 +112,9 @@ class Context:
             dtype=self._dtype,
             cuda=self.device == "cuda",
             cpu_bytes=self._cpu_bytes,
-            state=self._state_dir,
+            state=self._state,
         )
-        admission = Admission(store, folder=self._state_dir)
+        admission = Admission(store, folder=self._state)
         self._report.joint = joint
         return self._serve(ModelCache(store, policy=admission.policy(self._policy), hooks=self._hooks))
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from falctl.errors import ModelFilesError, NotFoundError
+from falctl.host.cache import loading
 from falctl.host.cache.device import CpuDevice
 from falctl.host.cache.estimate import Wanted
 from falctl.host.cache.host_memory import HostMemoryFullError
@@ -337,6 +338,23 @@ def test_a_replaced_folder_is_another_model_under_the_same_name(folder: Path, fo
     assert memory.used_bytes == store.device.used_bytes == nbytes(store, "mine")
     store.forget("mine")
     assert (store.device.used_bytes, memory.used_bytes) == (0, 0)
+
+
+def test_files_that_change_while_they_are_loaded_make_no_model(
+    folder: Path, folder_of: FolderOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    really = loading.load_pipeline
+
+    def meanwhile(recipe: Any, held: Any) -> Any:
+        swap_unet(folder, folder_of)
+        return really(recipe, held)
+
+    monkeypatch.setattr("falctl.host.cache.pipeline_store.load_pipeline", meanwhile)
+    memory = PrivateMemory()
+    store = store_of({"mine": folder}, memory=memory)
+    with pytest.raises(ModelFilesError, match=rf"^Model 'mine' cannot be loaded: .*{UNET} was .*replaced"):
+        store.construct("mine")
+    assert (dict(store.parts()), memory.used_bytes, store.is_constructed("mine")) == ({}, 0, False)
 
 
 def test_another_file_beside_the_weights_makes_no_other_model(folder: Path) -> None:
