@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 
 from falctl.core.events import Arrived, Event, PinsChanged, Refuse, RefuseCode, RunnerDown, RunnerUp
 from falctl.core.fair import FairShare
+from falctl.core.fleet import Runner
 from falctl.core.pace import Pace
 from falctl.core.policies.base import State
-from falctl.core.policies.room import pinned_out
+from falctl.core.policies.room import outgrows, pinned_out
 from falctl.core.queue import Waiting
 from falctl.core.types import Hint, RequestId, Wanted
 
@@ -120,11 +121,16 @@ class Entrance:
             requests = self._take(list(self.state.queue.group(hint)))
             return [Refuse(request, "model_too_large", size_bytes=size_bytes) for request in requests]
         runners = fleet.runners.values()
-        if fleet.returning or not all(pinned_out(runner, hint, self.state.costs) for runner in runners):
+        if fleet.returning or any(self._may_take(runner, hint) for runner in runners):
             return []
         pinned = tuple(sorted(frozenset().union(*(runner.pinned for runner in runners))))
         requests = self._take(list(self.state.queue.group(hint)))
         return [Refuse(request, "pins_leave_no_room", pinned=pinned) for request in requests]
+
+    def _may_take(self, runner: Runner, hint: Hint) -> bool:
+        """Return whether *runner* can make room for *hint*, by what is known."""
+        costs, others = self.state.costs, self.state.fleet.runners.values()
+        return not (pinned_out(runner, hint, costs) or outgrows(hint, runner, others=others, costs=costs))
 
     def _take(self, waiting: list[Waiting]) -> list[RequestId]:
         self.state.changes.all = True

@@ -262,6 +262,7 @@ WishNews = Literal[
     "no_runner",
     "takes_no_loads",
     "pins_leave_no_room",
+    "too_large",
     "full",
 ]
 """

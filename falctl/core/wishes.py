@@ -21,7 +21,7 @@ from falctl.core.events import LoadEnded, TellWish, WishDropped, Wished, WishNew
 from falctl.core.fleet import Runner
 from falctl.core.policies.base import LoadModel, State
 from falctl.core.policies.placing import place
-from falctl.core.policies.room import pinned_out
+from falctl.core.policies.room import outgrows, pinned_out
 from falctl.core.types import Epoch, RunnerId
 
 _ASKED: Final = "somebody asked for it"
@@ -122,7 +122,10 @@ class Wishes:
         able = [runner for runner in considered if runner.takes_jobs]
         if not able:
             return "takes_no_loads" if considered else "no_runner"
-        return "pins_leave_no_room" if all(self._pinned_out(wish, runner) for runner in able) else None
+        lasting = [runner for runner in able if not self._outgrows(wish, runner)]
+        if not lasting:
+            return "too_large"
+        return "pins_leave_no_room" if all(self._pinned_out(wish, runner) for runner in lasting) else None
 
     def _considered(self, wish: Wished) -> Iterator[Runner]:
         runners = self.state.fleet.runners.values()
@@ -131,6 +134,10 @@ class Wishes:
     def _may_come(self, wish: Wished) -> bool:
         returning = self.state.fleet.returning
         return wish.runner in returning if wish.runner is not None else bool(returning)
+
+    def _outgrows(self, wish: Wished, runner: Runner) -> bool:
+        others = self.state.fleet.runners.values()
+        return outgrows(wish.hint, runner, others=others, costs=self.state.costs)
 
     def _pinned_out(self, wish: Wished, runner: Runner) -> bool:
         return pinned_out(runner, wish.hint, self.state.costs)

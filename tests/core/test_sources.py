@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -20,6 +21,7 @@ from falctl.core.events import (
     Refuse,
     Released,
     RunnerUp,
+    TellWish,
     Tick,
     Wished,
 )
@@ -40,6 +42,7 @@ OVERLAPS = Caps("card", loads=True, overlaps=True, models_max=2)
 APART = Caps("card", loads=True, models_max=2)
 JOINED = Caps("card", loads=True, models_max=2, joint="+")
 HINTS_ONLY = Caps("card")
+SMALL = Caps("card", loads=True, vram_bytes=10 * GiB, run_bytes=40 * GiB)
 
 
 class Scene:
@@ -375,14 +378,51 @@ def test_a_model_that_one_card_holds_whole_is_not_squeezed_into_a_smaller_one() 
     assert only_load(s.come("1", A)).runner == 1
 
 
-def test_what_runs_in_part_runs_beside_what_is_pinned_unless_that_takes_everything() -> None:
-    for pinned_gib, refused in ((4, False), (10, True)):
-        s = Scene()
-        s.costs.declare(A, 30 * GiB)
-        s.costs.declare(B, pinned_gib * GiB)
-        s.up(0, "B", caps=Caps("card", loads=True, vram_bytes=10 * GiB, run_bytes=40 * GiB))
-        s.feed(PinsChanged(RunnerId(0), E1, frozenset({B})))
-        assert [isinstance(action, Refuse) for action in s.come("1", A)] == ([True] if refused else [])
+@pytest.mark.parametrize(("pinned_gib", "kind"), [(4, Load), (10, Refuse)])
+def test_what_runs_in_part_runs_beside_what_is_pinned_unless_that_takes_everything(
+    pinned_gib: int, kind: type[object]
+) -> None:
+    s = Scene()
+    s.costs.declare(A, 30 * GiB)
+    s.costs.declare(B, pinned_gib * GiB)
+    s.costs.declare(C, GiB // 2)
+    s.up(0, "B" if kind is Refuse else "B C", caps=SMALL)
+    s.feed(PinsChanged(RunnerId(0), E1, frozenset({B})))
+    [action] = s.come("1", A)
+    assert isinstance(action, kind)
+    if isinstance(action, Load):
+        assert action.evict == (C,)
+        s.loaded(0, A, 1.0)
+        assert only_load([*s.come("2", C), *s.end("1", 0)]).evict == (A,), "it had taken all that was left"
+
+
+def test_what_the_largest_card_has_no_room_for_beside_its_pins_is_squeezed_into_a_smaller_one() -> None:
+    s = Scene()
+    s.costs.declare(A, 30 * GiB)
+    s.costs.declare(B, 20 * GiB)
+    s.up(0, caps=SMALL)
+    s.up(1, "B", caps=replace(SMALL, vram_bytes=40 * GiB, run_bytes=80 * GiB))
+    s.feed(PinsChanged(RunnerId(1), E1, frozenset({B})))
+    assert only_load(s.come("1", A)).runner == 0
+
+
+def test_what_one_card_is_too_small_for_and_the_other_s_pins_leave_no_room_for_is_refused() -> None:
+    s = Scene()
+    s.costs.declare(A, 30 * GiB)
+    s.costs.declare(B, 20 * GiB)
+    s.up(0, caps=replace(SMALL, run_bytes=None))
+    s.up(1, "B", caps=replace(SMALL, vram_bytes=40 * GiB, run_bytes=None))
+    s.feed(PinsChanged(RunnerId(1), E1, frozenset({B})))
+    assert s.come("1", A) == [Refuse(RequestId("1"), "pins_leave_no_room", pinned=(B,))]
+    assert [type(action) for action in s.feed(Wished(1, A))] == [TellWish]
+
+
+def test_what_a_runner_holds_although_its_card_should_be_too_small_is_served_there() -> None:
+    s = Scene()
+    s.costs.declare(A, 30 * GiB)
+    s.up(0, "A", caps=replace(SMALL, run_bytes=None))
+    [action] = s.come("1", A)
+    assert isinstance(action, Dispatch)
 
 
 def test_a_wish_without_a_runner_goes_where_host_memory_has_it() -> None:

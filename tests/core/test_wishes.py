@@ -404,6 +404,39 @@ def test_a_model_of_unknown_size_is_tried_beside_pins_as_long_as_anything_is_fre
     assert scene.come("q", "unknown") == ["q!pins_leave_no_room"]
 
 
+@pytest.mark.parametrize("caps", [BYTES, replace(JOBS, models_max=1)])
+def test_a_model_that_is_pinned_before_it_is_there_is_not_in_its_own_way(caps: Caps) -> None:
+    for by_name in (True, False):
+        scene = Scene()
+        scene.scheduler.state.costs.declare(Hint("big"), 20 * GiB)
+        scene.up(0, "", caps=caps)
+        scene.pin("big")
+        told = scene.wish("big") if by_name else scene.come("q", "big")
+        assert told[0] == "big>0"
+
+
+# --- what never fits -----------------------------------------------------------------------------
+
+
+def test_what_is_larger_than_every_card_is_told_and_does_not_wait() -> None:
+    scene = Scene()
+    scene.scheduler.state.costs.declare(Hint("huge"), 30 * GiB)
+    scene.up(0, "a", caps=BYTES)
+    scene.feed(RunnerDown(RunnerId(1), returns=True))
+    assert scene.wish("huge") == [], "the card of the one that is coming may be larger"
+    assert scene.wish("huge", 0, number=2) == ["2:too_large"]
+    assert scene.up(1, "", caps=BYTES) == ["1:too_large"]
+
+
+def test_of_unequal_cards_the_one_that_is_named_may_be_too_small() -> None:
+    scene = Scene()
+    scene.scheduler.state.costs.declare(Hint("huge"), 30 * GiB)
+    scene.up(0, "", caps=replace(BYTES, run_bytes=90 * GiB))
+    scene.up(1, "", caps=replace(BYTES, vram_bytes=48 * GiB))
+    assert scene.wish("huge", 0) == ["1:too_large"], "it runs whole elsewhere"
+    assert scene.wish("huge", number=2) == ["huge>1", "2:begun@1"]
+
+
 class Idle:
     """Moves nothing."""
 

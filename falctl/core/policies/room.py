@@ -106,13 +106,9 @@ class Room:
 
     def _size(self, hint: Hint, runner: Runner) -> float:
         """Return how much of *runner* a model takes, or would take."""
-        size, limit = _size(hint, runner, self.queues.state.costs), runner.caps.vram_bytes
-        return size if limit is None or size <= limit or not self._is_squeezed(size, runner) else float(limit)
-
-    def _is_squeezed(self, size: float, runner: Runner) -> bool:
-        """Return whether *runner* would empty its card for what it cannot hold whole: it can, and no other card does."""
-        limits = (other.caps.vram_bytes for other in self.queues.runners)
-        return _runs_in_part(size, runner) and not any(n is None or size <= n for n in limits)
+        size, costs = _size(hint, runner, self.queues.state.costs), self.queues.state.costs
+        squeezed = _is_squeezed(hint, size, runner, others=self.queues.runners, costs=costs)
+        return max(_beside_pins(runner, hint, costs), 1.0) if squeezed else size
 
     def _own_turn(self, hint: Hint) -> float:
         """Return when *hint* is due if its only copy is here: it goes only to make room for what is due before."""
@@ -121,14 +117,27 @@ class Room:
         return self.queues.execute_key(hint)
 
 
+def outgrows(hint: Hint, runner: Runner, *, others: Iterable[Runner], costs: Costs) -> bool:
+    """Return whether no room that *runner* could make is enough for *hint*, by what is known; not if it holds it."""
+    size, limit = _size(hint, runner, costs), runner.caps.vram_bytes
+    if limit is None or size <= limit or hint in (runner.hints or ()):
+        return False
+    return not _is_squeezed(hint, size, runner, others=others, costs=costs)
+
+
 def pinned_out(runner: Runner, hint: Hint, costs: Costs) -> bool:
     """Return whether what is pinned on *runner* leaves no room there for *hint*, which it does not hold."""
     if not runner.pinned or hint in (runner.hints or ()) or hint in runner.loading or runner.executes(hint):
         return False
-    free = _limit(runner) - sum(_size(pinned, runner, costs) for pinned in runner.pinned)
+    free = _beside_pins(runner, hint, costs)
     known = runner.caps.vram_bytes is None or costs.size_bytes(hint) is not None
     size = _size(hint, runner, costs)
     return size > free if known and not _runs_in_part(size, runner) else free <= 0
+
+
+def _beside_pins(runner: Runner, hint: Hint, costs: Costs) -> float:
+    """Return what there is for *hint* once all has left that may: it may be pinned itself, and not be there yet."""
+    return _limit(runner) - sum(_size(pinned, runner, costs) for pinned in runner.pinned - {hint})
 
 
 def _limit(runner: Runner) -> float:
@@ -157,6 +166,18 @@ def _size(hint: Hint, runner: Runner, costs: Costs) -> float:
     if base is not None:
         return max(size - (costs.size_bytes(base) or size), 1.0)
     return size
+
+
+def _is_squeezed(hint: Hint, size: float, runner: Runner, *, others: Iterable[Runner], costs: Costs) -> bool:
+    """
+    Return whether *runner* would empty its card for what it cannot hold whole: it can, and no other card does.
+
+    A card whose pins leave no room for it is none that does.
+    """
+    if not _runs_in_part(size, runner):
+        return False
+    limits = ((other.caps.vram_bytes, other) for other in others)
+    return not any((n is None or size <= n) and not pinned_out(other, hint, costs) for n, other in limits)
 
 
 def _runs_in_part(size: float, runner: Runner) -> bool:
