@@ -81,9 +81,9 @@ def encode(row: Row, *, capacity_bytes: int) -> bytes:
     """
     Return *row* as a payload of at most *capacity_bytes*.
 
-    A row that is too big loses what a person can do without: long texts are cut, then hints (counted in
-    `RunnerRow.hints_dropped`; the first ones stay), models and running requests, or waiting requests and the
-    oldest events.
+    A row that is too big loses what can be done without: long texts are cut, then models, as long as they take more
+    than half, hints (counted in `RunnerRow.hints_dropped`), the other models and running requests, or waiting requests
+    and the oldest events. Of all but those the first ones stay.
     """
     payload = _encode(row)
     return payload if len(payload) <= capacity_bytes else _fit(row, capacity_bytes)
@@ -115,6 +115,11 @@ def _smaller(row: Row, capacity_bytes: int) -> Iterable[Row]:
     for chars in _CLIPS:
         row = _clipped(row, chars)
         yield row
+        if isinstance(row, RunnerRow):
+            # Models on disk are many and worth little; hints say where each request goes.
+            bare = len(_encode(replace(row, models=())))
+            row = _shortened(row, "models", max(capacity_bytes, bare + capacity_bytes // 2))
+            yield row
         for name in _LISTS.get(type(row), ()):
             row = _shortened(row, name, capacity_bytes)
             yield row

@@ -107,6 +107,25 @@ def test_an_endless_text_beside_the_hints_is_cut_and_costs_no_hint() -> None:
     assert short.executing[0].hint == "x" * 255 + "…"
 
 
+def test_models_that_do_not_fit_cost_no_hint() -> None:
+    hints = tuple(map(Hint, map(str, range(100))))
+    row = replace(samples.runner_row(hints=hints), models=(samples.model("m" * 60),) * 2000)
+    short = _round_trip(row, capacity_bytes=RUNNER)
+    assert (short.hints, short.hints_dropped) == (hints, 0)
+    assert 0 < len(short.models) < 2000
+    one_more = replace(short, models=row.models[: len(short.models) + 1])
+    assert len(codec.encode(one_more, capacity_bytes=AMPLE)) > RUNNER, "as many as fit"
+
+
+def test_hints_and_models_that_both_do_not_fit_have_half_each() -> None:
+    hints = tuple(Hint(f"{i:060}") for i in range(3000))
+    models = (samples.model("m" * 60),) * 2000
+    short = _round_trip(replace(samples.runner_row(hints=hints), models=models), capacity_bytes=RUNNER)
+    only_hints = len(codec.encode(replace(short, models=()), capacity_bytes=AMPLE))
+    assert 0.48 < only_hints / RUNNER < 0.52
+    assert short.hints_dropped > 0
+
+
 def test_models_and_running_requests_without_end_are_shortened_after_the_hints() -> None:
     row = replace(
         samples.runner_row(hints=("a",)),
