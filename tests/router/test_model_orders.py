@@ -176,6 +176,27 @@ def test_a_runner_that_comes_back_is_given_its_pins_again() -> None:
         assert again.pinned == {"a"}
 
 
+@pytest.mark.parametrize("named", [{}, {"runner": 0}])
+def test_what_is_unpinned_while_its_runner_is_away_is_not_pinned_when_that_comes_back(
+    named: dict[str, int],
+) -> None:
+    with models(("a",)) as (setup, hosts):
+        tell(setup, "pin", "a")
+        setup.change(0, 1, "backoff")
+        hosts[0].close()
+        until(
+            lambda: setup.status()["runners"][0]["state"] == "backoff", within_s=PATIENCE_S, what="it is away"
+        )
+        reply = tell(setup, "unpin", "a", **named)
+        assert reply.json() == {"model": "a", "runners": [{"runner": 0, "tier": None, "changed": True}]}
+        assert tell(setup, "unpin", "a", **named).status == (503 if named else 404)
+        again = add(setup, 0, epoch=2)
+        setup.change(0, 2, "ready")
+        setup.wait_up(0, 2)
+        assert ask(setup, body=b"{}", headers={"x-fal-runner-hint": "b"}).status == 200
+        assert again.orders == [{"hint": "b", "evict": []}]
+
+
 def test_a_router_that_comes_back_knows_the_pins() -> None:
     with models(("a", "b")) as (setup, hosts):
         tell(setup, "pin", "a")
@@ -189,6 +210,21 @@ def test_a_router_that_comes_back_knows_the_pins() -> None:
         again = add(setup, 0, epoch=2)
         setup.change(0, 2, "ready")
         until(lambda: again.pinned == {"a"}, within_s=PATIENCE_S, what="it is pinned again")
+
+
+def test_a_pinned_model_that_its_runner_dies_of_is_not_loaded_again_but_stays_pinned() -> None:
+    never = threading.Event()
+    with models((), loads_wait=never) as (setup, hosts):
+        assert tell(setup, "pin", "a", runner=0).status == 200
+        until(lambda: len(hosts[0].orders) == 2, within_s=PATIENCE_S, what="the load is asked for")
+        setup.change(0, 1, "backoff")
+        hosts[0].close()
+        until(lambda: "runner 0 was lost while it loaded" in log_of(setup), within_s=PATIENCE_S, what="told")
+        again = add(setup, 0, epoch=2)
+        setup.change(0, 2, "ready")
+        until(lambda: again.pinned == {"a"}, within_s=PATIENCE_S, what="it is pinned again")
+        assert ask(setup, body=b"{}", headers={"x-fal-runner-hint": "b"}).status == 200
+        assert [order for order in again.orders if "hint" in order] == [{"hint": "b", "evict": []}]
 
 
 # --- preload -------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ on, so that it waits for what executes there.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeAlias
 
@@ -24,6 +24,7 @@ Deed: TypeAlias = Literal["unload", "pin", "unpin"]
 Facts: TypeAlias = dict[str, Any]
 
 FAILED_FROM: Final = 400
+_THERE: Final = frozenset({"ready", "draining"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,8 @@ class ModelOrders:
         self._fleet = fleet
         self.pinned: Callable[[RunnerId, str, bool], None] = _nobody
         """Who hears what is to stay pinned on a runner, and what is not any more; set by `StandingModels`."""
+        self.was_pinned: Callable[[RunnerId, Collection[str]], Collection[str]] = _none
+        """Who says which of some names are to be pinned again on a runner that comes back; set there, too."""
 
     async def do(self, deed: Deed, asked: Asked) -> list[Answer]:
         """
@@ -74,12 +77,17 @@ class ModelOrders:
         """
         app, runner = self.place(asked)
         names = self.names(asked.model)
-        if runner is not None:
+        away = (
+            self._forget_pins(app.runners if runner is None else [runner], names) if deed == "unpin" else []
+        )
+        if runner is None:
+            runners = [r for r in sorted(app.runners) if _concerns(deed, asked, self.row(r, names))]
+        elif away:
+            runners = []
+        else:
             self._check_up(runner)
             runners = [runner]
-        else:
-            runners = [r for r in sorted(app.runners) if _concerns(deed, asked, self.row(r, names))]
-        if not runners:
+        if not (runners or away):
             raise NotFoundError(_nowhere(deed, asked))
         tier = {} if asked.tier is None else {"tier": asked.tier}
         answers = await asyncio.gather(
@@ -92,7 +100,7 @@ class ModelOrders:
             if not answer.failed:
                 self.pinned(answer.runner, self._name(answer.runner, names, asked.model), deed == "pin")
         self._fleet.refresh()
-        return answers
+        return [*answers, *away]
 
     async def order(self, runner: RunnerId, order: dict[str, str]) -> Answer:
         """Return what the host of *runner* answers to *order* (`wire.MODELS_PATH`), when it has done it or refused."""
@@ -144,15 +152,27 @@ class ModelOrders:
             raise BadRequestError(which_app(self._apps))
         return apps[0]
 
+    def _forget_pins(self, runners: Iterable[RunnerId], names: Collection[str]) -> list[Answer]:
+        """Let those of *runners* that are away come back without these pins; return whom that concerns."""
+        concerned = []
+        for runner in sorted(runners):
+            if self._state(runner) not in _THERE and (pins := self.was_pinned(runner, names)):
+                for name in pins:
+                    self.pinned(runner, name, False)  # noqa: FBT003 - a callback's
+                concerned.append(Answer(runner, 200, {"tier": None, "changed": True}))
+        return concerned
+
     def _name(self, runner: RunnerId, names: Collection[str], model: str) -> str:
         row = self.row(runner, names)
         return model if row is None else row.name
 
     def _check_up(self, runner: RunnerId) -> None:
         if self._fleet.link(runner) is None:
-            _, state = self._fleet.states().get(runner, (0, "starting"))
-            msg = f"runner {runner} takes no orders now: it is {state}"
+            msg = f"runner {runner} takes no orders now: it is {self._state(runner)}"
             raise UnavailableError(msg)
+
+    def _state(self, runner: RunnerId) -> str:
+        return self._fleet.states().get(runner, (0, "starting"))[1]
 
 
 def _concerns(deed: Deed, asked: Asked, row: ModelRow | None) -> bool:
@@ -175,3 +195,8 @@ def _nowhere(deed: Deed, asked: Asked) -> str:
 
 def _nobody(runner: RunnerId, model: str, pinned: bool) -> None:  # noqa: FBT001 - the shape of a callback
     """Hear nothing."""
+
+
+def _none(runner: RunnerId, names: Collection[str]) -> Collection[str]:
+    """Know of no pins."""
+    return ()

@@ -3,7 +3,8 @@ The models that a runner is to hold without a request: those of `cache.preload`,
 
 Pins are a host's, and end with it. They are remembered here, and a runner that comes back is given them again; a
 router that comes back finds them on the board. If both end at once they are forgotten: `cache.preload` is for good.
-A preload that fails is told once, and one whose runner died of it is not tried again.
+A preload that fails is told once. What a runner died of while it loaded it is not loaded ahead again; a pin stays, for
+when a request or a person has it loaded.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ class StandingModels:
     def __init__(self, apps: Apps, fleet: FleetLinks, wishes: ModelWishes, *, ledger: Ledger) -> None:
         self.orders = ModelOrders(apps, fleet)
         self.orders.pinned = self._pinned
+        self.orders.was_pinned = lambda runner, names: self._pins.get(runner, set()).intersection(names)
         fleet.came_up = self._came_up
         self._apps = apps
         self._fleet = fleet
@@ -48,7 +50,7 @@ class StandingModels:
         self._epochs: dict[RunnerId, Epoch] = {}
         self._spreading: dict[str, asyncio.Task[None]] = {}
         self._deadly: set[tuple[str, str]] = set()
-        """App and model of preloads whose runner died while it loaded them."""
+        """App and model of those whose runner died while it loaded them."""
 
     def preload(self, config: Config) -> None:
         """Have what *config* says preloaded by runners that come up from now on."""
@@ -98,7 +100,7 @@ class StandingModels:
                 self._warn(f"{model} is not pinned any more on {answer.detail}")
                 self._note_pin(runner, model, False)  # noqa: FBT003 - as it is called by others
             else:
-                spawn(self._load(app, model, runner), name=f"pinned-{runner}-{model[:64]}")
+                self._ahead(app, model, runner)
         self._preload(app, runner)
 
     async def _spread(self, app: LocalApp) -> None:
@@ -108,8 +110,12 @@ class StandingModels:
 
     def _preload(self, app: LocalApp, runner: RunnerId | None) -> None:
         for model, on in self._preloads.get(app.alias, ()):
-            if on == runner and (app.alias, model) not in self._deadly:
-                spawn(self._load(app, model, on), name=f"preload-{model[:64]}")
+            if on == runner:
+                self._ahead(app, model, on)
+
+    def _ahead(self, app: LocalApp, model: str, runner: RunnerId | None) -> None:
+        if (app.alias, model) not in self._deadly:
+            spawn(self._load(app, model, runner), name=f"ahead-{runner}-{model[:64]}")
 
     async def _load(self, app: LocalApp, model: str, runner: RunnerId | None, *, first: bool = False) -> None:
         try:
