@@ -181,7 +181,8 @@ class Report:
 
     def _models(self) -> tuple[ModelRow, ...]:
         seen = [resident for cache in self.caches for resident in cache.residents()]
-        return tuple(_row(resident) for resident in seen)
+        # If the row is too long its last models are not told; that one is pinned the router must know.
+        return tuple(map(_row, sorted(seen, key=lambda resident: not resident.pinned)))
 
 
 def _row(seen: Resident) -> ModelRow:
