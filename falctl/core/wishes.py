@@ -20,6 +20,8 @@ from typing import Final
 from falctl.core.events import LoadEnded, TellWish, WishDropped, Wished, WishNews
 from falctl.core.fleet import Runner
 from falctl.core.policies.base import LoadModel, State
+from falctl.core.policies.knobs import Knobs
+from falctl.core.policies.look import Look, look_at
 from falctl.core.policies.placing import place
 from falctl.core.policies.room import outgrows, pinned_out
 from falctl.core.types import Epoch, RunnerId
@@ -55,13 +57,15 @@ class Wishes:
 
     def choose(self, *, first: bool, now: float) -> LoadModel | TellWish | None:
         """Return the next load that can begin now, of the wishes that go *first* or of the others, or that one is over."""
+        look: Look | None = None  # takes a while, and many may wait for one busy runner
         for wish in self._waiting.values():
             if wish.first is not first:
                 continue
             able = [r for r in self._considered(wish) if r.takes_jobs and not self._pinned_out(wish, r)]
             if not any(runner.can_load for runner in able):
                 continue
-            found = place(self.state, wish.hint, able, evicting=wish.first, now=now)
+            look = look or look_at(self.state, Knobs(), now=now)
+            found = place(look, wish.hint, able, evicting=wish.first)
             if found == "full":
                 del self._waiting[wish.number]
                 return TellWish(wish.number, "full")

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
+from falctl.core import wishes
 from falctl.core.events import (
     Action,
     Arrived,
@@ -21,10 +22,13 @@ from falctl.core.events import (
     RunnerDrains,
     RunnerUp,
     TellWish,
+    Tick,
     WishDropped,
     Wished,
 )
 from falctl.core.policies import Auto, Move, Policy, State
+from falctl.core.policies.knobs import Knobs
+from falctl.core.policies.look import Look, look_at
 from falctl.core.scheduler import Scheduler
 from falctl.core.types import Caps, Epoch, GiB, Hint, RequestId, RunnerId, Wanted
 
@@ -307,6 +311,24 @@ def test_of_a_load_whose_end_was_not_heard_the_runner_tells(
     scene.wish("a")
     under_way = tuple(map(Hint, loading.split()))
     assert scene.feed(RunnerUp(RunnerId(0), E1, 1, (), names(hints), JOBS, under_way)) == news
+
+
+def test_the_fleet_is_looked_at_once_however_many_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[float] = []
+
+    def counted(state: State, knobs: Knobs, *, now: float) -> Look:
+        looks.append(now)
+        return look_at(state, knobs, now=now)
+
+    monkeypatch.setattr(wishes, "look_at", counted)
+    scene = Scene()
+    scene.up(0, "a", caps=replace(BESIDE, models_max=1))
+    assert scene.come("q", "a") == ["q@0"]
+    for number in range(5):
+        assert scene.wish(f"m{number}", number=number) == [], "its only victim executes"
+    looks.clear()
+    scene.feed(Tick())
+    assert len(looks) == 1
 
 
 # --- pins ----------------------------------------------------------------------------------------

@@ -7,10 +7,8 @@ from collections.abc import Iterable
 from typing import Final, Literal, TypeAlias
 
 from falctl.core.fleet import Runner
-from falctl.core.policies.base import State
-from falctl.core.policies.knobs import Knobs
 from falctl.core.policies.loads import delay_s
-from falctl.core.policies.look import look_at
+from falctl.core.policies.look import Look
 from falctl.core.types import Hint, RunnerId
 
 LAST: Final = sys.float_info.max
@@ -21,14 +19,13 @@ Place: TypeAlias = tuple[RunnerId, tuple[Hint, ...]]
 
 
 def place(
-    state: State, hint: Hint, runners: Iterable[Runner], *, evicting: bool, now: float
+    look: Look, hint: Hint, runners: Iterable[Runner], *, evicting: bool
 ) -> Place | Literal["full"] | None:
     """
     Return on which of *runners*, which take loads and do not hold it, *hint* is to be loaded now; None: on none now.
 
     Of equal ones the one with the fewest models. Without *evicting* only free room counts; "full": none has any.
     """
-    look = look_at(state, Knobs(), now=now)
     full = not evicting
     best: tuple[float, int, int, int] | None = None
     chosen: Place | None = None
@@ -40,7 +37,7 @@ def place(
         if not runner.can_load:
             continue
         cost = look.worth.horizon_s * found[1] + look.knobs.balance * delay_s(look, hint, runner)
-        crowd = len(state.fleet.held(runner)) + len(runner.loading)
+        crowd = len(look.state.fleet.held(runner)) + len(runner.loading)
         rank = (cost, len(found[0]), crowd, runner.runner)
         if best is None or rank < best:
             best, chosen = rank, (runner.runner, found[0])

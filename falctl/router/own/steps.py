@@ -13,7 +13,7 @@ from falctl.core.types import RequestId
 from falctl.router.runners.fleet import FleetLinks
 
 PREVIEWS_MAX: Final = 256
-"""Requests of which a picture is kept, the newest alone: 16 MiB at most. They leave when they have ended."""
+"""Requests of which a picture is kept, the newest alone: 22 MiB of base64 at most. They leave when they have ended."""
 
 
 @dataclass(frozen=True, slots=True)
