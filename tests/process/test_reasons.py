@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from falctl.replay.trace import Missing, read_trace
+from falctl.replay.trace import FIELDS, Missing, read_trace
 from tests.process.harness import Falctl, Reply
 from tests.wait import until
 
@@ -92,7 +92,7 @@ def test_a_request_that_made_a_load_with_an_eviction_is_explained() -> None:
         assert any(
             "load on runner 0, evicting old, 1 waits for it: nobody is warm for it" in t for t in texts
         )
-        assert any("the load on runner 0 ended after" in t for t in texts)
+        assert any("the load from disk on runner 0 ended after" in t for t in texts)
         assert any("sent to runner 0 (warm)" in t for t in texts)
 
 
@@ -212,4 +212,4 @@ def test_a_recording_can_be_given_a_time() -> None:
     with Falctl(SIMULATED, args=ONE) as f:
         done = f.run("record", "t.csv", "--for", "100ms")
         assert (done.returncode, done.stdout) == (0, "t.csv: 0 requests\n")
-        assert (f.cwd / "t.csv").read_text().splitlines() == ["t_s,hint,exec_s,load_s,size_bytes,client"]
+        assert (f.cwd / "t.csv").read_text().splitlines() == [",".join(FIELDS)]

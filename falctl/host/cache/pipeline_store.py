@@ -121,7 +121,7 @@ class PipelineStore:
         with self._lock:
             held = dict(self._components)
         found: dict[str, PartSize] = {}
-        for part in recipe.parts:
+        for part in recipe.weighty:  # what a LoRA weighs is counted with what it runs in, below
             there = held.get(keys[part.name])
             nbytes = there.whole_bytes if there else self._size(keys[part.name], part, recipe)
             blocks = there.blocks if there else block_bytes(part, recipe.dtype)

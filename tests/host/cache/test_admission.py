@@ -365,7 +365,8 @@ class Context:
         self.models_paths = (folder,)
         self._device = device
 
-    def pipeline_cache(self, find: Any) -> ModelCache[Any]:
+    def pipeline_cache(self, find: Any, *, joint: str) -> ModelCache[Any]:
+        assert joint == "+"
         store = PipelineStore(find, device=self._device, memory=PrivateMemory(), dtype="float32")
         return cache_of(store)
 
