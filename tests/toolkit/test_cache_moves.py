@@ -620,6 +620,22 @@ def test_a_model_whose_files_were_replaced_has_the_room_of_what_it_was() -> None
     assert cache.residents()[0].device_bytes == store.used_bytes == 80
 
 
+def test_what_a_replaced_model_was_stays_for_those_who_use_it() -> None:
+    store = store_of(total_bytes=100)
+    cache = cache_of(store)
+    with cache.lease("b") as old:
+        store.models = {**SIZES, "b": {"b.new": 20}}
+        store.broken["construct b"] = ValueError("half a file")
+        with pytest.raises(ValueError, match="half"):
+            use(cache, "b")
+        assert old.ready
+    use(cache, "c", "d")
+    store.models = {**SIZES, "c": {"c.new": 10}}
+    use(cache, "c")
+    assert "evict shared" not in store.log, "d has it, too"
+    assert "evict c.unet" in store.log
+
+
 @pytest.mark.parametrize("leased", [False, True])
 @pytest.mark.parametrize("sizes", [{"a.new": 400}, {"a.broken": 10}])
 def test_a_model_whose_new_files_make_none_is_still_known_by_what_it_holds(
