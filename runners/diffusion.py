@@ -111,7 +111,7 @@ class AnyModelRunner(App):
             self._scale_loras(pipeline, name, request)
             return self._run(pipeline, request, seed=seed)
 
-        images = self.models.run(name, run, _size(request))
+        images = self.models.run(name, run, drawing_size(request))
         timings = {"load": loaded_at - asked_at, "inference": time.perf_counter() - loaded_at}
         pictures = [_picture(image, request) for image in images]
         return Drawing(images=pictures, seed=seed, model=request.model, timings=timings)
@@ -152,11 +152,9 @@ class AnyModelRunner(App):
         return find_model(name, paths=self.runner.models_paths, allow=self.runner.models_allow)
 
 
-def _size(request: Prompt) -> DrawingSize | None:
-    """Return what memory is needed for; None: what the model usually draws."""
-    if request.width is None or request.height is None:
-        return None
-    return DrawingSize(request.width, request.height, request.num_images)
+def drawing_size(request: Prompt) -> DrawingSize:
+    """Return what memory is needed for; a side that is left out is the one that the model usually draws."""
+    return DrawingSize(request.width or 0, request.height or 0, request.num_images)
 
 
 def _accepted(pipeline: Any, inputs: dict[str, Any]) -> dict[str, Any]:

@@ -35,7 +35,7 @@ _UNKNOWN: Final = max(FACTORS.values())
 
 @dataclass(frozen=True, slots=True)
 class Drawing:
-    """What is asked of a pipeline, as far as memory goes. Sizes in pixels."""
+    """What is asked of a pipeline, as far as memory goes. Sizes in pixels; 0 is what the model was trained for."""
 
     width: int
     height: int

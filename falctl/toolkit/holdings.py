@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Final, Generic, Literal, TypeVar
 
@@ -72,6 +73,7 @@ class Holdings(Generic[M]):
         with self.lock:
             if entry.leases > 1 or entry.load is not None:
                 return None
+            entry.placed, entry.model = None, None  # also if it fails: who knows then how it is
             entry.load = Load("vram", "ram")
             return entry.load
 
@@ -83,10 +85,24 @@ class Holdings(Generic[M]):
             entry.load = entry.load or Load(to, "disk")
             return entry.load, mine
 
-    def expect(self, entry: Entry, parts: tuple[Part, ...]) -> None:
-        """Note what *entry* will be made of, as far as that is known."""
+    @contextmanager
+    def making(self, entry: Entry, parts: tuple[Part, ...]) -> Iterator[None]:
+        """
+        Note for a block, which ends with `made`, that *entry* will be made of *parts*, as far as that is known.
+
+        What it was made of before its files were replaced leaves the device, unless it is used. If the block fails,
+        that is what it is made of as before: whoever makes room has to know who has those bytes.
+        """
+        self._evict(lambda held: self._outdated_parts(entry, {p.key for p in parts}, held))
         with self.lock:
+            before = entry.parts, entry.constructed
             entry.parts, entry.constructed = parts, False
+        try:
+            yield
+        except BaseException:
+            with self.lock:
+                entry.parts, entry.constructed = before
+            raise
 
     def made(self, entry: Entry, parts: tuple[Part, ...]) -> None:
         """Note that the modules of *entry* stand, and what they are made of."""
@@ -258,8 +274,9 @@ class Holdings(Generic[M]):
         with self.lock:
             held = self._held()
         now = monotonic_s()
-        if (plan := make_room(lacking_bytes, held, now=now, tier="ram")) is not None:
-            return self._drop(plan.keys)
+        plan = make_room(lacking_bytes, held, now=now, tier="ram")
+        if plan is not None and self._drop(plan.keys):
+            return True  # else all that was chosen are parts that no file brings back
         off = loose(held, tier="ram")
         # What is on the device needs its copy only when it leaves, and can be read again then.
         copied = tuple(replace(m, parts=tuple(p for p in m.parts if p.host)) for m in held)
@@ -313,6 +330,13 @@ class Holdings(Generic[M]):
             with self.lock:
                 self._forget_gone()
         return plan
+
+    def _outdated_parts(self, entry: Entry, keys: Collection[str], held: tuple[Held, ...]) -> Plan:
+        if entry.leases > 1:
+            return Plan((), 0.0)  # somebody else may be drawing with it
+        others = {p.key for m in held if m.name != entry.name for p in m.parts}
+        mine = [m for m in held if m.name == entry.name]
+        return Plan(_keys(mine, stays=others.union(keys)), 0.0)
 
     def _unplace(self, keys: frozenset[str]) -> None:
         for entry in self._entries.values():

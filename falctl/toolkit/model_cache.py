@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Generic, Literal, TypeVar, cast
+from typing import Final, Generic, Literal, TypeVar, cast
 
 from falctl.clock import monotonic_s
 from falctl.core.activations import Drawing
@@ -23,6 +23,9 @@ from falctl.toolkit.model_loader import ModelLoader
 from falctl.toolkit.model_store import ModelStore
 from falctl.toolkit.opaque_store import OpaqueStore
 from falctl.toolkit.out_of_memory import runs_out_of_memory
+
+_ATTEMPTS_MAX: Final = 10
+"""Of a call that runs out of memory, whatever the policy says."""
 
 M = TypeVar("M")
 T = TypeVar("T")
@@ -104,7 +107,8 @@ class ModelCache(Generic[M]):
             # Outside the `except`: the error held the frames of the call, and all that they had allocated.
             attempt += 1
             self.evict_others(keep=name)
-            if self._policy.recover(OutOfMemory(name, drawing, attempt, detail)) == "raise":
+            answer = self._policy.recover(OutOfMemory(name, drawing, attempt, detail))
+            if answer == "raise" or attempt >= _ATTEMPTS_MAX:
                 raise self._loader.too_large(name, drawing, f"ran out of memory ({detail})")
 
     def __getitem__(self, name: str) -> M:

@@ -9,7 +9,8 @@ room by the numbers, everything idle leaves it and the step is tried once more.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Final, Generic, Literal, TypeVar
 
 from falctl.clock import monotonic_s
@@ -32,6 +33,17 @@ _LOOK_S: Final = 0.05
 """How late a request that joins a load hears that it is cancelled."""
 
 _here = threading.local()
+
+
+@contextmanager
+def _moving() -> Iterator[None]:
+    """Hold `LOADING` for a block; a lease inside of it, by an app's ``load``, finds out that this thread does."""
+    with LOADING:
+        outer, _here.loading = getattr(_here, "loading", False), True
+        try:
+            yield
+        finally:
+            _here.loading = outer
 
 
 class ModelLoader(Generic[M]):
@@ -80,13 +92,18 @@ class ModelLoader(Generic[M]):
         """Take *model*, which the app has loaded, for *name*, and *put* it into the store; return it leased."""
         with LOADING:
             entry, load, _ = self._holdings.claim(name, "vram")
-            if load is not None:
-                self._holdings.trim(incoming=1)
-            put(name, model)
-            self._holdings.made(entry, self._store.needs(name))
-            self._holdings.place(entry, WHOLE, model)
-            if load is not None:
-                self._holdings.over(entry, load)
+            try:
+                if load is not None:
+                    self._holdings.trim(incoming=1)
+                put(name, model)
+                self._holdings.made(entry, self._store.needs(name))
+                self._holdings.place(entry, WHOLE, model)
+            except BaseException:
+                self._holdings.release(entry)  # the app's `unload` of another model may raise
+                raise
+            finally:
+                if load is not None:
+                    self._holdings.over(entry, load)
         self._hooks.changed()
         return entry
 
@@ -97,7 +114,7 @@ class ModelLoader(Generic[M]):
             self._perform(entry, load, drawing, first)
         elif mine or getattr(_here, "loading", False):
             # A load that leases another model must not wait for a thread that waits for its lock.
-            with LOADING:
+            with _moving():
                 if not load.done.is_set() and load.thread in {None, threading.get_ident()}:
                     self._perform(entry, load, drawing, first)
         self._wait(load)
@@ -116,14 +133,12 @@ class ModelLoader(Generic[M]):
             msg = f"the load of {entry.name!r} leases {entry.name!r}"
             raise RuntimeError(msg)
         load.thread = threading.get_ident()
-        outer, _here.loading = getattr(_here, "loading", False), load.to == "vram"
         try:
             self._load(entry, load, drawing, first)
         except BaseException as error:
             load.error = error
             raise
         finally:
-            _here.loading = outer
             self._holdings.over(entry, load)
             self._hooks.changed()
 
@@ -133,15 +148,14 @@ class ModelLoader(Generic[M]):
         if load.to == "vram":
             self._make_place(name)
         constructed = self._store.is_constructed(name)
-        if not constructed:
-            self._holdings.expect(entry, self._store.needs(name))
-        if load.to == "vram" and (room := self._holdings.room(name)) is not None:
-            self._admit(name, drawing, room)  # better refused now than when its bytes have been read
-        self._hooks.changed()
-        began_at = monotonic_s()
-        if not constructed:
-            self._with_host_room(name, lambda: self._twice(name, lambda: self._store.construct(name)))
-            self._holdings.made(entry, self._store.needs(name))
+        with nullcontext() if constructed else self._holdings.making(entry, self._store.needs(name)):
+            if load.to == "vram" and (room := self._holdings.room(name)) is not None:
+                self._admit(name, drawing, room)  # better refused now than when its bytes have been read
+            self._hooks.changed()
+            began_at = monotonic_s()
+            if not constructed:
+                self._with_host_room(name, lambda: self._twice(name, lambda: self._store.construct(name)))
+                self._holdings.made(entry, self._store.needs(name))
         # On its way to the device it can do without: where host memory is smaller, its bytes only pass through.
         self._with_host_room(name, lambda: self._fill(name), needed=load.to == "ram")
         if load.to == "vram":
@@ -242,7 +256,7 @@ class ModelLoader(Generic[M]):
         stays = admitted.same_way(entry.placed)
         if stays and not room.lacking(admitted.need_bytes):
             return False
-        with LOADING:
+        with _moving():
             # Whoever else uses it wants it to stay as it is.
             load = None if stays else self._holdings.again(entry)
             if load is None:

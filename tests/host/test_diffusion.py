@@ -18,7 +18,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from falctl.toolkit import Drawing as DrawingSize
 from runners.demo import DEMO_MODELS, demo_model_path
+from runners.diffusion import Prompt, drawing_size
 from runners.model_names import UnknownModelError, find_model
 from tests.host.harness import STEP_S, Host
 from tests.wait import until
@@ -114,6 +116,14 @@ def test_without_a_seed_one_is_chosen_and_told(artist: Host) -> None:
     assert (
         reply["images"] == artist.post("/", ask(CLASSIC, seed=reply["seed"], sync_mode=True)).json["images"]
     )
+
+
+def test_how_many_images_are_drawn_counts_also_where_their_size_is_the_models() -> None:
+    def size(**fields: Any) -> DrawingSize:
+        return drawing_size(Prompt(model="m", prompt="p", **fields))
+
+    assert size(num_images=16) == DrawingSize(0, 0, 16)
+    assert size(width=64) == DrawingSize(64, 0)
 
 
 @process

@@ -62,6 +62,8 @@ class CountedStore:
     """By others on the device."""
     lies: bool = False
     """Whether `free_bytes` leaves out what others have taken."""
+    stuck: frozenset[str] = frozenset()
+    """Parts that no file brings back: they stay in host memory."""
     busy: str = ""
     """The move that is under way."""
     hows: dict[str, How] = field(default_factory=dict)
@@ -157,6 +159,8 @@ class CountedStore:
         with self._one("drop", key):
             part = self.parts()[key]
             assert part.host, f"{key} is dropped from {part.tier}"
+            if key in self.stuck:
+                return
             self._set(key, replace(part, tier="vram" if part.tier == "vram" else "disk", host=False))
 
     def forget(self, name: str) -> None:

@@ -6,6 +6,7 @@ import gc
 import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from typing import Any, Literal
 
 import pytest
@@ -606,3 +607,130 @@ def test_a_model_store_takes_no_objects() -> None:
     with pytest.raises(TypeError, match="loads its models itself"):
         cache["a"] = "pipeline"  # type: ignore[assignment]
     assert cache.loads
+
+
+def test_a_model_whose_files_were_replaced_has_the_room_of_what_it_was() -> None:
+    store = store_of(total_bytes=100)
+    cache = cache_of(store)
+    use(cache, "a")  # 70 bytes
+    store.models = {**SIZES, "a": {"a.text": 20, "a.new": 60}}
+    use(cache, "a")
+    assert store.moves["place a.text"] == 1, "it is the same as before"
+    assert [line for line in store.log if line.startswith("evict")] == ["evict a.unet"]
+    assert cache.residents()[0].device_bytes == store.used_bytes == 80
+
+
+def test_what_a_replaced_model_was_stays_for_those_who_use_it() -> None:
+    store = store_of(total_bytes=100)
+    cache = cache_of(store)
+    with cache.lease("b") as old:
+        store.models = {**SIZES, "b": {"b.new": 20}}
+        store.broken["construct b"] = ValueError("half a file")
+        with pytest.raises(ValueError, match="half"):
+            use(cache, "b")
+        assert old.ready
+    use(cache, "c", "d")
+    store.models = {**SIZES, "c": {"c.new": 10}}
+    use(cache, "c")
+    assert "evict shared" not in store.log, "d has it, too"
+    assert "evict c.unet" in store.log
+
+
+@pytest.mark.parametrize("leased", [False, True])
+@pytest.mark.parametrize("sizes", [{"a.new": 400}, {"a.broken": 10}])
+def test_a_model_whose_new_files_make_none_is_still_known_by_what_it_holds(
+    sizes: dict[str, int], *, leased: bool
+) -> None:
+    store = store_of(total_bytes=100)
+    cache = cache_of(store)
+    with cache.lease("a") if leased else nullcontext():
+        if not leased:
+            use(cache, "a")
+        store.models = {**SIZES, "a": sizes}
+        store.broken["construct a"] = ValueError("half a file")
+        with pytest.raises(ModelTooLargeError if "a.new" in sizes else ValueError):
+            use(cache, "a")
+    use(cache, "b", drawing=Drawing(5, 10))
+    assert cache.resident == ("b",)
+    assert store.used_bytes <= 50
+    assert cache.evict("a", "disk")
+    assert cache.evict("b", "disk")
+    assert store.parts() == {}
+
+
+def test_a_model_that_is_placed_anew_needs_no_second_place_and_is_not_there_if_that_fails() -> None:
+    def admit(_name: str, drawing: Drawing | None, _room: Room) -> Admitted:
+        return Admitted("whole" if drawing is None else "staged", 50)
+
+    store = store_of(total_bytes=200)
+    cache = cache_of(store, admit=admit, models_max=2)
+    use(cache, "c", "b")
+    store.broken["place b"] = ValueError("no")
+    with pytest.raises(ValueError, match="no"), cache.lease("b", Drawing(1, 1)):
+        pass
+    assert cache.resident == ("c",)
+    use(cache, "b", drawing=Drawing(1, 1))
+    assert cache.resident == ("b", "c")
+    assert "evict c.unet" not in store.log
+
+
+def test_parts_that_no_file_brings_back_keep_nobody_from_host_memory() -> None:
+    store = store_of(host_bytes=90, stuck=frozenset({"c.unet"}))
+    cache = cache_of(store)
+    for name in ("c", "b"):
+        assert cache.load(name, "ram") > 0
+    use(cache, "b", "b", "b")  # dearer than c, which would leave first
+    cache.evict("b")
+    assert cache.load("d", "ram") > 0
+    assert store.parts()["d.unet"].host
+
+
+def test_a_policy_that_would_try_for_ever_is_not_asked_for_ever() -> None:
+    cache, calls = cache_of(store_of(), recover=lambda _facts: "retry"), list[str]()
+
+    def draw(model: Model) -> str:
+        calls.append(model.name)
+        raise OutOfMemoryError("never")
+
+    with pytest.raises(ModelTooLargeError, match="ran out of memory"):
+        cache.run("b", draw)
+    assert len(calls) == 10
+
+
+def test_a_load_into_host_memory_may_lease_what_waits_for_its_turn() -> None:
+    entered, gate, stop = threading.Event(), threading.Event(), threading.Event()
+    inner = ModelCache(store_of(), hooks=CacheHooks(cancelled=lambda: stop))
+
+    def load(name: str) -> str:
+        entered.set()
+        assert gate.wait(WAIT_S)
+        with inner.lease(name) as model:
+            return model.draw(1)
+
+    outer = ModelCache(OpaqueStore(load))
+    with ThreadPoolExecutor(2) as pool:
+        loading = pool.submit(outer.load, "a", "ram")
+        assert entered.wait(WAIT_S)
+        waiting = pool.submit(use, inner, "a")
+        until(lambda: len(inner.residents()) == 1, within_s=WAIT_S, what="the other lease waits for its turn")
+        gate.set()
+        try:
+            assert loading.result(WAIT_S) > 0
+        finally:
+            stop.set()  # or neither would ever end
+        waiting.result(WAIT_S)
+
+
+def test_an_unload_that_fails_while_a_model_is_put_leaves_that_name_free() -> None:
+    def unload(model: str) -> None:
+        raise ValueError(model)
+
+    cache = ModelCache(OpaqueStore(unload=unload), policy=CachePolicy(models_max=1))
+    cache["a"] = "A"
+    with pytest.raises(ValueError, match="A"):
+        cache["b"] = "B"
+    assert cache.residents() == ()
+    cache["b"] = "B"
+    with cache.lease("b") as model:
+        assert model == "B"
+    assert cache.residents()[0].leases == 0

@@ -77,7 +77,7 @@ class Arrangements:
             if module is not None:  # the weights of LoRAs are in modules of others
                 modules.add(module)
                 peak = _nothing if how == "whole" else self._peak_of(name, role_of(part))
-                staged.append(StagedPart(part, module, _Weights(component), id(component), peak))
+                staged.append(StagedPart(part, module, Weights(component), id(component), peak))
             component.offload(blocks.get(part), tuple(modules))
         hung = ExitStack()
         hung.enter_context(self._staging.staged(staged))
@@ -101,7 +101,7 @@ def _nothing() -> int:
     return 0
 
 
-class _Weights:
+class Weights:
     """A held component as staging moves it."""
 
     def __init__(self, component: HeldComponent) -> None:

@@ -69,6 +69,7 @@ class PackedComponent:
         self._lock = threading.Lock()
         self._block: HostBlock | None = None
         self._placements: Sequence[Placement] | None = None
+        self._unproved = False
         self._plan: BlockPlan | None = None
         self._offloaded: Offloaded | None = None
         layout, tensors = survey(module)
@@ -183,12 +184,6 @@ class PackedComponent:
             if self._proved():
                 self._arena.drop_host()
                 self._release()
-            else:
-                log.warning(
-                    "cache.unproved component=%s class=%s: its files do not give its weights again, so they stay",
-                    self._source.name,
-                    self._source.class_name,
-                )
 
     def forget(self) -> None:
         self.evict()
@@ -202,12 +197,20 @@ class PackedComponent:
             weakref.finalize(self.module, block.release)
 
     def _proved(self) -> bool:
-        if self._placements is None:
+        # Once: it reads all of the files, and whoever wants the memory asks again and again.
+        if self._placements is None and not self._unproved:
             assert self._arena.host is not None
+            why = "its files do not give its weights again"
             try:
                 self._placements = find_placements(self._source, self._arena.layout, self._arena.host)
             except ModelFilesError as error:
-                log.warning("cache.unproved component=%s: %s", self._source.name, error)
+                why = str(error)
+            self._unproved = self._placements is None
+            if self._unproved:
+                log.warning(
+                    "cache.unproved component=%s class=%s: %s; it stays in host memory",
+                    *(self._source.name, self._source.class_name, why),
+                )
         return self._placements is not None
 
     def _read(self, flat: torch.Tensor, cancelled: threading.Event) -> None:
@@ -276,9 +279,9 @@ class LooseComponent:
                 # Its tensors are where they have to be already; the budget counts them all the same.
                 self._reserved = device.allocate(self._nbytes)
             else:
-                self.module.to(device.torch_device)
+                self._move(device.torch_device)
         except torch.OutOfMemoryError:
-            self.module.to("cpu")  # some of its tensors had moved
+            self._move(torch.device("cpu"))  # some of its tensors had moved
             device.give_back()
             raise
         self._device = device
@@ -286,7 +289,7 @@ class LooseComponent:
     def evict(self) -> None:
         if self._device is None:
             return
-        self.module.to("cpu")
+        self._move(torch.device("cpu"))
         self._reserved = None
         device, self._device = self._device, None
         gc.collect()
@@ -300,6 +303,10 @@ class LooseComponent:
 
     def abandon(self) -> None:
         """Do nothing: its tensors are the module's own."""
+
+    def _move(self, where: torch.device) -> None:
+        # The class's method: staging puts another on the module, which would have it moved, by this, first.
+        type(self.module).to(self.module, where)
 
 
 def _arena_in(block: HostBlock, module: torch.nn.Module) -> Arena:

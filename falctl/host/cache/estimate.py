@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Final, Literal
 
 from falctl.core.activations import Drawing
@@ -73,6 +74,14 @@ def float32_parts(component: Component, dtype: Wanted) -> tuple[str, ...]:
     if dtype == "float16":
         return tuple(sorted(kept | strict))
     return tuple(sorted(strict)) if dtype == "bfloat16" else ()
+
+
+def full_drawing(folder: PipelineFolder, drawing: Drawing | None) -> Drawing:
+    """Return *drawing* with the usual sides where it names none; None: the usual drawing."""
+    usual = usual_drawing(folder)
+    if drawing is None:
+        return usual
+    return replace(drawing, width=drawing.width or usual.width, height=drawing.height or usual.height)
 
 
 def usual_drawing(folder: PipelineFolder) -> Drawing:

@@ -24,6 +24,7 @@ from falctl.host.cache.headers import Stamp
 from falctl.host.cache.reading import ReadCancelledError
 from falctl.host.cache.recipes import VARIANTS, Recipe
 from falctl.toolkit.model_source import ModelSource
+from falctl.toolkit.out_of_memory import runs_out_of_memory
 
 CONSTRUCTING: Final = threading.RLock()
 """Held while a library constructs; modules must not be made or moved beside it."""
@@ -128,6 +129,8 @@ def told_of(name: str) -> Iterator[None]:
     except _NOT_THE_FOLDERS_FAULT:
         raise
     except Exception as error:
+        if runs_out_of_memory(error):  # libraries of CUDA raise plain RuntimeErrors for it
+            raise
         first_line = (str(error).splitlines() or [""])[0]
         msg = f"{_refusal(name)}{type(error).__name__}: {first_line}"
         raise ModelFilesError(msg) from error

@@ -270,6 +270,11 @@ class _Ring:
         self._after = {i: (i + 1) % len(groups) for i in range(len(groups))}
         self._running = _NO_BLOCK
 
+    def __deepcopy__(self, memo: object) -> _Ring:
+        """Return itself: a module is cloned with its hooks, which must not clone the bytes of the host and the slots."""
+        del memo
+        return self
+
     def enter(self, i: int) -> None:
         """Have block *i* in a slot, and the one after it on its way."""
         if i == self._running:

@@ -25,7 +25,7 @@ from falctl.host.cache.arrangement import Arrangement, Arrangements
 from falctl.host.cache.components import hold
 from falctl.host.cache.content_key import FileDigests
 from falctl.host.cache.device import Device
-from falctl.host.cache.estimate import Wanted, block_bytes, usual_drawing, weight_bytes
+from falctl.host.cache.estimate import Wanted, block_bytes, full_drawing, weight_bytes
 from falctl.host.cache.folder import Component
 from falctl.host.cache.held_component import HeldComponent
 from falctl.host.cache.host_memory import HostMemory
@@ -109,7 +109,7 @@ class PipelineStore:
             return 0
         element_bytes = getattr(torch, recipe.dtype).itemsize
         return activation_peak_bytes(
-            recipe.folder.class_name, drawing or usual_drawing(recipe.folder), element_bytes=element_bytes
+            recipe.folder.class_name, full_drawing(recipe.folder, drawing), element_bytes=element_bytes
         )
 
     def sizes(self, name: str) -> tuple[PartSize, ...]:
@@ -138,7 +138,7 @@ class PipelineStore:
             return None
         return Draws(
             recipe.folder.class_name,
-            drawing or usual_drawing(recipe.folder),
+            full_drawing(recipe.folder, drawing),
             recipe.dtype,
             getattr(torch, recipe.dtype).itemsize,
             max((size.nbytes for size in self.sizes(name) if size.role == "encoder"), default=0),
@@ -257,9 +257,14 @@ class PipelineStore:
             for key, component in self._components.items():
                 (component.users.add if key in keys.values() else component.users.discard)(name)
             self._models[name] = _Model(pipeline, recipe, keys)
-        for component in self._take_unused():
+        outdated = self._take_unused()
+        for component in outdated:
             # Of this name's model before its files were replaced; a request may be drawing with it.
             component.abandon()
+        if outdated:
+            self._arrangements.end(name)  # its hooks hold the modules
+            del outdated, component
+            self._collect()  # none is, as a rule
 
     def _hold(self, module: torch.nn.Module, part: Component, key: str) -> None:
         held = hold(module, part, key=key, memory=self._memory)
@@ -291,6 +296,9 @@ class PipelineStore:
     def _forget_unused(self) -> None:
         for component in self._take_unused():
             component.forget()
+        self._collect()
+
+    def _collect(self) -> None:
         gc.collect()  # a pipeline and its modules refer to each other
         self.device.give_back()
 

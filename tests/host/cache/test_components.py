@@ -13,11 +13,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from falctl.host.cache.arena import Arena
+from falctl.host.cache.arrangement import Weights
 from falctl.host.cache.components import LooseComponent, PackedComponent, hold
 from falctl.host.cache.device import CpuDevice
 from falctl.host.cache.folder import Component, read_folder
 from falctl.host.cache.headers import read_weight_file
 from falctl.host.cache.private_memory import PrivateMemory
+from falctl.host.cache.staging import StagedPart, Staging
 from falctl.host.cache.tensor_names import find_placements
 from tests.host.cache.pipes import loaded
 from tests.host.cache.stores import FolderOf
@@ -101,6 +103,10 @@ def test_what_the_files_do_not_give_again_is_not_dropped(
     part.drop()
     assert (part.part.tier, part.part.host, values(made)) == ("ram", True, before)
     assert "cache.unproved component=part class=Part" in caplog.text
+    caplog.clear()
+    (tmp_path / "model.safetensors").unlink()
+    part.drop()
+    assert not caplog.text, "the files are read once for that"
     part.forget()
     assert memory.used_bytes == 0
 
@@ -183,6 +189,36 @@ def test_what_cannot_be_packed_is_moved_and_counted_and_said(
     part.to_device(device)
     part.forget()
     assert (device.used_bytes, values(made)) == (0, {"a": A.flatten().tolist(), "odd": [1.0] * 5})
+
+
+class Card(CpuDevice):
+    """Says that it is a card."""
+
+    @property
+    def torch_device(self) -> torch.device:
+        return torch.device("cuda", 0)
+
+
+class Noted(torch.nn.Module):  # type: ignore[misc] # torch is not read for types
+    def __init__(self) -> None:
+        super().__init__()
+        self.log: list[str] = []
+        self.odd = Quantised(torch.ones(5, dtype=torch.uint8), requires_grad=False)
+
+    def to(self, where: torch.device) -> Noted:
+        self.log.append(str(where))
+        return self
+
+
+def test_what_cannot_be_packed_moves_to_a_card_while_it_is_staged() -> None:
+    made = Noted()
+    part, device = LooseComponent(made, key="k", once=False), Card(100)
+    weights = Weights(part)
+    with Staging(device).staged([StagedPart("unet", made, weights)]):
+        part.to_device(device)
+        assert weights.tier == "device"
+        part.evict()
+    assert made.log == ["cuda:0", "cpu"]
 
 
 def test_an_evict_waits_for_no_cycle_of_references_that_views_the_device(tmp_path: Path) -> None:

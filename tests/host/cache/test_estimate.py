@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from falctl.host.cache.estimate import Wanted, float32_parts, weight_bytes
+from falctl.core.activations import Drawing
+from falctl.host.cache.estimate import Wanted, float32_parts, full_drawing, usual_drawing, weight_bytes
 from falctl.host.cache.folder import Component, read_folder
 
 
@@ -90,3 +93,12 @@ def test_diffusers_classes_keep_their_parts_in_every_dtype_and_unknown_ones_keep
         assert "norm1" in float32_parts(part("diffusers", "WanTransformer3DModel"), dtype)
     assert float32_parts(part("stable_diffusion", "StableDiffusionSafetyChecker"), "float16") == ()
     assert float32_parts(part("transformers", "CLIPTextModel"), "float16") == ()
+
+
+def test_sides_that_a_drawing_leaves_out_are_the_usual_ones(folder_of: Callable[[str], Path]) -> None:
+    folder = read_folder(folder_of("sd15"))
+    usual = usual_drawing(folder)
+    assert full_drawing(folder, None) == usual
+    assert full_drawing(folder, Drawing(0, 0, 16)) == replace(usual, images=16)
+    assert full_drawing(folder, Drawing(8, 0)) == replace(usual, width=8)
+    assert full_drawing(folder, Drawing(0, 8)) == replace(usual, height=8)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -250,3 +251,28 @@ def test_a_clone_with_the_same_weights_finds_its_blocks_too() -> None:
     moving.evict()
     assert torch.equal(run(late, range(5)), expected)
     assert not any(part._forward_pre_hooks for one in (module, clone, late) for part in one.modules())
+
+
+def test_a_module_is_cloned_without_the_bytes_that_its_hooks_hold() -> None:
+    module = chain(5)
+    moving, device = Offloaded([module], Arena(module), resident=0, slots=2), CpuDevice(1 << 20)
+    moving.to_device(device)
+    weights = {id(tensor): tensor for tensor in [*module.parameters(), *module.buffers()]}
+    seen: list[torch.Tensor] = []
+    with copies_of_tensors(seen):
+        copy.deepcopy(module, weights)
+    assert not seen
+
+
+@contextmanager
+def copies_of_tensors(seen: list[torch.Tensor]) -> Iterator[None]:
+    inner = torch.Tensor.__deepcopy__
+
+    def noted(self: torch.Tensor, memo: dict[int, object]) -> torch.Tensor:
+        if id(self) not in memo:
+            seen.append(self)
+        return inner(self, memo)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.Tensor, "__deepcopy__", noted)
+        yield

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -93,3 +95,22 @@ def test_a_pipeline_that_runs_out_of_memory_is_run_again_and_stays_usable(folder
         return picture(pipe)
 
     assert cache.run("sd15", draw, SMALL) == first
+
+
+def test_a_replaced_model_runs_where_there_is_room_for_one_and_leaves_none_of_its_bytes(
+    folder_of: FolderOf, tmp_path: Path
+) -> None:
+    shutil.copytree(folder_of("sd15"), tmp_path / "mine")
+    device, memory = CpuDevice(max(sizes(folder_of, "sd15", "sd15-other-unet"))), PrivateMemory()
+    cache = ModelCache(store_of({"mine": tmp_path / "mine"}, device=device, memory=memory))
+    expected = [picture(loaded(folder_of(name))) for name in ("sd15", "sd15-other-unet")]
+    gc.disable()
+    try:
+        assert cache.run("mine", picture, SMALL) == expected[0]
+        unet = Path("unet") / "diffusion_pytorch_model.safetensors"
+        shutil.copy(folder_of("sd15-other-unet") / unet, tmp_path / "new")
+        (tmp_path / "new").rename(tmp_path / "mine" / unet)
+        assert cache.run("mine", picture, SMALL) == expected[1]
+        assert device.used_bytes == memory.used_bytes == cache.residents()[0].device_bytes
+    finally:
+        gc.enable()

@@ -443,3 +443,14 @@ def test_the_variant_in_the_wanted_dtype_is_taken_then_the_plain_files_then_any(
         assert {p.dtype for p in bring(store, "both").unet.parameters()} == {getattr(torch, dtype)}
         assert store._recipes.of(only).variant == "fp16"
         assert {p.dtype for p in bring(store, "only").unet.parameters()} == {getattr(torch, dtype)}
+
+
+def test_memory_that_ran_out_is_no_fault_of_the_folders_whatever_the_library_calls_it(folder: Path) -> None:
+    class Full(CpuDevice):
+        def allocate(self, nbytes: int) -> torch.Tensor:
+            raise RuntimeError("CUDA error: out of memory")
+
+    store = store_of({"mine": folder}, device=Full(1 << 30))
+    store.construct("mine")
+    with pytest.raises(RuntimeError, match=r"^CUDA error: out of memory$"):
+        store.place("mine")
