@@ -1,4 +1,4 @@
-"""Files that nobody but their owner reads, and that are whole or not there."""
+"""Files and folders that nobody but their owner reads; files are whole or not there."""
 
 from __future__ import annotations
 
@@ -49,3 +49,11 @@ def sync_folder(folder: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def make_private(*folders: Path) -> None:
+    """Make those of *folders* that are not there, the outermost first, for nobody but their owner. Raises OSError."""
+    for folder in folders:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        if folder.stat().st_mode & 0o077:
+            folder.chmod(0o700)

@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field
 
 from falctl import App, endpoint
 from falctl.toolkit import Drawing as DrawingSize
-from falctl.toolkit import Image, RequestError, encode_image
+from falctl.toolkit import Image, RequestError, encode_image, lora_adapter
 from runners.model_names import Source, find_model
 
 _SEEDS: Final = 1 << 32
@@ -146,7 +146,7 @@ class AnyModelRunner(App):
         if count:
             # Those that the model's own name has come first; the cache calls each by its place.
             scales = [1.0] * (count - len(request.loras)) + [lora.scale for lora in request.loras]
-            pipeline.set_adapters([f"lora{i}" for i in range(count)], scales)
+            pipeline.set_adapters([lora_adapter(i) for i in range(count)], scales)
 
     def _find(self, name: str) -> Source:
         return find_model(name, paths=self.runner.models_paths, allow=self.runner.models_allow)

@@ -20,5 +20,10 @@ class ModelSource(Protocol):
 
     @property
     def loras(self) -> tuple[str, ...]:
-        """Return the paths of safetensors files that it is to be drawn with, each an adapter of its own."""
+        """Return the paths of safetensors files that it is to be drawn with; the i-th is the adapter `lora_adapter(i)`."""
         ...
+
+
+def lora_adapter(i: int) -> str:
+    """Return how a pipeline calls the i-th of `ModelSource.loras`, for ``set_adapters``."""
+    return f"lora{i}"

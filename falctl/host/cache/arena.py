@@ -138,11 +138,6 @@ class Arena:
         if self._device is None:
             self._bind(None)
 
-    def to_skeleton(self) -> None:
-        """Drop the bytes, on the device and the host's, but for those that no weight file has. The module cannot run."""
-        self.evict()
-        self.drop_host()
-
     def write_kept(self, host: torch.Tensor) -> None:
         """Write the bytes that no weight file has into *host*, beside those of files; where `host` is None only."""
         for view, kept in zip(views(self._slots_kept, host), self._kept, strict=True):

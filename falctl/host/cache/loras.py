@@ -24,10 +24,11 @@ from falctl.errors import ModelFilesError
 from falctl.host.cache.content_key import FileDigests
 from falctl.host.cache.folder import Component
 from falctl.host.cache.headers import Stamp, WeightFile, read_weight_file
+from falctl.toolkit.model_source import lora_adapter
 
 _HUNG: Final = ("forward", "encode", "decode", "to", "_hf_hook")
 LORA: Final = "lora"
-"""How the component of a pipeline's LoRAs is called; its adapters are ``lora0``, ``lora1``."""
+"""How the component of a pipeline's LoRAs is called."""
 
 
 def read_loras(paths: Iterable[str]) -> Component | None:
@@ -82,7 +83,7 @@ def add_loras(pipeline: Any, loras: Component, dtype: torch.dtype) -> torch.nn.M
 
     """
     clones, shared = _clone_modules(pipeline)
-    names = [f"{LORA}{i}" for i in range(len(loras.weights))]
+    names = [lora_adapter(i) for i in range(len(loras.weights))]
     own: list[torch.nn.Parameter] = []
     for name, file in zip(names, loras.weights, strict=True):
         pipeline.load_lora_weights(

@@ -7,8 +7,6 @@ none of those; ours are at most `falctl.core.peaks.TILE_SIDE`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, Final
 
 from falctl.core.peaks import TILE_SIDE
@@ -35,16 +33,6 @@ def decode_in_tiles(pipe: Any, *, on: bool, side: int = TILE_SIDE) -> None:
         vae.disable_tiling()
         for name, size in vae.__dict__.pop(_MARK).items():
             setattr(vae, name, size)
-
-
-@contextmanager
-def tiled_decoding(pipe: Any, *, side: int = TILE_SIDE) -> Iterator[None]:
-    """Have *pipe* decode tile by tile for a block."""
-    decode_in_tiles(pipe, on=True, side=side)
-    try:
-        yield
-    finally:
-        decode_in_tiles(pipe, on=False)
 
 
 def _shrink(vae: Any, side: int) -> dict[str, int]:

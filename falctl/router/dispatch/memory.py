@@ -19,7 +19,7 @@ from typing import Any, Final
 from falctl.core import learnt
 from falctl.core.learnt import Learnt
 from falctl.core.policies import State
-from falctl.router.private import write_private
+from falctl.private_file import write_private
 
 log = logging.getLogger(__name__)
 

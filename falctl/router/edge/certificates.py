@@ -27,7 +27,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from falctl.router.private import write_private
+from falctl.private_file import write_private
 
 log = logging.getLogger(__name__)
 

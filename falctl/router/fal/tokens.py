@@ -18,10 +18,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from falctl.clock import wall_s
 from falctl.errors import BadRequestError, StartError, UnauthorizedError
+from falctl.private_file import write_private
 from falctl.router.edge.body import Intake
 from falctl.router.edge.call import Call
 from falctl.router.fal.address import Address
-from falctl.router.private import write_private
 
 PARAMETER: Final = b"fal_jwt_token="
 EXPIRATION_MAX_S: Final = 86400

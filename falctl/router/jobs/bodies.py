@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Final
 
-from falctl.router.private import make_private, sync_folder
+from falctl.private_file import make_private, sync_folder
 
 INLINE_BYTES_MAX: Final = 64 << 10
 """What is larger would fill the write-ahead log twice over, and make all who commit with it wait."""

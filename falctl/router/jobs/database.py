@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from falctl.errors import StartError
-from falctl.router.private import sync_folder
+from falctl.private_file import sync_folder
 
 APPLICATION_ID: Final = 0x66616C63
 """``falc``, in the header of the file."""

@@ -20,6 +20,7 @@ from falctl.clock import wall_s
 from falctl.core.retries import Condition
 from falctl.core.types import RequestId
 from falctl.errors import StorageFullError
+from falctl.private_file import make_private
 from falctl.router.jobs import rows
 from falctl.router.jobs.bodies import Bodies
 from falctl.router.jobs.database import ROW_BYTES, open_database
@@ -29,7 +30,6 @@ from falctl.router.jobs.records import Answer, Ending, LogLine, NewJob, StoreLim
 from falctl.router.jobs.room import delete_ended, make_room
 from falctl.router.jobs.wiped import Place
 from falctl.router.jobs.writer import Transaction, Write, Writer
-from falctl.router.private import make_private
 
 log = logging.getLogger(__name__)
 

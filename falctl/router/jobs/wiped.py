@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Final
 
 from falctl.errors import StartError
+from falctl.private_file import make_private, sync_folder
 from falctl.router.jobs import rows
 from falctl.router.jobs.bodies import Bodies
 from falctl.router.jobs.database import open_database
-from falctl.router.private import make_private, sync_folder
 
 log = logging.getLogger(__name__)
 

@@ -8,6 +8,8 @@ from typing import Any
 import diffusers
 import torch
 
+from falctl.host.cache.arena import Arena
+
 SIDE = 64
 
 
@@ -17,6 +19,11 @@ def loaded(folder: Path, *, dtype: torch.dtype = torch.float32) -> Any:
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def to_skeleton(arena: Arena) -> None:
+    arena.evict()
+    arena.drop_host()
 
 
 def components(pipe: Any) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from falctl.host.cache.arena import Arena, bind
 from falctl.host.cache.buffers import host_buffer
 from falctl.host.cache.device import CpuDevice
 from falctl.host.cache.layout import ALIGN_BYTES, NotPackableError, survey
+from tests.host.cache.pipes import to_skeleton
 
 
 def zoo() -> Any:
@@ -98,7 +99,7 @@ def test_what_no_file_has_comes_last_and_survives_the_skeleton() -> None:
         assert (slot.offset < arena.layout.file_nbytes) == slot.in_file or slot.nbytes == 0
     assert arena.host is not None
     files = arena.host[: arena.layout.file_nbytes].clone()
-    arena.to_skeleton()
+    to_skeleton(arena)
     assert (arena.tier, arena.host) == ("skeleton", None)
     assert not any(t.numel() for t in named(module).values())
     assert module.scale.dtype == torch.float16, "a pipeline asks its modules for their dtype"
@@ -113,9 +114,9 @@ def test_what_no_file_has_comes_last_and_survives_the_skeleton() -> None:
 def test_a_skeleton_holds_no_host_bytes_and_leaves_its_device() -> None:
     arena, device = Arena(zoo()), CpuDevice(1 << 20)
     arena.to_device(device)
-    arena.to_skeleton()
+    to_skeleton(arena)
     assert (arena.tier, device.used_bytes) == ("skeleton", 0)
-    arena.to_skeleton()
+    to_skeleton(arena)
     arena.evict()
     assert arena.tier == "skeleton"
 
@@ -154,7 +155,7 @@ def test_a_buffer_may_be_a_part_of_a_larger_one() -> None:
     part = larger[ALIGN_BYTES:-ALIGN_BYTES]
     assert arena.host is not None
     part.copy_(arena.host)
-    arena.to_skeleton()
+    to_skeleton(arena)
     arena.attach(part)
     assert_same(module, before)
 
@@ -184,7 +185,7 @@ def test_a_module_without_a_byte_has_every_tier_too() -> None:
     arena, device = Arena(nn.Module()), CpuDevice(0)
     arena.to_device(device)
     assert (arena.tier, arena.nbytes, device.used_bytes) == ("device", 0, 0)
-    arena.to_skeleton()
+    to_skeleton(arena)
     arena.attach(host_buffer(0))
     assert arena.tier == "host"
 
@@ -196,7 +197,7 @@ def test_a_buffer_of_the_wrong_size_or_type_is_refused_and_nothing_bound() -> No
     for wrong in (host_buffer(arena.nbytes - 1), torch.empty(arena.nbytes, dtype=torch.int8)):
         with pytest.raises(ValueError, match="flat bytes are needed"):
             bind(tensors, layout.slots, wrong)
-    arena.to_skeleton()
+    to_skeleton(arena)
     for nbytes in (arena.nbytes - ALIGN_BYTES, arena.nbytes + ALIGN_BYTES):
         with pytest.raises(ValueError, match="a buffer of"):
             arena.attach(host_buffer(nbytes))
@@ -276,7 +277,7 @@ def test_no_history_exceeds_the_budget_or_changes_a_weight(
         elif move == "evict":
             arena.evict()
         else:
-            arena.to_skeleton()
+            to_skeleton(arena)
             assert held is not None
             arena.attach(held)
         assert_same(module, was)

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from falctl.host.cache.arena import Arena
 from falctl.host.cache.buffers import host_buffer
 from falctl.host.cache.device import CpuDevice
-from tests.host.cache.pipes import components, loaded, picture
+from tests.host.cache.pipes import components, loaded, picture, to_skeleton
 from tests.host.cache.tiny_pipelines import ARCHITECTURES
 
 pytestmark = pytest.mark.filterwarnings(
@@ -59,7 +59,7 @@ def test_a_skeleton_that_got_its_bytes_back_draws_the_same_image(folder_of: Fold
     for arena in packed(pipe):
         assert arena.host is not None
         bytes_of_files = arena.host[: arena.layout.file_nbytes].clone()
-        arena.to_skeleton()
+        to_skeleton(arena)
         assert not any(tensor.numel() for tensor in arena._tensors)
         again = host_buffer(arena.nbytes)
         again[: arena.layout.file_nbytes] = bytes_of_files

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from falctl.host.cache.tiling import can_tile, decode_in_tiles, tiled_decoding
+from falctl.core.peaks import TILE_SIDE
+from falctl.host.cache.tiling import can_tile, decode_in_tiles
 from tests.host.cache.pipes import loaded
 
 FolderOf = Callable[[str], Path]
+
+
+@contextmanager
+def tiled_decoding(pipe: Any, *, side: int = TILE_SIDE) -> Iterator[None]:
+    """Have *pipe* decode tile by tile for a block."""
+    decode_in_tiles(pipe, on=True, side=side)
+    try:
+        yield
+    finally:
+        decode_in_tiles(pipe, on=False)
 
 
 def sizes_seen(pipe: object) -> list[int]:

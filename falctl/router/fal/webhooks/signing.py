@@ -15,7 +15,7 @@ from typing import Any, Final
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from falctl.errors import StartError
-from falctl.router.private import write_private
+from falctl.private_file import write_private
 
 _KEY_BYTES: Final = 32
 
