@@ -102,15 +102,20 @@ def test_an_app_without_hints_is_sent_what_it_served_last() -> None:
 
 
 def test_the_runner_evicts_and_forgets_the_hint_of_what_it_evicted() -> None:
+    # Which of two models used once leaves is the policy's affair: it weighs what their loads were seen to take.
     with Falctl(SIMULATED, config=COSTS + "[cache]\nmax_models = 2\n", args=("--runners", "1")) as f:
         for model in ("a", "b", "c"):
             assert f.post("/", {"model": model}).headers["x-falctl-cache"] == "disk"
-        reply = f.post("/", {"model": "b"})
+        kept, gone = sorted("ab", key=lambda m: m not in f.status()["runners"][0]["hints"])
+        reply = f.post("/", {"model": kept})
         assert reply.headers["x-falctl-cache"] == "hit"
-        assert sorted(reply.headers["x-fal-runner-hints"].split(",")) == ["b", "c"]
-        assert f.post("/", {"model": "a"}).headers["x-falctl-cache"] == "disk"
-        [runner] = f.status()["runners"]
-        assert sorted(runner["hints"]) == ["a", "b"]
+        assert sorted(reply.headers["x-fal-runner-hints"].split(",")) == [kept, "c"]
+        reply = f.post("/", {"model": gone})
+        assert reply.headers["x-falctl-cache"] == "disk"
+        hints = f.status()["runners"][0]["hints"]
+        assert gone in hints
+        assert len(hints) == 2
+        assert set(reply.headers["x-fal-runner-hints"].split(",")) == set(hints)
 
 
 def test_a_load_job_is_shared_by_those_who_waited_for_it_and_their_receipts_say_so() -> None:
