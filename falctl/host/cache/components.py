@@ -105,7 +105,7 @@ class PackedComponent:
         with self._lock:
             if self._arena.tier != "skeleton":
                 return
-            block = self._memory.obtain(self._block_key, self._arena.nbytes)
+            block = self._memory.obtain(self._block_key, self._arena.nbytes, cancelled=cancelled)
             try:
                 if not block.filled:
                     self._read(block.flat, cancelled)
