@@ -23,7 +23,6 @@ SEARCHED_BYTES_MAX: Final = 64 << 10
 MEMBERS_MAX: Final = 256
 
 _HEADER: Final = H_HINT.encode()
-_SPACE: Final = b" \t\n\r"
 _BLANK: Final = re.compile(r"[ \t\n\r]*")
 _decoder: Final = json.JSONDecoder()
 
@@ -40,7 +39,7 @@ def wanted_hint(head: Mapping[bytes, bytes], body: bytes, *, field: str) -> Want
     if value:
         return Wanted(Hint(value.decode("latin-1")), "header")
     encoded = b"content-encoding" in head
-    if not field or not body or encoded or not is_json(head.get(b"content-type"), body.lstrip(_SPACE)):
+    if not field or not body or encoded or not is_json(head.get(b"content-type"), body):
         return None
     found = _text_field(body, field)
     return None if found is None else Wanted(Hint(found), "body")
