@@ -99,7 +99,8 @@ def test_a_request_that_made_a_load_with_an_eviction_is_explained() -> None:
 def test_why_a_model_waits_for_its_busy_holder_is_told() -> None:
     with Falctl(SIMULATED, config=AUTO, args=ONE) as f, ThreadPoolExecutor(2) as pool:
         f.post("/", {"model": "m", "exec_s": 0})
-        busy: list[Future[Reply]] = [pool.submit(f.post, "/", {"model": "m", "exec_s": 15})]
+        long = {"model": "m", "exec_s": 3600, "steps": 10_000}
+        busy: list[Future[Reply]] = [pool.submit(f.post, "/", long)]
         until(lambda: f.status()["router"]["in_flight"] == [1], within_s=20.0, what="one executes")
         busy.append(pool.submit(f.post, "/", {"model": "m", "exec_s": 0}))
         [queued] = until(lambda: f.status()["queue"], within_s=20.0, what="one waits")
@@ -115,7 +116,9 @@ def test_why_a_model_waits_for_its_busy_holder_is_told() -> None:
         assert "runner 0 busy" in f.run("status", "--once").stdout
         other = told(f, "why", "other")
         assert other["conclusion"].startswith("nobody waits; nobody holds it; a request now would ")
-        assert [future.result().status for future in busy] == [200, 200]
+        [running] = [job for job in told(f, "jobs")["jobs"] if job["state"] == "running"]
+        assert f.run("cancel", running["request"]).returncode == 0
+        assert [future.result().status for future in busy] == [499, 200]
 
 
 def test_what_nobody_remembers_and_nobody_runs_is_said_in_one_line() -> None:
@@ -140,7 +143,7 @@ def test_what_nobody_remembers_and_nobody_runs_is_said_in_one_line() -> None:
         assert not (f.cwd / "t.csv").exists()
 
 
-COSTS = {"slow": (1.2, 0.05), "quick": (0.1, 0.6)}
+COSTS = {"slow": (2.0, 0.05), "quick": (0.1, 2.0)}
 """Seconds of load and of execution that the simulated runner is told to take."""
 
 
