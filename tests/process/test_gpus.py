@@ -277,20 +277,7 @@ def test_a_card_that_falls_off_takes_its_runner_and_no_other(four: FakeNvml) -> 
         assert f.stop() == 0
 
 
-def test_an_xid_that_only_a_reset_mends_takes_the_cards_runner_for_good(four: FakeNvml) -> None:
-    with falctl(four) as f:
-        four.tell_xid(1, 79)
-        life = f.wait_state(1, "failed", within_s=NEWS_S)
-        assert life.reason == (
-            f"GPU 1 ({four.uuids[1]}): XID 79, it has fallen off the bus; it has to be reset, see `nvidia-smi` and dmesg"
-        )
-        assert life.restarts == 0
-        assert serving(f, 3) == {0, 2, 3}
-
-
-def test_an_xid_that_a_new_process_may_survive_replaces_the_runner_and_an_apps_own_leaves_it(
-    four: FakeNvml,
-) -> None:
+def test_an_xid_replaces_its_runner_or_leaves_it_to_the_app_or_takes_it_for_good(four: FakeNvml) -> None:
     with falctl(four) as f:
         pids = f.pids()
         four.tell_xid(0, 31)
@@ -302,6 +289,13 @@ def test_an_xid_that_a_new_process_may_survive_replaces_the_runner_and_an_apps_o
         f.wait_line(rf"gpu.xid GPU 0 \({four.uuids[0]}\): XID 31, GPU memory page fault; left to the app")
         assert [f.life(i).epoch for i in (0, 2, 3)] == [1] * 3
         assert serving(f, 4) == {0, 1, 2, 3}
+        four.tell_xid(3, 79)
+        life = f.wait_state(3, "failed", within_s=NEWS_S)
+        assert life.reason == (
+            f"GPU 3 ({four.uuids[3]}): XID 79, it has fallen off the bus; it has to be reset, see `nvidia-smi` and dmesg"
+        )
+        assert life.restarts == 0
+        assert serving(f, 3) == {0, 1, 2}
 
 
 def test_a_card_with_two_runners_takes_both(four: FakeNvml) -> None:
@@ -312,7 +306,9 @@ def test_a_card_with_two_runners_takes_both(four: FakeNvml) -> None:
         assert {f.post("/who").json["runner"] for _ in range(4)} == {1}
 
 
-def test_when_nvml_hangs_for_one_card_all_serve_on_and_its_row_is_unknown(four: FakeNvml) -> None:
+def test_when_nvml_hangs_for_one_card_or_altogether_all_serve_on_and_it_can_be_stopped(
+    four: FakeNvml,
+) -> None:
     with falctl(four) as f:
         four.change(1, hang=HANG_ALL)
         until(lambda: f.gpu(1).state == "unknown", within_s=2 * NEWS_S, what="the row is unknown")
@@ -324,9 +320,6 @@ def test_when_nvml_hangs_for_one_card_all_serve_on_and_its_row_is_unknown(four: 
         until(lambda: f.gpu(1).util_pct == 66, within_s=NEWS_S, what="the card answers again")
         all_ok(f, 1)
 
-
-def test_when_nvml_hangs_altogether_all_serve_on_and_it_can_be_stopped(four: FakeNvml) -> None:
-    with falctl(four) as f:
         four.hold(hang=True)
         until(
             lambda: all(f.gpu(i).state == "unknown" for i in range(4)),
