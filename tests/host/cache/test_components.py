@@ -257,8 +257,8 @@ class Slow(PrivateMemory):
 
     meanwhile: Callable[[], object] | None = None
 
-    def obtain(self, key: str, nbytes: int) -> PrivateBlock:
-        block = super().obtain(key, nbytes)
+    def obtain(self, key: str, nbytes: int, *, cancelled: threading.Event | None = None) -> PrivateBlock:
+        block = super().obtain(key, nbytes, cancelled=cancelled)
         if self.meanwhile is not None:
             self.meanwhile()
         return block
