@@ -78,6 +78,7 @@ class StreamArrival:
         self._stream = torch.cuda.Stream(flat.device)
         # The allocator hands memory out again in the order of a stream: what is queued there may still write to it.
         self._stream.wait_stream(torch.cuda.current_stream(flat.device))
+        flat.record_stream(self._stream)  # however it is let go of: see `streams.py`
 
     def copy(self, at: int, host: torch.Tensor) -> None:
         assert self._flat is not None, "it is over"

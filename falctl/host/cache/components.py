@@ -85,6 +85,7 @@ class PackedComponent:
         self._block: HostBlock | None = None
         self._placements: Sequence[Placement] | None = None
         self._unproved = False
+        self._abandoned = False
         self._plan: BlockPlan | None = None
         self._offloaded: Offloaded | None = None
         self._move: Move | None = None
@@ -124,11 +125,10 @@ class PackedComponent:
                 block = self._memory.obtain(self._block_key, self._arena.nbytes, cancelled=cancelled)
                 try:
                     self._fill(block, move)
-                    self._arena.attach(block.flat)
                 except BaseException:
                     block.release()
                     raise
-                self._block = block
+            self._keep(block)
 
     @property
     def moved(self) -> int:
@@ -214,6 +214,8 @@ class PackedComponent:
             self._release()
 
     def abandon(self) -> None:
+        # Without the lock, for a `fill` has it for as long as it reads: one of the two finds the block and the mark.
+        self._abandoned = True
         block, self._block = self._block, None
         if block is not None:
             weakref.finalize(self.module, block.release)
@@ -263,8 +265,13 @@ class PackedComponent:
             raise
         self._arena.settle(device, flat)
         if block is not None:
-            self._arena.attach(block.flat)
-            self._block = block
+            self._keep(block)
+
+    def _keep(self, block: HostBlock) -> None:
+        self._arena.attach(block.flat)
+        self._block = block
+        if self._abandoned:
+            self.abandon()  # while it was read, when there was no block to leave yet
 
     def _fill(self, block: HostBlock, move: Move, arrival: Arrival | None = None) -> None:
         """Have *block* filled, and *arrival*."""

@@ -79,6 +79,7 @@ class LooseComponent:
     def evict(self) -> None:
         if self._device is None:
             return
+        self._device.settle()
         self._move(torch.device("cpu"))
         self._reserved = None
         device, self._device = self._device, None

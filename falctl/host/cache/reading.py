@@ -23,7 +23,7 @@ from typing import Final, TypeAlias
 
 import torch
 
-from falctl.errors import ModelFilesError
+from falctl.errors import FilesChangedError
 from falctl.host.cache.cells import Range
 from falctl.host.cache.content_key import require_unchanged
 from falctl.host.cache.headers import DTYPE_BYTES, Stamp, TensorEntry, WeightFile, open_regular
@@ -206,7 +206,7 @@ def _fill(descriptor: int, places: Sequence[memoryview], job: _Job) -> None:
         got = os.preadv(descriptor, left, at)
         if got == 0:
             msg = f"{job.file.path} was truncated while it was read; it ends at byte {at}"
-            raise ModelFilesError(msg)
+            raise FilesChangedError(msg)
         at += got
         while left and got >= left[0].nbytes:
             got -= left.pop(0).nbytes
@@ -224,4 +224,4 @@ def _stamp_now(file: WeightFile) -> Stamp:
         return Stamp.of(file.path.stat())
     except OSError as error:
         msg = f"{file.path} was removed while it was read"
-        raise ModelFilesError(msg) from error
+        raise FilesChangedError(msg) from error

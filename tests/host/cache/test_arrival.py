@@ -72,10 +72,11 @@ def log(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda _device: "the current one")
     monkeypatch.setattr(torch.cuda, "stream", lambda _stream: nullcontext())
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda _flat, _stream: Stream.log.append("marked"))
     return Stream.log
 
 
-def given_back(log: list[str], flat: Any = None) -> Any:
+def given_back(log: list[str]) -> Any:
     return lambda: log.append("given back")
 
 
@@ -85,14 +86,14 @@ def test_a_stream_waits_for_who_had_the_memory_and_the_buffer_for_the_stream(log
     arrival.wait(arrival.mark())
     arrival.copy(0, piece(1))
     assert arrival.finish().tolist() == [1] * 4 + [2] * 4
-    assert log == ["waits for the current one", "recorded", "event synchronised", "synchronised"]
+    assert log == ["waits for the current one", "marked", "recorded", "event synchronised", "synchronised"]
 
 
 def test_memory_is_given_back_when_no_copy_can_write_to_it_any_more(log: list[str]) -> None:
     arrival = StreamArrival(torch.zeros(8, dtype=torch.uint8), given_back(log))
     arrival.copy(0, piece(1))
     arrival.abort()
-    assert log == ["waits for the current one", "synchronised", "given back"]
+    assert log == ["waits for the current one", "marked", "synchronised", "given back"]
 
 
 @pytest.mark.parametrize("kind", [PlainArrival, StreamArrival])
