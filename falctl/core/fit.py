@@ -10,7 +10,8 @@ What changes nothing about a picture is tried before what does, and what is fast
     offloaded            components that do not fit alone go through the device block by block, without tiles and with
     too large            nothing fits; the text says what was tried, with its numbers
 
-A *stage* is what must be on the device together: each encoder alone, all denoisers, all decoders.
+Quantised weights with which a model is loaded already are tried before its plain ones: a model does not change its
+weights, which costs a load, because the room for it grew again, but only because they no longer fit. A *stage* is what must be on the device together: each encoder alone, all denoisers, all decoders.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Literal, TypeAlias, TypeVar
 
-from falctl.core.types import GiB
+from falctl.core.sizes import size_text
 
 K = TypeVar("K")
 
@@ -50,8 +51,6 @@ _ROLES: Final[Mapping[str, Role]] = {
 RING_SLOTS: Final = 2
 """Places for blocks that come and go: one runs while the next arrives."""
 
-_MiB: Final = 1 << 20
-
 
 @dataclass(frozen=True, slots=True)
 class PartSize:
@@ -62,6 +61,12 @@ class PartSize:
     role: Role
     blocks: tuple[int, ...] = ()
     """Bytes of the blocks that can come and go one after the other, in the order in which they run."""
+    beside: int = 0
+    """What each call of it takes beside its weights: the largest quantised one, in the dtype that is computed in."""
+
+
+_Set: TypeAlias = tuple[str | None, Sequence[PartSize]]
+"""The name of weights, None: the plain ones; and the parts with them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +98,7 @@ class BlockPlan:
         moved = f"each pass through {self.name} copies {size_text(self.moved_bytes)} to the device"
         if not copy_rate:
             return moved
-        return f"{moved}, {self.moved_bytes / copy_rate:.2f} s at {size_text(int(copy_rate))}/s"
+        return f"{moved}, {self.moved_bytes / copy_rate:.2f} s at {size_text(copy_rate)}/s"
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,13 +139,16 @@ def fit(
     *,
     available_bytes: int,
     quantised: Mapping[str, Sequence[PartSize]] | None = None,
+    loaded: str | None = None,
 ) -> Plan | TooLarge:
     """
     Return the first way, in the order above, in which *parts* and a drawing of *peaks* take at most *available_bytes*.
 
-    *quantised* are the parts with each of the smaller weights that the folder has, by their name, best first.
+    *quantised* are the parts with each of the smaller weights that the folder has, by their name, best first; *loaded*
+    is which of these the model is loaded with, None: with none of them.
     """
-    sets: list[tuple[str | None, Sequence[PartSize]]] = [(None, parts), *(quantised or {}).items()]
+    sets: list[_Set] = [(None, parts), *(quantised or {}).items()]
+    sets.sort(key=lambda one: loaded is None or one[0] != loaded)
     tried: list[str] = []
     for weights, some in sets:
         for how, tiled in (("whole", False), ("staged", False), ("whole", True), ("staged", True)):
@@ -178,13 +186,6 @@ def leavers(present: Mapping[K, int], *, need_bytes: int, free_bytes: int) -> tu
     return tuple(leaving)
 
 
-def size_text(nbytes: int) -> str:
-    """Return *nbytes* as people read it in a log line: ``4.6 GiB``, ``12.0 MiB``, ``512 bytes``."""
-    if nbytes >= GiB:
-        return f"{nbytes / GiB:.1f} GiB"
-    return f"{nbytes / _MiB:.1f} MiB" if nbytes >= _MiB else f"{nbytes} bytes"
-
-
 @dataclass(frozen=True, slots=True)
 class _Stage:
     """Parts that are on the device together, and what runs takes beside them."""
@@ -193,8 +194,12 @@ class _Stage:
     peak_bytes: int
 
     @property
+    def beside_bytes(self) -> int:
+        return self.peak_bytes + max((part.beside for part in self.parts), default=0)
+
+    @property
     def nbytes(self) -> int:
-        return sum(part.nbytes for part in self.parts) + self.peak_bytes
+        return sum(part.nbytes for part in self.parts) + self.beside_bytes
 
 
 def _stages(parts: Sequence[PartSize], peaks: DrawingPeaks, *, tiled: bool) -> tuple[_Stage, ...]:
@@ -215,7 +220,7 @@ def _tiles_help(parts: Sequence[PartSize], peaks: DrawingPeaks) -> bool:
 
 def _whole(stages: Sequence[_Stage]) -> Plan:
     weights = sum(part.nbytes for stage in stages for part in stage.parts)
-    return Plan("whole", weights + max((s.peak_bytes for s in stages), default=0))
+    return Plan("whole", weights + max((s.beside_bytes for s in stages), default=0))
 
 
 def _staged(stages: Sequence[_Stage]) -> Plan:
@@ -223,13 +228,13 @@ def _staged(stages: Sequence[_Stage]) -> Plan:
 
 
 def _offloaded(
-    sets: Sequence[tuple[str | None, Sequence[PartSize]]],
+    sets: Sequence[_Set],
     peaks: DrawingPeaks,
     available_bytes: int,
     tried: list[str],
 ) -> Plan | TooLarge:
     # The smallest weights move fastest, and everything else has been tried with each of them.
-    weights, parts = sets[-1]
+    weights, parts = min(sets, key=lambda one: sum(part.nbytes for part in one[1]))
     least: list[int] = []
     for tiled in (False, True) if _tiles_help(parts, peaks) else (False,):
         stages = _stages(parts, peaks, tiled=tiled)

@@ -18,7 +18,6 @@ from falctl.core.fit import (
     fit,
     leavers,
     role_of,
-    size_text,
 )
 
 GB = 10**9
@@ -68,6 +67,32 @@ def test_quantised_weights_come_before_blocks_that_move_and_after_tiles() -> Non
     assert found(6 * GB, quantised={"fp8": SMALL}).name == "fp8 weights, offloaded"
 
 
+def test_quantised_weights_that_are_loaded_stay_for_as_long_as_they_fit() -> None:
+    quantised = {"fp8": SMALL, "fp4": FLUX[:2]}
+
+    def weights(available_bytes: int, loaded: str | None) -> str | None:
+        return found(available_bytes, quantised=quantised, loaded=loaded).weights
+
+    assert [weights(40 * GB, loaded) for loaded in (None, "fp8", "gone")] == [None, "fp8", None]
+    assert weights(20 * GB, "fp4") == "fp4"
+    assert weights(11 * GB, "fp8") == "fp4", "it no longer fits, another does"
+    assert found(20 * GB, quantised={"fp8": SMALL}, loaded="fp8").tried == (
+        "fp8 weights, whole takes 20.1 GiB",
+    )
+
+
+def test_blocks_move_of_the_smallest_weights_whichever_are_loaded() -> None:
+    for loaded in (None, "fp8"):
+        assert found(6 * GB, quantised={"fp8": SMALL}, loaded=loaded).name == "fp8 weights, offloaded"
+
+
+def test_what_a_quantised_weight_is_computed_with_needs_room_beside_the_weights() -> None:
+    parts = (PartSize("unet", 100, "denoiser", beside=30), PartSize("vae", 10, "decoder"))
+    peaks = DrawingPeaks(denoise=20, decode=40)
+    assert fit(parts, peaks, available_bytes=160) == Plan("whole", 160)
+    assert fit(parts, peaks, available_bytes=159) == Plan("staged", 150, tried=("whole takes 160 bytes",))
+
+
 def test_tiles_are_used_only_where_the_decoder_is_what_does_not_fit() -> None:
     parts = (PartSize("unet", 100, "denoiser"), PartSize("vae", 10, "decoder"))
     peaks = DrawingPeaks(denoise=20, decode=500, decode_tiled=30)
@@ -115,8 +140,8 @@ def test_a_component_of_one_block_can_still_come_block_by_block() -> None:
 
 def test_the_slowdown_is_what_a_pass_copies_at_the_rate_that_was_measured() -> None:
     plan = BlockPlan("transformer", resident=0, slots=2, nbytes=0, moved_bytes=3 << 30)
-    assert plan.slowdown(None) == "each pass through transformer copies 3.0 GiB to the device"
-    assert plan.slowdown(float(6 << 30)).endswith("copies 3.0 GiB to the device, 0.50 s at 6.0 GiB/s")
+    assert plan.slowdown(None) == "each pass through transformer copies 3.00 GiB to the device"
+    assert plan.slowdown(float(6 << 30)).endswith("copies 3.00 GiB to the device, 0.50 s at 6.00 GiB/s")
 
 
 def test_two_denoisers_count_together_and_encoders_alone() -> None:
@@ -168,10 +193,6 @@ def test_the_component_that_ran_last_leaves_first_and_no_more_than_must() -> Non
     assert leavers(present, need_bytes=3, free_bytes=2) == ("vae",)
     assert leavers(present, need_bytes=9, free_bytes=2) == ("vae", "unet")
     assert leavers(present, need_bytes=99, free_bytes=0) == ("vae", "unet", "text_encoder")
-
-
-def test_sizes_read_in_the_unit_that_suits_them() -> None:
-    assert [size_text(n) for n in (0, 1 << 20, 3 << 29)] == ["0 bytes", "1.0 MiB", "1.5 GiB"]
 
 
 ROLES = st.sampled_from(["encoder", "denoiser", "decoder", "other"])
