@@ -29,7 +29,9 @@ def main() -> None:
         runners = [
             SharedMemory(
                 server.connect(number)[1],
-                pinning=Pinning(torch.cuda.cudart(), flush=torch.cuda.synchronize),
+                pinning=Pinning(
+                    torch.cuda.cudart(), flush=torch.cuda.synchronize, settle=torch.cuda.synchronize
+                ),
             )
             for number in range(2)
         ]

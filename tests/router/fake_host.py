@@ -22,7 +22,7 @@ from falctl.board.board import Board
 from falctl.board.rows import ModelRow, RunnerRow
 from falctl.core.types import Epoch, Hint
 
-PATIENCE_S = 15.0
+PATIENCE_S = 60.0
 
 
 @dataclass(frozen=True)

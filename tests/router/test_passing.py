@@ -158,7 +158,7 @@ def test_a_hint_in_the_body_reaches_the_host_as_json(plain: Setup) -> None:
 def test_an_object_that_curl_d_calls_a_form_reaches_the_app_as_the_json_that_it_is(
     plain: Setup, declared: dict[str, str]
 ) -> None:
-    ask(plain, body=b'{"model": "m1"}', headers=declared)
+    ask(plain, body=b' \n{"model": "m1"}', headers=declared)
     seen = plain.hosts[0].seen[-1]
     assert seen.values("content-type") == [b"application/json"]
     assert seen.values(wire.H_WANTED) == [b'"m1"']

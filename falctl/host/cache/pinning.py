@@ -8,6 +8,7 @@ pageable as it was, which one line in the log tells.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable
 from typing import Any, Final, Protocol
@@ -43,11 +44,16 @@ class Cudart(Protocol):
 
 
 class Pinning:
-    """Registers memory with *cudart*; *flush* takes an error of its off the card's queue. Thread-safe."""
+    """
+    Registers memory with *cudart*. Thread-safe.
 
-    def __init__(self, cudart: Cudart, *, flush: Callable[[], None]) -> None:
+    *flush* takes an error of its off the card's queue, *settle* blocks until the card reads nothing that it was told to.
+    """
+
+    def __init__(self, cudart: Cudart, *, flush: Callable[[], None], settle: Callable[[], None]) -> None:
         self._cudart = cudart
         self._flush = flush
+        self._settle = settle
         self._told = False
 
     def pin(self, address: int, nbytes: int, *, read_only: bool) -> Callable[[], None] | None:
@@ -69,6 +75,9 @@ class Pinning:
         return lambda: self._undo(done)
 
     def _undo(self, starts: list[int]) -> None:
+        if starts:
+            # Whoever dropped the last view did not wait for the copies that he had queued, nor could the collector.
+            self._settle()
         for start in starts:
             self._cudart.cudaHostUnregister(start)
 
@@ -90,7 +99,7 @@ def card_pinning() -> Pinning | None:
     """
     if not torch.cuda.is_available():
         return None
-    pinning = Pinning(torch.cuda.cudart(), flush=_flush)
+    pinning = Pinning(torch.cuda.cudart(), flush=_flush, settle=_settle)
     pageable, pinned = host_buffer(_PROBE_BYTES), host_buffer(_PROBE_BYTES)
     end = pinning.pin(pinned.data_ptr(), _PROBE_BYTES, read_only=False)
     if end is None:
@@ -117,6 +126,11 @@ def _copy_s(target: torch.Tensor, source: torch.Tensor) -> float:
         torch.cuda.synchronize()
         taken_s.append(monotonic_s() - began_at)
     return min(taken_s[1:])
+
+
+def _settle() -> None:
+    with contextlib.suppress(RuntimeError):  # of a context that is broken, on which nothing runs any more
+        torch.cuda.synchronize()
 
 
 def _flush() -> None:

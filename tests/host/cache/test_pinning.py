@@ -32,6 +32,8 @@ class Card:
         self.regions_max = regions_max
         self.refuses_read_only = refuses_read_only
         self.flushed = 0
+        self.reading = False
+        """Whether copies may be under way that were queued."""
 
     def cudaHostRegister(self, address: int, nbytes: int, flags: int) -> int:  # noqa: N802 - CUDA's name
         read_only = bool(flags & 8)
@@ -43,11 +45,15 @@ class Card:
 
     def cudaHostUnregister(self, address: int) -> int:  # noqa: N802 - CUDA's name
         assert is_mapped(address), "unregistered after it was unmapped"
+        assert not self.reading, "unregistered under a copy"
         del self.registered[address]
         return 0
 
     def pinning(self) -> Pinning:
-        return Pinning(self, flush=self._flush)
+        return Pinning(self, flush=self._flush, settle=self._settle)
+
+    def _settle(self) -> None:
+        self.reading = False
 
     def _flush(self) -> None:
         self.flushed += 1
@@ -71,6 +77,7 @@ def test_what_is_filled_is_registered_with_the_card_until_it_is_unmapped(server:
     assert cards[0].registered == {address: (MB, False)}
     assert cards[1].registered == {other.mapping.address: (MB, True)}
     view = other.flat[:1]
+    cards[0].reading = cards[1].reading = True
     block.release()
     other.release()
     assert (cards[0].registered, len(cards[1].registered)) == ({}, 1), "a copy may be under way"
