@@ -33,22 +33,23 @@ def test_a_page_that_is_to_be_read_whole_stays_short(page: str, lines_max: int) 
 
 
 def test_the_map_of_the_code_fits_a_window() -> None:
-    wide = [
-        line for line in (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8").split("\n") if len(line) > 120
-    ]
-    assert wide == []
+    lines = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8").split("\n")
+    assert [line for line in lines if len(line) > 120] == []
 
 
+@pytest.mark.process
 def test_importing_what_authors_import_is_light() -> None:
     assert not HEAVY & _modules("import falctl")
 
 
+@pytest.mark.process
 def test_the_command_line_starts_without_torch_and_servers() -> None:
     heavy = HEAVY - {"typer", "rich"}
     assert not heavy & _modules("import falctl.cli.main")
     assert not heavy & _modules("import falctl.cli.status")
 
 
+@pytest.mark.process
 def test_the_supervisor_and_the_router_never_import_torch() -> None:
     assert not {"torch", "diffusers", "starlette", "uvicorn", "aiohttp"} & _modules(
         "import falctl.supervisor.up"
