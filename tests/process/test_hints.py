@@ -14,7 +14,7 @@ from tests.process.harness import Falctl
 
 pytestmark = pytest.mark.process
 
-REPETITIONS = 20
+REPETITIONS = 10
 AT_ONCE = 24
 SIMULATED = "runners.simulated:SimulatedModels"
 COSTS = "[simulated]\nload_s = 0.1\nexec_s = 0.005\n"
@@ -24,7 +24,7 @@ HINT = "X-Fal-Runner-Hint"
 
 
 def play(f: Falctl, *, header: bool, at_once: int = AT_ONCE) -> list[dict[str, Any]]:
-    """Post 24 requests over 2 models in random order at once, 20 times; return what the runners did."""
+    """Post 24 requests over 2 models in random order at once, 10 times; return what the runners did."""
     rng = random.Random(20)
     done: list[dict[str, Any]] = []
 

@@ -137,6 +137,37 @@ def test_a_runner_that_is_stopped_before_it_takes_its_request_is_hung_too() -> N
         assert f.post("/", {"x": 1}).status == 200
 
 
+def test_a_fleet_that_was_stopped_as_a_whole_goes_on_and_nobody_passes_for_hung(tmp_path: Path) -> None:
+    # As `docker pause` does it. The supervisor wakes first, and finds everybody silent for longer than is allowed.
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys\n"
+        "if 'up' in sys.orig_argv:\n"
+        "    import falctl.supervisor.fleet as fleet\n"
+        f"    fleet.ROUTER_SILENCE_MAX_S = {STALL_S}\n"
+    )
+    with Falctl("runners.echo:Echo", config=HANGS, python_path=[tmp_path], args=("--runners", "1")) as f:
+        asked = Background(lambda: f.post("/sleep", {"seconds": STALL_S + 3}))
+        until(lambda: executing(f, 0), within_s=10.0, what="the runner works")
+        before = f.pids()
+        for pid in before.values():
+            os.kill(pid, signal.SIGSTOP)
+        pass_by(STALL_S + 1)
+        os.kill(before["supervisor"], signal.SIGCONT)
+        pass_by(1.0)  # it looks four times a second
+        for pid in before.values():
+            os.kill(pid, signal.SIGCONT)
+        reply = asked.result()
+        assert reply is not None
+        assert reply.status == 200
+        assert f.pids() == before
+
+
+def pass_by(seconds: float) -> None:
+    """Return after *seconds* in which something else is stopped."""
+    began_at = monotonic_s()
+    until(lambda: monotonic_s() - began_at > seconds, within_s=seconds, what=f"{seconds} s have passed")
+
+
 LOADS = '[routing]\npolicy = "auto"\n'
 
 
