@@ -103,11 +103,21 @@ def test_a_507_of_one_runner_is_no_answer_while_another_may_have_room(three: Set
             within_s=PATIENCE_S,
             what="another is asked",
         )
+        assert host is not None
         assert not first.replies + second.replies
         failed.append(host.runner)
         said = f"runner {host.runner} has no room"
-        told = {"error": said, "status": 507, "error_type": "model_too_large", "least_bytes": 20 << 30}
-        host.tell(wire.LoadEnded(host.epoch, "m", ok=False, load_s=0.0, **told))
+        ended = wire.LoadEnded(
+            host.epoch,
+            "m",
+            ok=False,
+            load_s=0.0,
+            error=said,
+            status=507,
+            error_type="model_too_large",
+            least_bytes=20 << 30,
+        )
+        host.tell(ended)
     assert sorted(failed) == [0, 1, 2]
     for reply in (*first.all(), *second.all(), ask(three, headers={HINT: "m"})):
         assert (reply.status, reply.value("x-fal-error-type")) == (507, "model_too_large")
@@ -144,8 +154,17 @@ def test_all_who_wait_for_a_model_that_there_is_not_are_answered_by_the_load_tha
     host = until(
         lambda: next((h for h in three.hosts.values() if h.ordered), None), within_s=PATIENCE_S, what="a load"
     )
-    told = {"error": "there is no nonsense", "status": 404, "error_type": "model_not_allowed"}
-    host.tell(wire.LoadEnded(host.epoch, "nonsense", ok=False, load_s=0.0, **told))
+    assert host is not None
+    ended = wire.LoadEnded(
+        host.epoch,
+        "nonsense",
+        ok=False,
+        load_s=0.0,
+        error="there is no nonsense",
+        status=404,
+        error_type="model_not_allowed",
+    )
+    host.tell(ended)
     for reply in [reply for later in laters for reply in later.all()]:
         assert (reply.status, reply.value("x-fal-error-type")) == (404, "model_not_allowed")
         assert reply.json() == {"detail": "there is no nonsense", "error_type": "model_not_allowed"}
