@@ -127,7 +127,11 @@ class Turns(Generic[M]):
     def too_large(self, asked: Asked, room: Room | None, why: str = "") -> ModelTooLargeError:
         """Return the error that says, with numbers, that a model has no *room* for a drawing."""
         told = why if room is None else f"{room.told(self._need(asked))}{why and '; '}{why}"
-        return ModelTooLargeError(f"Model {asked.name!r} has no room: {told}")
+        least_bytes = None if room is None else self._need(replace(asked, drawing=None))
+        fits = least_bytes is None or room is None or (why in {"", IN_VAIN} and least_bytes <= room.most_bytes)
+        return ModelTooLargeError(
+            f"Model {asked.name!r} has no room: {told}", least_bytes=None if fits else least_bytes
+        )
 
     def _look(self, asked: Asked, place: object) -> Claim | None:
         """Return the lease if it is granted; None: not yet. Waits for something to change then."""
@@ -146,7 +150,7 @@ class Turns(Generic[M]):
                 self._line[place] = use
                 self._holdings.changed.wait(_LOOK_S)
                 return None
-        raise self.too_large(asked, room, _IN_VAIN)
+        raise self.too_large(asked, room, IN_VAIN)
 
     def _judged(self, use: Use, place: object) -> tuple[Verdict, Room]:
         before, uses, supply = self._before(place), self._holdings.uses(), self._holdings.supply()
@@ -182,4 +186,4 @@ class Turns(Generic[M]):
         return weights + self._store.peak_bytes(asked.name, asked.drawing)
 
 
-_IN_VAIN: Final = "and others have it who wait for what this request has, or do not end"
+IN_VAIN: Final = "and others have it who wait for what this request has, or do not end"

@@ -21,7 +21,7 @@ from falctl.toolkit.opaque_store import OpaqueStore
 from tests.toolkit.counted_store import CountedStore, Model, OutOfMemoryError
 from tests.wait import until
 
-WAIT_S = 20.0
+WAIT_S = 60.0
 SIZES = {
     "a": {"a.text": 20, "a.unet": 50},
     "b": {"b.text": 10, "b.unet": 40},

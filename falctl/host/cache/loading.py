@@ -21,8 +21,8 @@ from falctl.errors import FilesChangedError, HostMemoryFullError, ModelFilesErro
 from falctl.host.cache.content_key import require_unchanged
 from falctl.host.cache.estimate import Wanted
 from falctl.host.cache.headers import Stamp
-from falctl.host.cache.reading import ReadCancelledError
 from falctl.host.cache.recipes import VARIANTS, Recipe
+from falctl.host.cache.stopping import LoadCancelledError
 from falctl.toolkit.model_source import ModelSource
 from falctl.toolkit.out_of_memory import runs_out_of_memory
 
@@ -33,7 +33,7 @@ _NOT_THE_FOLDERS_FAULT: Final = (
     MemoryError,
     torch.OutOfMemoryError,
     HostMemoryFullError,
-    ReadCancelledError,
+    LoadCancelledError,
 )
 
 
@@ -125,7 +125,9 @@ def told_of(name: str) -> Iterator[None]:
         if error.detail.startswith(_refusal(name)):
             raise
         msg = f"{_refusal(name)}{error}"
-        raise type(error)(msg) from error
+        raise type(error)(
+            msg
+        ) from None  # it says all: how we came to it is nothing to whoever has the folder
     except _NOT_THE_FOLDERS_FAULT:
         raise
     except Exception as error:
