@@ -101,7 +101,8 @@ class RunnerContext(Protocol):
         `ModelSource.loras` are adapters ``lora0``, ``lora1`` beside them, whose scales ``pipeline.set_adapters`` sets.
 
         *joint* is what stands between a model's name and what is laid upon it, ``+`` in ``base+lora``: who holds the
-        one then counts as nearly warm for the other.
+        one then counts as nearly warm for the other, and a request whose body has ``loras: [{"path": ...}]`` beside its
+        model is for the two together, as `falctl.toolkit.name_with_loras` calls them.
         """
         ...
 

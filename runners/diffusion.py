@@ -13,10 +13,11 @@ from pydantic import BaseModel, Field
 
 from falctl import App, endpoint
 from falctl.toolkit import Drawing as DrawingSize
-from falctl.toolkit import Image, RequestError, encode_image, lora_adapter
+from falctl.toolkit import Image, RequestError, encode_image, lora_adapter, name_with_loras
 from runners.model_names import Source, find_model
 
 _SEEDS: Final = 1 << 32
+_JOINT: Final = "+"
 
 
 class Lora(BaseModel):
@@ -91,7 +92,7 @@ class AnyModelRunner(App):
     """Holds the pipelines that have room, and lets those leave that are cheapest to bring back."""
 
     def setup(self) -> None:
-        self.models = self.runner.pipeline_cache(self._find, joint="+")
+        self.models = self.runner.pipeline_cache(self._find, joint=_JOINT)
 
     def provide_hints(self) -> Iterable[str]:
         return self.models.resident
@@ -101,7 +102,7 @@ class AnyModelRunner(App):
         seed = secrets.randbelow(_SEEDS) if request.seed is None else request.seed
         if request.keep_alive is not None:
             self.runner.keep_alive(request.keep_alive)
-        name = "+".join((request.model, *(lora.path.removesuffix(".safetensors") for lora in request.loras)))
+        name = name_with_loras(request.model, (lora.path for lora in request.loras), joint=_JOINT)
         asked_at = time.perf_counter()
         loaded_at = asked_at
 

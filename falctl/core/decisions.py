@@ -132,6 +132,13 @@ class Decisions:
         self._requests_bytes += story.size_bytes
         self._trim_requests()
 
+    def renamed(self, request: RequestId, hint: Hint | None) -> None:
+        """The model that a request wants is called *hint* by its runners."""
+        if (story := self._requests.get(request)) is not None:
+            more = 2 * (len(hint or "") - len(story.hint or ""))
+            story.hint, story.size_bytes = hint, story.size_bytes + more
+            self._requests_bytes += more
+
     def dispatched(self, dispatch: Dispatch, candidates: tuple[Candidate, ...], *, now: float) -> None:
         """A request goes to a runner."""
         step = Step(

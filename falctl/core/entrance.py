@@ -7,7 +7,8 @@ Refusals are told with how many wait, and with when a place should turn free (`f
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 
 from falctl.core.events import Arrived, Event, PinsChanged, Refuse, RefuseCode, RunnerDown, RunnerUp
 from falctl.core.fair import FairShare
@@ -16,6 +17,7 @@ from falctl.core.pace import Pace
 from falctl.core.policies.base import State
 from falctl.core.policies.room import outgrows, pinned_out
 from falctl.core.queue import Waiting
+from falctl.core.sources import named
 from falctl.core.types import Hint, RequestId, Wanted
 
 
@@ -45,6 +47,23 @@ class Entrance:
             after_s = self.place_s(now=now) / self.pace.share(client, clients=queue.clients)
             return Refuse(event.request, "client_queue_full", after_s, queue.count_of(client))
         return None
+
+    def named(self, event: Arrived) -> Arrived:
+        """Return *event* with the name by which runners know the wanted model, as far as they have said how they join names."""
+        wanted, joint = event.wanted, self.state.fleet.joint
+        if wanted is None or not wanted.laid or joint is None:
+            return event
+        return replace(event, wanted=named(wanted, joint))
+
+    def learn_joint(self, joint: str) -> Iterator[Waiting]:
+        """A runner says by what its app joins names: go by that; yield those who wait for a model of another name now."""
+        self.state.fleet.joint = joint
+        for waiting in [w for w in self.state.queue if w.wanted is not None and w.wanted.laid]:
+            assert waiting.wanted is not None
+            self.state.queue.pop(waiting.request)
+            renamed = replace(waiting, wanted=named(waiting.wanted, joint))
+            self.state.queue.add(renamed)
+            yield renamed
 
     def admit(self, event: Arrived, *, now: float) -> Waiting:
         """Let a request wait; learn from it what is wanted."""

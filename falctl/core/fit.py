@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Literal, TypeAlias, TypeVar
 
-from falctl.core.types import GiB
+from falctl.core.sizes import size_text
 
 K = TypeVar("K")
 
@@ -49,8 +49,6 @@ _ROLES: Final[Mapping[str, Role]] = {
 
 RING_SLOTS: Final = 2
 """Places for blocks that come and go: one runs while the next arrives."""
-
-_MiB: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +91,7 @@ class BlockPlan:
         moved = f"each pass through {self.name} copies {size_text(self.moved_bytes)} to the device"
         if not copy_rate:
             return moved
-        return f"{moved}, {self.moved_bytes / copy_rate:.2f} s at {size_text(int(copy_rate))}/s"
+        return f"{moved}, {self.moved_bytes / copy_rate:.2f} s at {size_text(copy_rate)}/s"
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,13 +174,6 @@ def leavers(present: Mapping[K, int], *, need_bytes: int, free_bytes: int) -> tu
         leaving.append(key)
         free_bytes += present[key]
     return tuple(leaving)
-
-
-def size_text(nbytes: int) -> str:
-    """Return *nbytes* as people read it in a log line: ``4.6 GiB``, ``12.0 MiB``, ``512 bytes``."""
-    if nbytes >= GiB:
-        return f"{nbytes / GiB:.1f} GiB"
-    return f"{nbytes / _MiB:.1f} MiB" if nbytes >= _MiB else f"{nbytes} bytes"
 
 
 @dataclass(frozen=True, slots=True)

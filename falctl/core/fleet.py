@@ -194,6 +194,8 @@ class Fleet:
     """Models whose last load failed, until a runner holds one: their requests are executed, so that the client hears why."""
     unlisted: OrderedDict[Hint, None] = field(default_factory=OrderedDict)
     """Models that a runner has served and then did not list, until one does: nobody is ever warm for them."""
+    joint: str | None = None
+    """By what their app joins names (`Caps.joint`), as the last of them to come has said; None: none has come yet."""
     _last_served: OrderedDict[Hint, RunnerId] = field(default_factory=OrderedDict)
     _served: dict[RunnerId, set[Hint]] = field(default_factory=dict)
     """The same by runner."""

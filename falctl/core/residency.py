@@ -15,6 +15,9 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Literal, TypeAlias
 
+from falctl.core.sizes import size_text
+from falctl.core.types import GiB
+
 Tier: TypeAlias = Literal["vram", "ram", "disk"]
 """Where bytes are: on the device; in host memory; only in their files, while the modules stand (a skeleton)."""
 
@@ -23,7 +26,6 @@ Verdict: TypeAlias = Literal["hit", "join", "ram", "disk"]
 
 HALF_LIFE_S: Final = 1800.0
 """After how long a use counts half: about a sitting at a workstation."""
-_GIB: Final = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,10 +121,10 @@ class Room:
 
     def told(self, need_bytes: int) -> str:
         """Return for a person why *need_bytes* can or cannot be had."""
-        text = f"it needs {gib(need_bytes)}, and can have {gib(self.most_bytes)} of {gib(self.total_bytes)}"
+        text = f"it needs {size_text(need_bytes)}, and can have {size_text(self.most_bytes)} of {size_text(self.total_bytes)}"
         for what, models in (("in use", self.leased), ("pinned", self.pinned)):
             if models:
-                text += f"; {what}: " + ", ".join(f"{name} ({gib(size)})" for name, size in models)
+                text += f"; {what}: " + ", ".join(f"{name} ({size_text(size)})" for name, size in models)
         return text
 
 
@@ -132,11 +134,6 @@ class Plan:
 
     keys: tuple[str, ...]
     clock: float
-
-
-def gib(size_bytes: int) -> str:
-    """Return *size_bytes* for a person."""
-    return f"{size_bytes / _GIB:.2f} GiB"
 
 
 def room_for(
@@ -167,9 +164,9 @@ def loose(held: Iterable[Held], *, tier: Tier) -> tuple[Part, ...]:
 
 def value(model: Held, *, now: float) -> float:
     """Return GreedyDual's H, in seconds for each GiB; a model without bytes counts as one of a GiB."""
-    size = sum(p.nbytes for p in model.parts) or _GIB
+    size = sum(p.nbytes for p in model.parts) or GiB
     uses: float = model.uses * 0.5 ** (max(0.0, now - model.used_at) / HALF_LIFE_S)
-    return model.clock + uses * model.reload_s * _GIB / size
+    return model.clock + uses * model.reload_s * GiB / size
 
 
 def make_room(

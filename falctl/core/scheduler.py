@@ -77,6 +77,8 @@ class Scheduler:
 
     def handle(self, event: Event, *, now: float) -> list[Action]:
         """Apply *event* at monotonic instant *now*; return what to do, in order."""
+        if isinstance(event, Arrived):
+            event = self.entrance.named(event)
         refused = self._apply(event, now)
         refused += [*self.entrance.refuse_late(now=now), *self.entrance.refuse_unfit(event)]
         actions = [*refused, *self.wishes.settle(), *self._grant(now, first=True), *self._decide(now)]
@@ -248,6 +250,8 @@ class Scheduler:
             known = Runner(event.runner, event.epoch, event.slots, event.hints, event.caps)
             self.state.fleet.runners[event.runner] = known
         self.state.fleet.returning.discard(event.runner)
+        for renamed in self.entrance.learn_joint(event.caps.joint):
+            self.decisions.renamed(renamed.request, renamed.hint)
         known.caps, known.accepting, known.blocked = event.caps, True, False
         known.loading = {hint: known.loading.get(hint, now) for hint in event.loading}
         known.loading_from = {h: s for h, s in known.loading_from.items() if h in known.loading}

@@ -6,21 +6,25 @@ ram    its bytes are in host memory
 disk   anything else, also a model that no one here has ever held
 
 A hint is opaque. That one model is the base of another is known only where the runner's app has said by which text it
-joins the two (`Caps.joint`), and only of a base that the runner lists; never guessed from a character in a hint.
+joins the two (`Caps.joint`), and only of a base that the runner lists; never guessed from a character in a hint. How the
+two are joined is said here once, for the app and for those who look for a runner that holds the result.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Final, Literal, TypeAlias
 
-from falctl.core.types import Hint
+from falctl.core.hints import HINT_BYTES_MAX
+from falctl.core.types import Hint, Wanted
 
 Source: TypeAlias = Literal["base", "ram", "disk"]
 
 SOURCES: Final[tuple[Source, ...]] = ("base", "ram", "disk")
 """Cheapest first."""
+
+LAID_SUFFIX: Final = ".safetensors"
 
 Tier: TypeAlias = Literal["ram", "disk"]
 """Where a host says that a load took its bytes from; it knows nothing of bases."""
@@ -49,3 +53,24 @@ def bases(hint: Hint, joint: str) -> Iterator[Hint]:
     end = len(hint)
     while joint and (end := hint.rfind(joint, 0, end)) > 0:
         yield Hint(hint[:end])
+
+
+def join(base: str, laid: Iterable[str], joint: str) -> str:
+    """
+    Return the name of the model *base* with what is *laid* upon it, in that order: files, with or without their ending.
+
+    How much of each is taken is not a part of the name.
+    """
+    return joint.join((base, *(name.removesuffix(LAID_SUFFIX) for name in laid)))
+
+
+def named(wanted: Wanted, joint: str) -> Wanted:
+    """
+    Return what is *wanted* of an app that joins names by *joint*; empty: what is laid upon a model is none of its name.
+
+    A name that would be too long for a runner to list stays that of the base.
+    """
+    if not wanted.laid:
+        return wanted
+    whole = join(wanted.hint, wanted.laid, joint) if joint else wanted.hint
+    return replace(wanted, hint=Hint(whole) if len(whole) <= HINT_BYTES_MAX else wanted.hint, laid=())

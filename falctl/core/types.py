@@ -34,6 +34,8 @@ class Wanted:
 
     hint: Hint
     source: HintSource
+    laid: tuple[str, ...] = ()
+    """What is to be laid upon that model: a part of its name if the app joins such names (`Caps.joint`), as `falctl.core.sources.named` says."""
 
 
 @dataclass(frozen=True, slots=True)

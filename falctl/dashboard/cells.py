@@ -15,8 +15,6 @@ from typing import Final
 from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
-from falctl.core.types import GiB, MiB
-
 QUIET: Final = "dim"
 """The style of what is read second. Not "bright_black": some palettes make that the background's colour."""
 
@@ -165,14 +163,3 @@ def latency(seconds: float) -> str:
 def rate(per_second: float) -> str:
     """Return a rate in at most four digits."""
     return f"{per_second:.1f}" if per_second < 99.95 else f"{per_second:,.0f}"
-
-
-def size(size_bytes: float) -> str:
-    """Return a size with its unit: ``6.46 GiB``, ``12 MiB``."""
-    return f"{gib(size_bytes)} GiB" if size_bytes >= 0.0995 * GiB else f"{size_bytes / MiB:.0f} MiB"
-
-
-def gib(size_bytes: float) -> str:
-    """Return a size in GiB, without the unit."""
-    value = size_bytes / GiB
-    return f"{value:.2f}" if value < 9.995 else f"{value:.1f}" if value < 9999.5 else f"{value:,.0f}"

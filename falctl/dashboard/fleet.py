@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from rich.text import Text
 
+from falctl.core.sizes import gib_text, size_text
 from falctl.dashboard.cells import (
     QUIET,
     Line,
@@ -14,11 +15,9 @@ from falctl.dashboard.cells import (
     beside,
     fit,
     flow,
-    gib,
     ink,
     level,
     right,
-    size,
     span,
     wrap,
 )
@@ -171,7 +170,9 @@ def _memory(card: CardFacts, columns: Columns, pen: Pen) -> Line:
         return ink("the card does not answer" if card.state == "lost" else "-", QUIET)
     share = card.used_bytes / card.total_bytes
     style = QUIET if card.stale else level(100 * share, **MEMORY_LEVELS)
-    amount = ink(f"{gib(card.used_bytes)} / {gib(card.total_bytes)} GiB", QUIET if card.stale else "")
+    amount = ink(
+        f"{gib_text(card.used_bytes)} / {gib_text(card.total_bytes)} GiB", QUIET if card.stale else ""
+    )
     if columns.memory_bar == 0:
         return right(amount, min(columns.right, max(AMOUNT_CELLS, amount.cell_len)))
     return pen.bar(share, cells=columns.memory_bar, style=style) + ink(" ") + right(amount, AMOUNT_CELLS)
@@ -310,7 +311,7 @@ def _model(model: ModelFacts, pen: Pen, *, cells: int, sizes: bool) -> Line:
         glyph, style = pen.glyphs.in_ram, QUIET
         state = ink("in RAM", QUIET)
     if sizes and model.size_bytes:
-        state += ink(f" {size(model.size_bytes)}", QUIET)
+        state += ink(f" {size_text(model.size_bytes)}", QUIET)
     if model.pinned:
         state += ink(" pinned", "cyan")
     return _held(model.name, state, pen, glyph=(glyph, style), cells=cells)

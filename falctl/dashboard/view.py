@@ -14,7 +14,8 @@ from typing import Final, NamedTuple
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from falctl.dashboard.cells import QUIET, Line, Pen, beside, fit, flow, ink, latency, rate, right, size, span
+from falctl.core.sizes import size_text
+from falctl.dashboard.cells import QUIET, Line, Pen, beside, fit, flow, ink, latency, rate, right, span
 from falctl.dashboard.columns import columns_for
 from falctl.dashboard.fleet import APP_CELLS_MAX, Block, block_lines, blocks_of, table_head
 from falctl.dashboard.snapshot import EventFacts, FleetSnapshot, MemoryFacts, QueuedFacts, RouterFacts
@@ -84,7 +85,7 @@ def _host_memory(memory: MemoryFacts | None) -> list[Line]:
     """Return what the runners share of host memory for weights, and may; nothing while that is nothing."""
     if memory is None or not memory.held_bytes:
         return []
-    amount = f"{size(memory.held_bytes)} of {size(memory.budget_bytes)}"
+    amount = f"{size_text(memory.held_bytes)} of {size_text(memory.budget_bytes)}"
     return [Text.assemble(("host memory ", QUIET), (amount, "bold"))]
 
 

@@ -5,7 +5,7 @@ from falctl.errors import BadRequestError, NotFoundError, RequestError
 from falctl.toolkit.cancel import RequestCancelled
 from falctl.toolkit.files import File, Image, encode_image
 from falctl.toolkit.model_cache import ModelCache
-from falctl.toolkit.model_source import ModelSource, lora_adapter
+from falctl.toolkit.model_source import ModelSource, lora_adapter, name_with_loras
 
 __all__ = [
     "BadRequestError",
@@ -19,4 +19,5 @@ __all__ = [
     "RequestError",
     "encode_image",
     "lora_adapter",
+    "name_with_loras",
 ]

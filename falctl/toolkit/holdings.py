@@ -24,13 +24,13 @@ from falctl.core.residency import (
     Resident,
     Room,
     Tier,
-    gib,
     loose,
     make_room,
     room_for,
     tier_of,
     victims,
 )
+from falctl.core.sizes import size_text
 from falctl.errors import ModelTooLargeError
 from falctl.toolkit.cache_entry import Entry, Load
 from falctl.toolkit.cache_hooks import Admitted, CachePolicy
@@ -143,7 +143,7 @@ class Holdings(Generic[M]):
             pins = {**self._pinned, name: needed}
             size = sum({p.key: p.nbytes for parts in pins.values() for p in parts}.values())
             if total is not None and size > total - reserve:
-                raise _no_room_for_pins(pins, f"need {gib(size)} of {gib(total - reserve)}")
+                raise _no_room_for_pins(pins, f"need {size_text(size)} of {size_text(total - reserve)}")
             if most and len(pins) > most:
                 raise _no_room_for_pins(pins, f"are more than may be loaded (cache.max_models = {most})")
             self._pinned = pins

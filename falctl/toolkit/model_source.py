@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Protocol
+
+from falctl.core.sources import join
 
 
 class ModelSource(Protocol):
@@ -27,3 +30,13 @@ class ModelSource(Protocol):
 def lora_adapter(i: int) -> str:
     """Return how a pipeline calls the i-th of `ModelSource.loras`, for ``set_adapters``."""
     return f"lora{i}"
+
+
+def name_with_loras(model: str, loras: Iterable[str], *, joint: str) -> str:
+    """
+    Return what *model* with *loras* laid upon it is called: names of files, whose ending does not count.
+
+    The router calls it so, too, where a request's body has ``loras: [{"path": ...}]`` beside its model, so that it finds
+    who holds both: an app with such requests must use this, with what it gives as *joint* to `pipeline_cache`.
+    """
+    return join(model, loras, joint)

@@ -20,17 +20,19 @@ from falctl.core.events import (
     PinsChanged,
     Refuse,
     Released,
+    RunnerDown,
     RunnerUp,
     TellWish,
     Tick,
     Wished,
 )
 from falctl.core.fleet import Runner
+from falctl.core.hints import HINT_BYTES_MAX
 from falctl.core.policies import Affinity, Auto, Policy
 from falctl.core.policies.base import Weighs
 from falctl.core.policies.look import look_at
 from falctl.core.scheduler import Scheduler
-from falctl.core.sources import SHARES, SOURCES, Stock, Tier, bases
+from falctl.core.sources import SHARES, SOURCES, Stock, Tier, bases, join, named
 from falctl.core.types import Caps, Epoch, GiB, Hint, RequestId, RunnerId, Wanted
 from falctl.core.why import brief, why
 
@@ -113,6 +115,58 @@ def test_a_base_is_a_shorter_beginning_with_a_joint_behind_it(hint: str, joint: 
     found = list(bases(Hint(hint), joint))
     assert found == sorted(set(found), key=len, reverse=True)
     assert all(hint.startswith(base + joint) and base for base in found)
+
+
+def test_a_name_is_joined_of_the_files_laid_upon_a_model_in_their_order_without_their_ending() -> None:
+    assert join("base", ["b.safetensors", "a", "x.safetensors.bin"], "+") == "base+b+a+x.safetensors.bin"
+    assert join("base", [], "+") == "base"
+
+
+def test_what_is_wanted_has_the_name_that_the_app_joins_if_it_joins_any() -> None:
+    plain, laid = Wanted(BASE, "header"), Wanted(BASE, "body", ("lora.safetensors",))
+    assert named(plain, "+") is plain
+    assert named(laid, "+") == Wanted(UPON, "body")
+    assert named(laid, "") == Wanted(BASE, "body"), "to such an app it is one model, whatever is laid upon it"
+    whole = HINT_BYTES_MAX - len("base+")
+    assert named(Wanted(BASE, "body", ("l" * whole,)), "+").hint == "base+" + "l" * whole
+    assert named(Wanted(BASE, "body", ("l" * whole, "")), "+").hint == BASE, "no runner lists it"
+
+
+@pytest.mark.parametrize(("caps", "runner"), [(JOINED, 1), (APART, 0)])
+def test_a_request_goes_to_who_holds_all_that_is_laid_upon_its_model(caps: Caps, runner: int) -> None:
+    s = Scene()
+    s.up(0, "base", caps=caps), s.up(1, "base+lora base", caps=caps)
+    asked = Arrived(RequestId("1"), Wanted(BASE, "body", ("lora",)), "c")
+    assert only_dispatch(s.feed(asked)).runner == runner
+
+
+@pytest.mark.parametrize(("caps", "runner", "hint"), [(JOINED, 1, UPON), (APART, 0, BASE)])
+def test_who_came_before_the_app_said_how_it_joins_names_is_known_by_the_joined_one(
+    caps: Caps, runner: int, hint: Hint
+) -> None:
+    s = Scene()
+    s.feed(RunnerDown(RunnerId(0), returns=True))
+    s.come("plain", A), s.come("none", None)
+    s.feed(Arrived(RequestId("1"), Wanted(BASE, "body", ("lora",)), "c"))
+    assert s.scheduler.queue.count(BASE) == 1
+    busy = RunnerUp(RunnerId(runner), E1, 2, tuple(map(RequestId, "xy")), frozenset({BASE, UPON}), caps)
+    assert s.feed(busy) == []
+    assert [w.hint for w in s.scheduler.queue] == [A, None, hint]
+    [story] = [s.scheduler.decisions.explain(RequestId("1"))]
+    assert story is not None
+    assert story.story.hint == hint
+    again = s.scheduler.queue.get(RequestId("1"))
+    s.feed(replace(busy, runner=RunnerId(2)))
+    assert s.scheduler.queue.get(RequestId("1")) is again, "that was said already"
+
+
+def test_a_request_whose_story_is_forgotten_gets_its_joined_name_all_the_same() -> None:
+    s = Scene()
+    s.scheduler.decisions.requests_max = 1
+    s.feed(RunnerDown(RunnerId(0), returns=True))
+    s.feed(Arrived(RequestId("1"), Wanted(BASE, "body", ("lora",)), "c")), s.come("2", A)
+    s.feed(RunnerUp(RunnerId(0), E1, 1, (RequestId("x"),), frozenset({UPON}), JOINED))
+    assert [w.hint for w in s.scheduler.queue] == [UPON, A]
 
 
 def test_a_plus_in_a_hint_means_nothing_unless_the_app_says_so() -> None:

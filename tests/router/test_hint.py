@@ -9,7 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from falctl.core.types import Hint, Wanted
-from falctl.router.dispatch.hint import HINT_CHARS_MAX, MEMBERS_MAX, SEARCHED_BYTES_MAX, wanted_hint
+from falctl.router.dispatch.hint import (
+    HINT_CHARS_MAX,
+    LORAS_MAX,
+    MEMBERS_MAX,
+    SEARCHED_BYTES_MAX,
+    wanted_hint,
+)
 
 JSON = {b"content-type": b"application/json"}
 
@@ -112,3 +118,65 @@ def test_a_field_behind_too_many_members_is_not_looked_for() -> None:
 
 def test_a_cut_in_a_character_does_no_harm() -> None:
     assert from_body(b'{"model": "m", "t": "' + "é".encode() * SEARCHED_BYTES_MAX + b'"}') == "m"
+
+
+def laid(body: object, joint: str | None = "+") -> Wanted | None:
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return wanted_hint(JSON, content, field="model", joint=joint)
+
+
+def test_the_loras_of_a_body_are_part_of_its_hint_in_their_order_and_their_scales_are_not() -> None:
+    loras = [{"path": "b.safetensors", "scale": 0.5}, {"scale": 2, "path": "a"}]
+    for body in ({"model": "m", "loras": loras}, {"loras": loras, "prompt": "x", "model": "m"}):
+        assert laid(body) == Wanted(Hint("m+b+a"), "body")
+        assert laid(body, "::") == Wanted(Hint("m::b::a"), "body")
+        assert laid(body, "") == Wanted(Hint("m"), "body")
+        assert laid(body, None) == Wanted(Hint("m"), "body", ("b.safetensors", "a"))
+
+
+def test_a_header_says_all_of_a_model_s_name_whatever_the_body_lays_upon_it() -> None:
+    head = {**JSON, b"x-fal-runner-hint": b"m"}
+    body = b'{"model": "other", "loras": [{"path": "a"}]}'
+    assert wanted_hint(head, body, field="model", joint="+") == Wanted(Hint("m"), "header")
+
+
+@pytest.mark.parametrize(
+    "loras",
+    [
+        [],
+        None,
+        "a",
+        {"path": "a"},
+        ["a"],
+        [{"path": "a"}, {}],
+        [{"path": "a"}, None],
+        [{"path": ["a"]}],
+        [{"path": ""}],
+        [{"path": "a" * (HINT_CHARS_MAX + 1)}],
+        [{"path": "a" * (HINT_CHARS_MAX // 2)}] * 2,
+        [{"path": "a"}] * (LORAS_MAX + 1),
+        [[[[]]]],
+    ],
+)
+def test_what_is_no_list_of_loras_leaves_the_base(loras: object) -> None:
+    assert laid({"model": "m", "loras": loras}) == Wanted(Hint("m"), "body")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"model": "m", "loras": [{"path": "a"}',
+        b'{"model": "m", "loras"',
+        b'{"model": "m", "loras": ' + b"[" * 100_000,
+        b'{"model": "m", "prompt": "\\"loras\\": [{\\"path\\": \\"a\\"}]"}',
+        b'{"model": "m", "prompt": "' + b"x" * SEARCHED_BYTES_MAX + b'", "loras": [{"path": "a"}]}',
+        b'{"model": "m", ' + b'"": 0, ' * MEMBERS_MAX + b'"loras": [{"path": "a"}]}',
+    ],
+)
+def test_loras_that_cannot_be_read_leave_the_base(body: bytes) -> None:
+    assert laid(body) == Wanted(Hint("m"), "body")
+
+
+def test_loras_without_a_model_are_no_hint() -> None:
+    assert laid({"loras": [{"path": "a"}]}) is None
+    assert laid({"loras": [{"path": "a"}], "model": 3}) is None

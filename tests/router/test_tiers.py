@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,7 +15,8 @@ from falctl.core.types import Epoch, Hint, RunnerId
 from falctl.router.runners.news import released, stock_of
 from tests.router.client import Later, ask
 from tests.router.fake_host import PATIENCE_S
-from tests.router.harness import Setup, serving
+from tests.router.harness import Setup, serving, waits
+from tests.router.queue_calls import result, submit
 from tests.wait import until
 
 HINT = "x-fal-runner-hint"
@@ -89,6 +91,49 @@ def test_a_model_goes_where_its_base_is_if_the_app_says_what_joins_them() -> Non
                 what="hints of runner 2",
             )
             assert ask(setup, headers={HINT: "base+lora"}).value("x-falctl-runner") == str(runner)
+
+
+WITH_LORA = b'{"model": "base", "loras": [{"path": "lora.safetensors", "scale": 0.5}]}'
+
+
+@pytest.mark.parametrize(("joint", "runner", "hint"), [("+", "1", "base+lora"), ("", "0", "base")])
+def test_a_body_with_loras_goes_to_who_holds_them_directly_and_queued(
+    joint: str, runner: str, hint: str
+) -> None:
+    with serving(runners=2, declares={"joint": joint}) as setup:
+        setup.hosts[0].set_hints("base")
+        setup.hosts[1].set_hints("base+lora")
+        until(
+            lambda: [r["hints"] for r in setup.status()["runners"]] == [["base"], ["base+lora"]],
+            within_s=PATIENCE_S,
+            what="hints of both",
+        )
+        assert ask(setup, body=WITH_LORA).value("x-falctl-runner") == runner
+        job = submit(setup, body=WITH_LORA)["request_id"]
+        assert result(setup, job).value("x-falctl-runner") == runner
+        for seen in setup.hosts[int(runner)].seen:
+            assert seen.values(wire.H_WANTED) == [json.dumps(hint).encode()]
+        assert ask(setup, "GET", f"/falctl/explain/{job}").json()["hint"] == hint
+
+
+def test_bodies_with_loras_that_came_before_any_runner_are_known_by_the_name_that_it_joins() -> None:
+    setup = Setup()
+    try:
+        host = setup.add_host(hints=("base", "base+lora"), declares={"joint": "+"})
+        setup.put_life(0, 1, "starting")
+        setup.start_router(wait_for_runners=False)
+        job = submit(setup, body=WITH_LORA)["request_id"]
+        later = Later()
+        later.ask(setup, body=WITH_LORA)
+        waits(setup, 2)
+        setup.change(0, 1, "ready")
+        [reply] = later.all()
+        assert (reply.status, result(setup, job).status) == (200, 200)
+        assert [seen.values(wire.H_WANTED) for seen in host.seen] == [[b'"base+lora"']] * 2
+        for request in (job, reply.value("x-fal-request-id")):
+            assert ask(setup, "GET", f"/falctl/explain/{request}").json()["hint"] == "base+lora"
+    finally:
+        setup.close()
 
 
 # --- what a row says -------------------------------------------------------------------------------

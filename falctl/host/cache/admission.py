@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Final, Literal, TypeAlias
 
 from falctl.core.activations import Drawing
-from falctl.core.fit import DrawingPeaks, PartSize, Plan, TooLarge, fit, size_text
+from falctl.core.fit import DrawingPeaks, PartSize, Plan, TooLarge, fit
 from falctl.core.peaks import Kind, LearntPeaks, expected_peaks
 from falctl.core.residency import Room
+from falctl.core.sizes import size_text
 from falctl.errors import ModelTooLargeError
 from falctl.host.cache.arrangement import Arrangement
 from falctl.host.cache.peak_file import PeakFile

@@ -20,8 +20,9 @@ from typing import Final
 
 import torch
 
-from falctl.core.fit import BlockPlan, role_of, size_text
+from falctl.core.fit import BlockPlan, role_of
 from falctl.core.residency import Part, Tier
+from falctl.core.sizes import size_text
 from falctl.errors import HostMemoryFullError, ModelFilesError, ModelTooLargeError
 from falctl.host.cache.arena import Arena
 from falctl.host.cache.buffers import host_buffer

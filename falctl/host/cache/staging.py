@@ -24,7 +24,8 @@ from typing import Any, Final, Protocol
 
 import torch
 
-from falctl.core.fit import leavers, size_text
+from falctl.core.fit import leavers
+from falctl.core.sizes import size_text
 from falctl.host.cache.arena import Tier
 from falctl.host.cache.device import Device
 

@@ -15,7 +15,8 @@ from typing import Final
 from falctl import wire
 from falctl.config import QueueConfig, RoutingConfig
 from falctl.core.retries import CONDITIONS, SILENT, AppRetries
-from falctl.core.types import RunnerId
+from falctl.core.sources import named
+from falctl.core.types import RunnerId, Wanted
 from falctl.errors import NotFoundError
 from falctl.router.dispatch.driver import Driver
 
@@ -34,6 +35,8 @@ class AppSettings:
     request_timeout_s: float | None = None
     """Its hosts end a request that takes longer."""
     retries: AppRetries = SILENT
+    joint: str = ""
+    """What it writes between a model and what is laid upon it; empty: nothing is."""
 
 
 @dataclass(slots=True, eq=False)
@@ -70,6 +73,15 @@ class LocalApp:
     def request_timeout_s(self) -> float | None:
         """Return how long its hosts let a request run; None: they have said nothing."""
         return None if self.settings is None else self.settings.request_timeout_s
+
+    @property
+    def joint(self) -> str | None:
+        """Return what it writes between a model and what is laid upon it; empty: nothing is; None: it has said nothing."""
+        return None if self.settings is None else self.settings.joint
+
+    def named(self, wanted: Wanted | None) -> Wanted | None:
+        """Return what is *wanted* by the name that its runners have for it, as far as they have said how they join names."""
+        return wanted if wanted is None or self.joint is None else named(wanted, self.joint)
 
     @property
     def retries(self) -> AppRetries:
@@ -153,5 +165,9 @@ def settings_of(hello: wire.Hello) -> AppSettings:
     budgets = {condition: hello.retries[condition] for condition in CONDITIONS if condition in hello.retries}
     skips = frozenset(condition for condition in CONDITIONS if condition in hello.retry_skips)
     return AppSettings(
-        hello.app_name, hello.start_timeout_s, hello.request_timeout_s, AppRetries(budgets, skips)
+        hello.app_name,
+        hello.start_timeout_s,
+        hello.request_timeout_s,
+        AppRetries(budgets, skips),
+        hello.joint,
     )

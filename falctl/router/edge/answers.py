@@ -7,7 +7,7 @@ from math import ceil
 from typing import Any, Final, TypeAlias
 
 from falctl.core.events import Refuse, RefuseCode
-from falctl.core.types import GiB
+from falctl.core.sizes import size_text
 from falctl.errors import (
     ClientCancelledError,
     MethodError,
@@ -37,7 +37,7 @@ _REFUSALS: Final[dict[RefuseCode, tuple[type[RequestError], str]]] = {
     ),
     "model_too_large": (
         ModelTooLargeError,
-        "its model takes {size_gib:.1f} GiB and fits no card of this fleet; ask for a smaller one, or add a larger card",
+        "its model takes {size} and fits no card of this fleet; ask for a smaller one, or add a larger card",
     ),
     "pins_leave_no_room": (
         ModelTooLargeError,
@@ -65,7 +65,7 @@ def refusal(action: Refuse) -> RequestError:
     """Return the error that tells a client of *action*."""
     kind, detail = _REFUSALS[action.code]
     told = detail.format(
-        waiting=action.waiting, size_gib=action.size_bytes / GiB, pinned=", ".join(action.pinned)
+        waiting=action.waiting, size=size_text(action.size_bytes), pinned=", ".join(action.pinned)
     )
     return kind(told, retry_after_s=action.retry_after_s)
 

@@ -181,7 +181,7 @@ class QueueRoutes:
     # --- parts -------------------------------------------------------------------------------------
 
     def _envelope(self, call: Call, target: _Target, body: bytes, *, app: LocalApp) -> Envelope:
-        wanted = wanted_hint(call.head, body, field=self.rules.hint_from)
+        wanted = wanted_hint(call.head, body, field=self.rules.hint_from, joint=app.joint)
         arrived = arrival(call, wanted, start_timeout_s=app.start_timeout_s)
         start_by = arrived.start_by
         drop = self.rules.hide | _ONLY_QUEUED | _SECRETS | _OF_WHO_FETCHES

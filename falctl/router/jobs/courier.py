@@ -53,7 +53,9 @@ class Courier:
             return None
         began_at = monotonic_s()
         try:
-            incoming = await link.deliver(dispatch.request, _outgoing(dispatch.request, envelope, body))
+            wanted = self._apps.of(link.runner).named(envelope.wanted)
+            outgoing = _outgoing(dispatch.request, replace(envelope, wanted=wanted), body)
+            incoming = await link.deliver(dispatch.request, outgoing)
         except LostError:
             return self._lost(link, LOST, began_at)
         if incoming is None:

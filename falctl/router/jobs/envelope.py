@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from falctl.core.retries import DEFAULT_RULES, Condition, RetryRules
-from falctl.core.types import Hint, Priority, Wanted
+from falctl.core.types import Hint, HintSource, Priority, Wanted
 from falctl.router.dispatch.apps import UNNAMED
 from falctl.router.edge.answers import RawHeaders
 
@@ -45,7 +46,7 @@ def pack(envelope: Envelope) -> bytes:
         "path": envelope.path.decode("latin-1"),
         "query": envelope.query.decode("latin-1"),
         "headers": [[name.decode("latin-1"), value.decode("latin-1")] for name, value in envelope.headers],
-        "wanted": None if wanted is None else [wanted.hint, wanted.source],
+        "wanted": None if wanted is None else [wanted.hint, wanted.source, wanted.laid],
         "client": envelope.client,
         "priority": envelope.priority,
         "start_by": envelope.start_by,
@@ -68,7 +69,7 @@ def unpack(content: bytes) -> Envelope:
         table["path"].encode("latin-1"),
         table["query"].encode("latin-1"),
         [(name.encode("latin-1"), value.encode("latin-1")) for name, value in table["headers"]],
-        None if wanted is None else Wanted(Hint(wanted[0]), wanted[1]),
+        None if wanted is None else _wanted(*wanted),
         table["client"],
         table["priority"],
         table["start_by"],
@@ -77,6 +78,10 @@ def unpack(content: bytes) -> Envelope:
         table.get("webhook"),
         table.get("brief", False),
     )
+
+
+def _wanted(hint: str, source: HintSource, laid: Iterable[str] = ()) -> Wanted:
+    return Wanted(Hint(hint), source, tuple(laid))
 
 
 def _rules(*, never: bool, asked: dict[Condition, int]) -> RetryRules:

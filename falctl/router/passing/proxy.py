@@ -81,13 +81,13 @@ class Proxy:
     async def _serve(self, call: Call, target: Target) -> None:
         try:
             body = await self._intake.read(call)
-            wanted = wanted_hint(call.head, body, field=self.rules.hint_from)
-            outgoing = self._outgoing(call, target, wanted, body)
+            app = target.app
+            wanted = wanted_hint(call.head, body, field=self.rules.hint_from, joint=app.joint)
 
             async def deliver(link: Link) -> Incoming | None:
-                return await link.deliver(call.request, outgoing)
+                return await link.deliver(call.request, self._outgoing(call, target, wanted, body))
 
-            reached = await reach(call, target.app, wanted=wanted, fleet=self._fleet, deliver=deliver)
+            reached = await reach(call, app, wanted=wanted, fleet=self._fleet, deliver=deliver)
         finally:
             self._intake.release(call)
         timings = read_timings(reached.answer.headers).after(reached.dispatch)
@@ -112,6 +112,7 @@ class Proxy:
     def _outgoing(self, call: Call, target: Target, wanted: Wanted | None, body: bytes) -> Outgoing:
         scope = call.scope
         given = declare_json(scope["headers"], body)
+        wanted = target.app.named(wanted)
         headers = to_host(given, request=call.request, wanted=wanted, hide=self.rules.hide)
         return Outgoing(scope["method"], target.path, scope["query_string"], headers, body)
 

@@ -209,7 +209,7 @@ def test_the_third_time_is_a_507_that_says_what_was_tried(folder_of: FolderOf) -
         "whole, decoded in tiles",
         "Tried to allocate 2.00 GiB",
         "are free now",
-        "1.0 GiB could be",
+        "1.00 GiB could be",
     ):
         assert said in caught.value.detail
     assert "more" not in caught.value.detail.split("The last time")[1].splitlines()[-1].split("GiB")[-1]
