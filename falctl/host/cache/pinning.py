@@ -89,6 +89,11 @@ class Pinning:
             )
 
 
+def registration() -> Pinning:
+    """Return the registration of memory for this process's card, whether or not it is worth it. Makes a CUDA context."""
+    return Pinning(torch.cuda.cudart(), flush=_flush)
+
+
 def card_pinning() -> Pinning | None:
     """
     Return the registration of memory for this process's card; None: there is none, or copies are no faster for it.
@@ -97,7 +102,7 @@ def card_pinning() -> Pinning | None:
     """
     if not torch.cuda.is_available():
         return None
-    pinning = Pinning(torch.cuda.cudart(), flush=_flush)
+    pinning = registration()
     pageable, pinned = host_buffer(_PROBE_BYTES), host_buffer(_PROBE_BYTES)
     # What was never written is one page of zeroes again and again, which the processor has at hand.
     pageable.fill_(1)
