@@ -172,6 +172,10 @@ class ModelFilesError(RequestError):
     status, error_type = 422, "model_unusable"
 
 
+class FilesChangedError(ModelFilesError):
+    """Files were written, replaced or removed while they were read; what they are now may be a model, too."""
+
+
 class RunnerLostError(RequestError):
     """The runner died while the request was in flight."""
 

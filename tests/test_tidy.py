@@ -27,16 +27,19 @@ def test_no_module_and_no_function_is_too_long(path: Path) -> None:
         assert lines <= FUNCTION_LINES_MAX, f"{node.name} is {lines} lines"
 
 
+@pytest.mark.process
 def test_importing_what_authors_import_is_light() -> None:
     assert not HEAVY & _modules("import falctl")
 
 
+@pytest.mark.process
 def test_the_command_line_starts_without_torch_and_servers() -> None:
     heavy = HEAVY - {"typer", "rich"}
     assert not heavy & _modules("import falctl.cli.main")
     assert not heavy & _modules("import falctl.cli.status")
 
 
+@pytest.mark.process
 def test_the_supervisor_and_the_router_never_import_torch() -> None:
     assert not {"torch", "diffusers", "starlette", "uvicorn", "aiohttp"} & _modules(
         "import falctl.supervisor.up"

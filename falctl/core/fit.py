@@ -10,7 +10,8 @@ What changes nothing about a picture is tried before what does, and what is fast
     offloaded            components that do not fit alone go through the device block by block, without tiles and with
     too large            nothing fits; the text says what was tried, with its numbers
 
-A *stage* is what must be on the device together: each encoder alone, all denoisers, all decoders.
+Quantised weights with which a model is loaded already are tried before its plain ones: a model does not change its
+weights, which costs a load, because the room for it grew again, but only because they no longer fit. A *stage* is what must be on the device together: each encoder alone, all denoisers, all decoders.
 """
 
 from __future__ import annotations
@@ -60,6 +61,12 @@ class PartSize:
     role: Role
     blocks: tuple[int, ...] = ()
     """Bytes of the blocks that can come and go one after the other, in the order in which they run."""
+    beside: int = 0
+    """What each call of it takes beside its weights: the largest quantised one, in the dtype that is computed in."""
+
+
+_Set: TypeAlias = tuple[str | None, Sequence[PartSize]]
+"""The name of weights, None: the plain ones; and the parts with them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,13 +139,16 @@ def fit(
     *,
     available_bytes: int,
     quantised: Mapping[str, Sequence[PartSize]] | None = None,
+    loaded: str | None = None,
 ) -> Plan | TooLarge:
     """
     Return the first way, in the order above, in which *parts* and a drawing of *peaks* take at most *available_bytes*.
 
-    *quantised* are the parts with each of the smaller weights that the folder has, by their name, best first.
+    *quantised* are the parts with each of the smaller weights that the folder has, by their name, best first; *loaded*
+    is which of these the model is loaded with, None: with none of them.
     """
-    sets: list[tuple[str | None, Sequence[PartSize]]] = [(None, parts), *(quantised or {}).items()]
+    sets: list[_Set] = [(None, parts), *(quantised or {}).items()]
+    sets.sort(key=lambda one: loaded is None or one[0] != loaded)
     tried: list[str] = []
     for weights, some in sets:
         for how, tiled in (("whole", False), ("staged", False), ("whole", True), ("staged", True)):
@@ -184,8 +194,12 @@ class _Stage:
     peak_bytes: int
 
     @property
+    def beside_bytes(self) -> int:
+        return self.peak_bytes + max((part.beside for part in self.parts), default=0)
+
+    @property
     def nbytes(self) -> int:
-        return sum(part.nbytes for part in self.parts) + self.peak_bytes
+        return sum(part.nbytes for part in self.parts) + self.beside_bytes
 
 
 def _stages(parts: Sequence[PartSize], peaks: DrawingPeaks, *, tiled: bool) -> tuple[_Stage, ...]:
@@ -206,7 +220,7 @@ def _tiles_help(parts: Sequence[PartSize], peaks: DrawingPeaks) -> bool:
 
 def _whole(stages: Sequence[_Stage]) -> Plan:
     weights = sum(part.nbytes for stage in stages for part in stage.parts)
-    return Plan("whole", weights + max((s.peak_bytes for s in stages), default=0))
+    return Plan("whole", weights + max((s.beside_bytes for s in stages), default=0))
 
 
 def _staged(stages: Sequence[_Stage]) -> Plan:
@@ -214,13 +228,13 @@ def _staged(stages: Sequence[_Stage]) -> Plan:
 
 
 def _offloaded(
-    sets: Sequence[tuple[str | None, Sequence[PartSize]]],
+    sets: Sequence[_Set],
     peaks: DrawingPeaks,
     available_bytes: int,
     tried: list[str],
 ) -> Plan | TooLarge:
     # The smallest weights move fastest, and everything else has been tried with each of them.
-    weights, parts = sets[-1]
+    weights, parts = min(sets, key=lambda one: sum(part.nbytes for part in one[1]))
     least: list[int] = []
     for tiled in (False, True) if _tiles_help(parts, peaks) else (False,):
         stages = _stages(parts, peaks, tiled=tiled)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterable
 from typing import Final
 
+from fastapi.exception_handlers import request_validation_exception_handler
+from fastapi.exceptions import RequestValidationError
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
@@ -50,6 +53,16 @@ class _BusyError(RequestError):
 async def answer_error(request: Request, error: Exception) -> Response:
     """Return the answer to *error*; what an author needs to know goes to the log."""
     return render(expected(error))
+
+
+async def answer_invalid(request: Request, error: Exception) -> Response:
+    """Return FastAPI's own 422, without what the client sent where JSON cannot say that: NaN, or half a character."""
+    assert isinstance(error, RequestValidationError)
+    try:
+        return await request_validation_exception_handler(request, error)
+    except (ValueError, RecursionError):
+        told = [{key: fault[key] for key in ("type", "loc", "msg")} for fault in error.errors()]
+        return Response(json.dumps({"detail": told}), 422, media_type="application/json")
 
 
 def render(error: RequestError) -> Response:

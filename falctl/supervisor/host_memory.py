@@ -37,6 +37,7 @@ from falctl.core.host_memory import (
     Sealed,
     Squeezed,
     Ticked,
+    Withdrawn,
 )
 from falctl.supervisor.datagrams import Datagrams
 
@@ -122,6 +123,8 @@ class HostMemory:
         match message:
             case wire.Obtain(number, key, nbytes):
                 self._feed(Asked(holder, number, key, nbytes))
+            case wire.Withdraw(number):
+                self._feed(Withdrawn(holder, number))
             case wire.Seal(block):
                 self._feed(Sealed(holder, block))
             case wire.Abandon(block):

@@ -16,7 +16,7 @@ from typing import Final, Generic, Literal, TypeVar
 from falctl.clock import monotonic_s
 from falctl.core.activations import Drawing
 from falctl.core.residency import Room, Verdict
-from falctl.errors import HostMemoryFullError, ModelTooLargeError
+from falctl.errors import FilesChangedError, HostMemoryFullError, ModelTooLargeError
 from falctl.toolkit.cache_entry import Entry, Load
 from falctl.toolkit.cache_hooks import WHOLE, Admitted, CacheHooks, CachePolicy
 from falctl.toolkit.cancel import RequestCancelled
@@ -111,12 +111,12 @@ class ModelLoader(Generic[M]):
         self, entry: Entry, load: Load, drawing: Drawing | None, *, mine: bool, first: Collection[str]
     ) -> None:
         if mine and load.to == "ram" and self._store.is_constructed(entry.name):
-            self._perform(entry, load, drawing, first)
+            self._perform(entry, load, lambda: self._read(entry, load))
         elif mine or getattr(_here, "loading", False):
             # A load that leases another model must not wait for a thread that waits for its lock.
             with _moving():
                 if not load.done.is_set() and load.thread in {None, threading.get_ident()}:
-                    self._perform(entry, load, drawing, first)
+                    self._perform(entry, load, lambda: self._load_as_it_is(entry, load, drawing, first))
         self._wait(load)
         if load.error is not None:
             raise load.error
@@ -128,19 +128,50 @@ class ModelLoader(Generic[M]):
             if cancelled.is_set():
                 raise RequestCancelled
 
-    def _perform(self, entry: Entry, load: Load, drawing: Drawing | None, first: Collection[str]) -> None:
+    def _perform(self, entry: Entry, load: Load, act: Callable[[], None]) -> None:
         if load.thread is not None:
             msg = f"the load of {entry.name!r} leases {entry.name!r}"
             raise RuntimeError(msg)
         load.thread = threading.get_ident()
         try:
-            self._load(entry, load, drawing, first)
+            act()
         except BaseException as error:
             load.error = error
             raise
         finally:
             self._holdings.over(entry, load)
             self._hooks.changed()
+
+    def _read(self, entry: Entry, load: Load) -> None:
+        """Have in host memory what is only to be read, beside whatever moves; anew, if its files were replaced meanwhile."""
+        try:
+            self._load_bytes(entry, load)
+        except FilesChangedError:
+            replaced = True
+        else:
+            replaced = not self._store.is_constructed(entry.name)
+        if replaced:
+            with _moving():
+                self._load(entry, load, None, ())
+
+    def _load_as_it_is(
+        self, entry: Entry, load: Load, drawing: Drawing | None, first: Collection[str]
+    ) -> None:
+        """Load it, once more if its files were replaced meanwhile."""
+        try:
+            self._load(entry, load, drawing, first)
+        except FilesChangedError:
+            pass
+        else:
+            return
+        self._load(entry, load, drawing, first)
+
+    def _load_bytes(self, entry: Entry, load: Load) -> None:
+        self._store.check(entry.name)
+        self._hooks.changed()
+        began_at = monotonic_s()
+        self._with_host_room(entry.name, lambda: self._fill(entry.name))
+        self._holdings.loaded(entry, load, seconds=monotonic_s() - began_at)
 
     def _load(self, entry: Entry, load: Load, drawing: Drawing | None, first: Collection[str]) -> None:
         name = entry.name
@@ -262,7 +293,7 @@ class ModelLoader(Generic[M]):
             if load is None:
                 self._make_room(entry.name, drawing, first)
             else:
-                self._perform(entry, load, drawing, first)
+                self._perform(entry, load, lambda: self._load_as_it_is(entry, load, drawing, first))
         return load is not None
 
     def _admit(self, name: str, drawing: Drawing | None, room: Room) -> Admitted:

@@ -23,7 +23,7 @@ from tests.wait import until
 pytestmark = pytest.mark.process
 
 ROOT = Path(__file__).parents[2]
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0
 
 
 @contextmanager

@@ -67,6 +67,32 @@ def test_quantised_weights_come_before_blocks_that_move_and_after_tiles() -> Non
     assert found(6 * GB, quantised={"fp8": SMALL}).name == "fp8 weights, offloaded"
 
 
+def test_quantised_weights_that_are_loaded_stay_for_as_long_as_they_fit() -> None:
+    quantised = {"fp8": SMALL, "fp4": FLUX[:2]}
+
+    def weights(available_bytes: int, loaded: str | None) -> str | None:
+        return found(available_bytes, quantised=quantised, loaded=loaded).weights
+
+    assert [weights(40 * GB, loaded) for loaded in (None, "fp8", "gone")] == [None, "fp8", None]
+    assert weights(20 * GB, "fp4") == "fp4"
+    assert weights(11 * GB, "fp8") == "fp4", "it no longer fits, another does"
+    assert found(20 * GB, quantised={"fp8": SMALL}, loaded="fp8").tried == (
+        "fp8 weights, whole takes 20.1 GiB",
+    )
+
+
+def test_blocks_move_of_the_smallest_weights_whichever_are_loaded() -> None:
+    for loaded in (None, "fp8"):
+        assert found(6 * GB, quantised={"fp8": SMALL}, loaded=loaded).name == "fp8 weights, offloaded"
+
+
+def test_what_a_quantised_weight_is_computed_with_needs_room_beside_the_weights() -> None:
+    parts = (PartSize("unet", 100, "denoiser", beside=30), PartSize("vae", 10, "decoder"))
+    peaks = DrawingPeaks(denoise=20, decode=40)
+    assert fit(parts, peaks, available_bytes=160) == Plan("whole", 160)
+    assert fit(parts, peaks, available_bytes=159) == Plan("staged", 150, tried=("whole takes 160 bytes",))
+
+
 def test_tiles_are_used_only_where_the_decoder_is_what_does_not_fit() -> None:
     parts = (PartSize("unet", 100, "denoiser"), PartSize("vae", 10, "decoder"))
     peaks = DrawingPeaks(denoise=20, decode=500, decode_tiled=30)

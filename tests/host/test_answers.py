@@ -137,6 +137,20 @@ def test_a_body_that_is_no_json_is_422(probe: Host) -> None:
     assert reply.json["detail"][0]["type"] == "json_invalid"
 
 
+@pytest.mark.parametrize("value", [b"1e999", b"NaN", b'"half \\ud800"', b'{"\\ud800": -Infinity}'])
+def test_bad_input_that_json_cannot_say_is_422_too(probe: Host, value: bytes) -> None:
+    reply = probe.ask("POST", "/hints", b'{"hints": [], "fail": %s}' % value)
+    assert reply.status == 422
+    assert reply.json["detail"][0]["loc"] == ["body", "fail"]
+    assert reply.json["detail"][0]["msg"]
+
+
+def test_a_body_nested_as_deeply_as_can_just_be_read_is_no_bug_of_the_app(probe: Host) -> None:
+    depths = range(940, 1000, 2)  # the last of them are too deep for Python's parser
+    replies = [probe.ask("POST", "/hints", b'{"fail": %s%s}' % (b"[" * n, b"]" * n)) for n in depths]
+    assert {reply.status for reply in replies} == {400, 422}
+
+
 @pytest.mark.parametrize("path", ["/boom", "/aboom", "/wrong-output", "/exit", "/aexit", "/stop-iteration"])
 def test_a_bug_in_the_app_is_500_and_its_traceback_goes_to_the_log_only(probe: Host, path: str) -> None:
     reply = probe.post(path, headers={"x-fal-request-id": f"bug{path}"})

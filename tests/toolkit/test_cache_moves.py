@@ -13,7 +13,7 @@ import pytest
 
 from falctl.core.activations import Drawing
 from falctl.core.residency import Room
-from falctl.errors import ModelTooLargeError, NotFoundError
+from falctl.errors import FilesChangedError, ModelTooLargeError, NotFoundError
 from falctl.toolkit import ModelCache, RequestCancelled
 from falctl.toolkit.cache_hooks import Admitted, CacheHooks, CachePolicy, OutOfMemory
 from falctl.toolkit.holdings import LOADING
@@ -21,7 +21,7 @@ from falctl.toolkit.opaque_store import OpaqueStore
 from tests.toolkit.counted_store import CountedStore, Model, OutOfMemoryError
 from tests.wait import until
 
-WAIT_S = 20.0
+WAIT_S = 60.0
 SIZES = {
     "a": {"a.text": 20, "a.unet": 50},
     "b": {"b.text": 10, "b.unet": 40},
@@ -734,3 +734,52 @@ def test_an_unload_that_fails_while_a_model_is_put_leaves_that_name_free() -> No
     with cache.lease("b") as model:
         assert model == "B"
     assert cache.residents()[0].leases == 0
+
+
+class Replaced(CountedStore):
+    """The files of "a" are others while they are read for the first *times* times; nobody may construct unguarded."""
+
+    times = 0
+    fails = True
+    """Whether the reader notices."""
+
+    def fill(self, name: str, cancelled: threading.Event) -> None:
+        if self.times == 0:
+            return super().fill(name, cancelled)
+        self.times -= 1
+        self.models = {**SIZES, "a": {"a.text": 20, f"a.new{self.times}": 40}}
+        if self.fails:
+            raise FilesChangedError("replaced while it was read")
+        return None
+
+    def construct(self, name: str) -> None:
+        with ThreadPoolExecutor(1) as other:
+            assert not other.submit(LOADING.acquire, blocking=False).result(WAIT_S), "nobody holds it"
+        super().construct(name)
+
+
+@pytest.mark.parametrize("fails", [True, False])
+@pytest.mark.parametrize("tier", ["ram", "vram"])
+def test_a_model_that_is_replaced_while_it_is_read_is_loaded_as_it_is_now(
+    tier: Literal["ram", "vram"], fails: bool
+) -> None:
+    store = Replaced(SIZES, 100)
+    cache = cache_of(store)
+    use(cache, "a")
+    assert cache.evict("a", "ram")
+    store.times, store.fails = 1, fails or tier == "vram"
+    cache.load("a", tier)
+    assert {r.name: (r.tier, r.host_bytes, r.leases) for r in cache.residents()} == {"a": (tier, 60, 0)}
+    use(cache, "a")
+    assert store.moves["construct a"] == 2
+    assert store.used_bytes == 60
+
+
+def test_one_that_is_replaced_again_and_again_is_told() -> None:
+    store = Replaced(SIZES, 100)
+    cache = cache_of(store)
+    store.times = 2
+    with pytest.raises(FilesChangedError):
+        use(cache, "a")
+    assert cache.residents()[0].leases == 0
+    use(cache, "a")

@@ -125,6 +125,7 @@ class Arena:
         """
         if self._device is None:
             return
+        self._device.settle()
         self._bind(self._host)
         device, self._device = self._device, None
         device.give_back()

@@ -71,6 +71,7 @@ class PackedComponent:
         self._block: HostBlock | None = None
         self._placements: Sequence[Placement] | None = None
         self._unproved = False
+        self._abandoned = False
         self._plan: BlockPlan | None = None
         self._offloaded: Offloaded | None = None
         layout, tensors = survey(module)
@@ -104,7 +105,7 @@ class PackedComponent:
         with self._lock:
             if self._arena.tier != "skeleton":
                 return
-            block = self._memory.obtain(self._block_key, self._arena.nbytes)
+            block = self._memory.obtain(self._block_key, self._arena.nbytes, cancelled=cancelled)
             try:
                 if not block.filled:
                     self._read(block.flat, cancelled)
@@ -114,6 +115,8 @@ class PackedComponent:
                 block.release()
                 raise
             self._block = block
+            if self._abandoned:
+                self.abandon()  # while it was read, when there was no block to leave yet
 
     @property
     def blocks(self) -> tuple[int, ...]:
@@ -193,6 +196,8 @@ class PackedComponent:
             self._release()
 
     def abandon(self) -> None:
+        # Without the lock, for a `fill` has it for as long as it reads: one of the two finds the block and the mark.
+        self._abandoned = True
         block, self._block = self._block, None
         if block is not None:
             weakref.finalize(self.module, block.release)
@@ -290,6 +295,7 @@ class LooseComponent:
     def evict(self) -> None:
         if self._device is None:
             return
+        self._device.settle()
         self._move(torch.device("cpu"))
         self._reserved = None
         device, self._device = self._device, None

@@ -17,12 +17,12 @@ from typing import Any, Final
 
 import torch
 
-from falctl.errors import HostMemoryFullError, ModelFilesError, RequestError
+from falctl.errors import FilesChangedError, HostMemoryFullError, ModelFilesError, RequestError
 from falctl.host.cache.content_key import require_unchanged
 from falctl.host.cache.estimate import Wanted
 from falctl.host.cache.headers import Stamp
-from falctl.host.cache.reading import ReadCancelledError
 from falctl.host.cache.recipes import VARIANTS, Recipe
+from falctl.host.cache.stopping import LoadCancelledError
 from falctl.toolkit.model_source import ModelSource
 from falctl.toolkit.out_of_memory import runs_out_of_memory
 
@@ -33,7 +33,7 @@ _NOT_THE_FOLDERS_FAULT: Final = (
     MemoryError,
     torch.OutOfMemoryError,
     HostMemoryFullError,
-    ReadCancelledError,
+    LoadCancelledError,
 )
 
 
@@ -96,7 +96,7 @@ def require_same(recipe: Recipe) -> None:
     Return if the weight files are those that *recipe* saw. Blocking: a stat of each.
 
     Raises:
-        ModelFilesError: one was written, replaced or removed meanwhile.
+        FilesChangedError: one was written, replaced or removed meanwhile.
 
     """
     for component in recipe.parts:
@@ -105,7 +105,7 @@ def require_same(recipe: Recipe) -> None:
                 stamp = Stamp.of(file.path.stat())
             except OSError as error:
                 msg = f"{file.path} was removed while it was loaded"
-                raise ModelFilesError(msg) from error
+                raise FilesChangedError(msg) from error
             require_unchanged(file, stamp)
 
 
@@ -125,7 +125,9 @@ def told_of(name: str) -> Iterator[None]:
         if error.detail.startswith(_refusal(name)):
             raise
         msg = f"{_refusal(name)}{error}"
-        raise ModelFilesError(msg) from error
+        raise type(error)(
+            msg
+        ) from None  # it says all: how we came to it is nothing to whoever has the folder
     except _NOT_THE_FOLDERS_FAULT:
         raise
     except Exception as error:

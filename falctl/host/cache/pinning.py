@@ -13,6 +13,7 @@ writable, and made read-only where it is afterwards: pages stay registered.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable
 from typing import Any, Final, Protocol
@@ -48,11 +49,16 @@ class Cudart(Protocol):
 
 
 class Pinning:
-    """Registers memory with *cudart*; *flush* takes an error of its off the card's queue. Thread-safe."""
+    """
+    Registers memory with *cudart*. Thread-safe.
 
-    def __init__(self, cudart: Cudart, *, flush: Callable[[], None]) -> None:
+    *flush* takes an error of its off the card's queue, *settle* blocks until the card reads nothing that it was told to.
+    """
+
+    def __init__(self, cudart: Cudart, *, flush: Callable[[], None], settle: Callable[[], None]) -> None:
         self._cudart = cudart
         self._flush = flush
+        self._settle = settle
         self._told = False
 
     def pin(self, address: int, nbytes: int, *, read_only: bool) -> Callable[[], None] | None:
@@ -74,6 +80,9 @@ class Pinning:
         return lambda: self._undo(done)
 
     def _undo(self, starts: list[int]) -> None:
+        if starts:
+            # Whoever dropped the last view did not wait for the copies that he had queued, nor could the collector.
+            self._settle()
         codes = [int(self._cudart.cudaHostUnregister(start)) for start in starts]
         if any(codes):
             log.debug("cache.unregistered codes=%s", codes)
@@ -91,7 +100,7 @@ class Pinning:
 
 def registration() -> Pinning:
     """Return the registration of memory for this process's card, whether or not it is worth it. Makes a CUDA context."""
-    return Pinning(torch.cuda.cudart(), flush=_flush)
+    return Pinning(torch.cuda.cudart(), flush=_flush, settle=_settle)
 
 
 def card_pinning() -> Pinning | None:
@@ -136,6 +145,11 @@ def _copy_s(target: torch.Tensor, source: torch.Tensor) -> float:
         torch.cuda.synchronize()
         taken_s.append(monotonic_s() - began_at)
     return min(taken_s[1:])
+
+
+def _settle() -> None:
+    with contextlib.suppress(RuntimeError):  # of a context that is broken, on which nothing runs any more
+        torch.cuda.synchronize()
 
 
 def _flush() -> None:

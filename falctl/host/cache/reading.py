@@ -23,9 +23,10 @@ from typing import Final
 
 import torch
 
-from falctl.errors import ModelFilesError
+from falctl.errors import FilesChangedError
 from falctl.host.cache.content_key import require_unchanged
 from falctl.host.cache.headers import DTYPE_BYTES, Stamp, TensorEntry, WeightFile, open_regular
+from falctl.host.cache.stopping import LoadCancelledError
 
 CHUNK_BYTES: Final = 4 << 20
 THREADS: Final = 4
@@ -41,10 +42,6 @@ _TORCH: Final = {
 }  # fmt: skip
 HEADER_DTYPES: Final = {dtype: name for name, dtype in _TORCH.items()}
 """How safetensors calls each of torch's dtypes."""
-
-
-class ReadCancelledError(Exception):
-    """The caller's event was set while weights were read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +81,7 @@ class _Stop:
 
     def check(self) -> None:
         if self.cancelled.is_set() or self.failed.is_set():
-            raise ReadCancelledError
+            raise LoadCancelledError
 
 
 def read_weights(
@@ -103,7 +100,7 @@ def read_weights(
 
     Raises:
         ModelFilesError: a file is gone, unreadable, or not what it was when its header was read.
-        ReadCancelledError: *cancelled* was set before all was read.
+        LoadCancelledError: *cancelled* was set before all was read.
         ValueError: a placement lies outside of the buffer.
 
     """
@@ -128,7 +125,7 @@ def _read_all(jobs: Sequence[_Job], descriptors: dict[int, int], stop: _Stop, th
         running = [pool.submit(_read, job, descriptors[id(job.file)], stop) for job in jobs]
     errors = [error for future in running if (error := future.exception()) is not None]
     if errors:
-        raise next((error for error in errors if not isinstance(error, ReadCancelledError)), errors[0])
+        raise next((error for error in errors if not isinstance(error, LoadCancelledError)), errors[0])
 
 
 def _by_place(placement: Placement) -> tuple[str, int, int]:
@@ -196,7 +193,7 @@ def _fill(descriptor: int, places: Sequence[memoryview], job: _Job) -> None:
         got = os.preadv(descriptor, left, at)
         if got == 0:
             msg = f"{job.file.path} was truncated while it was read; it ends at byte {at}"
-            raise ModelFilesError(msg)
+            raise FilesChangedError(msg)
         at += got
         while left and got >= left[0].nbytes:
             got -= left.pop(0).nbytes
@@ -214,4 +211,4 @@ def _stamp_now(file: WeightFile) -> Stamp:
         return Stamp.of(file.path.stat())
     except OSError as error:
         msg = f"{file.path} was removed while it was read"
-        raise ModelFilesError(msg) from error
+        raise FilesChangedError(msg) from error

@@ -21,7 +21,7 @@ def read_again(
 
     Raises:
         ModelFilesError: a file is gone, or not what it was.
-        ReadCancelledError: *cancelled* was set before all was read.
+        LoadCancelledError: *cancelled* was set before all was read.
 
     """
     if placements:

@@ -26,6 +26,7 @@ from falctl.errors import FalctlError
 from falctl.host.cache.host_memory import HostMemoryFullError
 from falctl.host.cache.mapping import Mapping, allocate
 from falctl.host.cache.pinning import Pinning
+from falctl.host.cache.stopping import stop_if, waited
 
 log = logging.getLogger(__name__)
 
@@ -123,7 +124,9 @@ class SharedMemory:
         self._sender.start()
         threading.Thread(target=self._receive, name="host memory in", daemon=True).start()
 
-    def obtain(self, key: str, nbytes: int) -> SharedBlock | _Empty:
+    def obtain(
+        self, key: str, nbytes: int, *, cancelled: threading.Event | None = None
+    ) -> SharedBlock | _Empty:
         """
         Return the block of *key*; to be filled by the caller unless it is. Not for the event loop.
 
@@ -133,11 +136,12 @@ class SharedMemory:
         Raises:
             HostMemoryFullError: the budget, or the kernel, has no room for it; nothing is held.
             HostMemoryLostError: the supervisor is gone, or another runner has been filling it for too long.
+            LoadCancelledError: *cancelled* was set before the answer came; its place among those who wait is given up.
         """
         if nbytes == 0:
             return _Empty()
         assert len(key) <= wire.KEY_CHARACTERS_MAX, "a key is a digest, not a text"
-        answer, fd = self._ask(key, nbytes)
+        answer, fd = self._ask(key, nbytes, cancelled)
         try:
             return self._map(answer, fd, nbytes)
         except OSError as error:
@@ -187,20 +191,18 @@ class SharedMemory:
         self.pin(mapping, read_only=True)
         return mapping
 
-    def _ask(self, key: str, nbytes: int) -> tuple[wire.Given, int]:
+    def _ask(self, key: str, nbytes: int, cancelled: threading.Event | None) -> tuple[wire.Given, int]:
         number, question = next(self._numbers), _Question()
         with self._lock:
             if self._lost:
                 raise HostMemoryLostError(_LOST)
             self._questions[number] = question
         self.post(wire.Obtain(number, key, nbytes))
-        if not question.answered.wait(self._patience_s):
-            with self._lock:  # an answer that comes now is given back by who receives it
-                late = self._questions.pop(number, None) is None
-            if not late:
-                msg = f"another runner has been filling {key} for {self._patience_s:g} s"
-                raise HostMemoryLostError(msg)
-            question.answered.wait()
+        if not waited(question.answered, self._patience_s, cancelled=cancelled) and self._withdrawn(number):
+            stop_if(cancelled)
+            msg = f"another runner has been filling {key} for {self._patience_s:g} s"
+            raise HostMemoryLostError(msg)
+        question.answered.wait()
         match question.answer:
             case wire.Given() as given:
                 return given, question.fd
@@ -208,6 +210,14 @@ class SharedMemory:
                 raise HostMemoryFullError(why, lacking_bytes=lacking_bytes or None)
             case None:
                 raise HostMemoryLostError(_LOST)
+
+    def _withdrawn(self, number: int) -> bool:
+        """Wait for the answer to *number* no more; False: it is being taken just now."""
+        with self._lock:  # an answer that comes after this is given back by who receives it
+            withdrawn = self._questions.pop(number, None) is not None
+        if withdrawn:
+            self.post(wire.Withdraw(number))
+        return withdrawn
 
     def _send(self) -> None:
         with contextlib.suppress(OSError):  # the supervisor is gone: who receives finds out

@@ -39,6 +39,8 @@ class Card:
         self.regions_max = regions_max
         self.takes_read_only = takes_read_only
         self.flushed = 0
+        self.reading = False
+        """Whether copies may be under way that were queued."""
 
     def cudaHostRegister(self, address: int, nbytes: int, flags: int) -> int:  # noqa: N802 - CUDA's name
         read_only = bool(flags & 8)
@@ -54,10 +56,14 @@ class Card:
 
     def cudaHostUnregister(self, address: int) -> int:  # noqa: N802 - CUDA's name
         assert access(address), "unregistered after it was unmapped"
+        assert not self.reading, "unregistered under a copy"
         return 0 if self.registered.pop(address, None) else NOT_REGISTERED
 
     def pinning(self) -> Pinning:
-        return Pinning(self, flush=self._flush)
+        return Pinning(self, flush=self._flush, settle=self._settle)
+
+    def _settle(self) -> None:
+        self.reading = False
 
     def _flush(self) -> None:
         self.flushed += 1
@@ -87,6 +93,7 @@ def test_what_is_filled_is_registered_with_the_card_until_it_is_unmapped(server:
     assert cards[1].registered == {other.mapping.address: (MB, False)}
     assert access(address) == access(other.mapping.address) == "r--s", "a stray write is found all the same"
     view = other.flat[:1]
+    cards[0].reading = cards[1].reading = True
     block.release()
     other.release()
     assert (cards[0].registered, len(cards[1].registered)) == ({}, 1), "a copy may be under way"
