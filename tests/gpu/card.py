@@ -20,6 +20,9 @@ CONTEXT_BYTES: Final = 100 * MiB
 NOISE_BYTES: Final = 64 * MiB
 """What others on this card may change meanwhile."""
 
+NEEDED: Final = "TESTS_NEED_A_CARD"
+"""In the environment of a run that is there for the card: that there is none is a failure then."""
+
 ASK_TORCH: Final = "import torch; print(torch.cuda.is_available())"
 
 

@@ -151,7 +151,10 @@ def test_killing_the_supervisor_leaves_no_vram_behind(gpu: nvml.Machine) -> None
 def test_a_real_card_tells_of_its_xids(gpu: nvml.Machine) -> None:
     """That it would: nothing provokes one. The wait ends in time, and with the thread."""
     card = gpu.cards[0]
-    events, concerned = _registered(card.uuid, [card])
+    try:
+        events, concerned = _registered(card.uuid, [card])
+    except pynvml.NVMLError as error:
+        pytest.skip(f"this driver tells of none: {error}")
     assert concerned == {card.uuid: None}
     with pytest.raises(pynvml.NVMLError_Timeout):
         pynvml.nvmlEventSetWait_v2(events, 100)
