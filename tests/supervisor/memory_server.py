@@ -21,7 +21,7 @@ from falctl.supervisor.host_memory import HostMemory
 from tests.wait import until
 
 REPOSITORY: Final = Path(__file__).parents[2]
-STEP_S: Final = 60.0
+STEP_S: Final = 180.0
 T = TypeVar("T")
 
 
