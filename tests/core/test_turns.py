@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from falctl.core.residency import Held, Part, Tier
-from falctl.core.turns import Supply, Use, room_at_last, room_beside, verdict
+from falctl.core.turns import Supply, Use, room_alone, room_at_last, room_beside, verdict
 
 SIZES = {"a": 40, "b": 30, "shared": 10}
 
@@ -164,6 +164,9 @@ def test_two_who_wait_for_each_other_do_not_and_it_is_the_later_one_who_is_told(
     assert judged(second, holding, there, first) == "never", "one cannot, before two does"
     assert judged(first, holding, there) == "wait"
     assert judged(first, [use("a", "one", 10)], device("a")) == "now", "once two has been told"
+    assert room_at_last(second, (first,), holding, there).most_bytes == 20
+    assert room_alone(second, holding, there).most_bytes == 70
+    assert room_alone(second, holding[1:], device("b", drawn=20)).most_bytes == 50
 
 
 def test_who_holds_something_may_wait_for_one_who_waits_for_a_third() -> None:
