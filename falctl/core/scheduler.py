@@ -3,7 +3,7 @@ The request state machine: events in, actions out, one owner, no locks.
 
 A request waits in the one central queue until a runner has a free slot for it (late binding); the policy says
 which request and which runner, and which model is loaded where. The driver performs the returned actions in order,
-with no ``await`` between `Scheduler.handle` and the last of them. `falctl.core.bookkeeping` keeps the policy's
+with no ``await`` between `Scheduler.handle` and the last of them. `falctl.core.learning` keeps the policy's
 knowledge: what is here, what it costs, what is wanted.
 """
 

@@ -83,8 +83,13 @@ class PipelineStore:
 
     @property
     def total_bytes(self) -> int:
-        there = sum(part.nbytes for part in self.parts().values() if part.tier == "vram")
-        return self.device.free_bytes + there
+        return self.device.free_bytes + self._weights_bytes()
+
+    @property
+    def drawn_bytes(self) -> int:
+        if not self.device.measures_drawings:
+            return 0
+        return max(0, self.device.used_bytes - self._weights_bytes())
 
     def check(self, name: str) -> None:
         self._recipe(name)
@@ -180,12 +185,19 @@ class PipelineStore:
         model = self._models.get(name)
         self._arrangements.note(name, arrangement, None if model is None else model.pipeline)
 
-    def place(self, name: str, how: How = "whole") -> Any:
+    def place(
+        self,
+        name: str,
+        how: How = "whole",
+        *,
+        filling: bool = False,
+        cancelled: threading.Event | None = None,
+    ) -> Any:
         with told_of(name):
             self._arrangements.begin(name, how, self._models[name].pipeline, self._parts_of(name))
             for part, component in self._parts_of(name).items():
                 if how == "whole" or role_of(part) == "resident":
-                    component.to_device(self.device)
+                    component.to_device(self.device, filling=filling, cancelled=cancelled)
         return self._models[name].pipeline
 
     def evict(self, key: str) -> None:
@@ -301,6 +313,9 @@ class PipelineStore:
     def _collect(self) -> None:
         gc.collect()  # a pipeline and its modules refer to each other
         self.device.give_back()
+
+    def _weights_bytes(self) -> int:
+        return sum(part.nbytes for part in self.parts().values() if part.tier == "vram")
 
     def _size(self, key: str, part: Component, recipe: Recipe) -> int:
         return self._sizes.get(key) or weight_bytes(part, recipe.dtype)
