@@ -102,8 +102,7 @@ def verdict(ask: Use, line: Sequence[Use], uses: Sequence[Use], supply: Supply) 
     if (_holds(ask, uses) or not line) and _is_free(ask, uses, supply):
         return "now"
     left, then = _at_last(ask, line, uses, supply)
-    waits_for_somebody = len(left) < len(uses) or (line and not _holds(ask, uses))
-    return "wait" if waits_for_somebody and _is_free(ask, left, then) else "never"
+    return "wait" if _is_free(ask, left, then) else "never"
 
 
 def _at_last(ask: Use, line: Sequence[Use], uses: Sequence[Use], supply: Supply) -> tuple[list[Use], Supply]:

@@ -87,6 +87,7 @@ def test_of_a_model_that_comes_and_goes_all_is_expected_that_is_not_there() -> N
     assert room_beside(use("b", "me"), [staged], device()).expected_bytes == 70
     assert room_beside(use("b", "me"), [staged], device("a")).expected_bytes == 30
     assert room_beside(use("a", "me"), [staged], device("a")).expected_bytes == 30
+    assert room_beside(use("a", "me"), [staged], device()).expected_bytes == 70
 
 
 def test_a_reserve_and_pins_stay_and_nobody_waits_for_them() -> None:

@@ -256,7 +256,7 @@ def test_a_model_runs_as_it_would_alone_and_waits_for_the_room_rather_than_run_o
 
 @pytest.mark.parametrize("second", ["c", "d"])
 def test_a_staged_model_is_drawn_with_by_one_at_a_time_and_what_shares_its_parts_waits(second: str) -> None:
-    made, policy = ways()
+    _made, policy = ways()
     with slots(**policy) as s:
         s.begin("one", "c", 13).result(WAIT_S)
         assert s.begin("two", "b", 0).result(WAIT_S).ready, "it shares nothing"
@@ -274,7 +274,7 @@ def test_a_staged_model_is_drawn_with_by_one_at_a_time_and_what_shares_its_parts
 
 
 def test_a_model_is_not_placed_anew_under_somebody_who_draws_with_it() -> None:
-    made, policy = ways()
+    _made, policy = ways()
     with slots(**policy) as s:
         s.begin("one", "c", 0).result(WAIT_S)
         other = s.begin("two", "c", 13)
