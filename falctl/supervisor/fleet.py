@@ -75,6 +75,7 @@ class Fleet:
             ground.memory_bytes,
             keep_alive_s=None if keep_s == FOR_EVER else keep_s,
             changed=ground.board.put_memory,
+            registers=not ground.plan.on_cpu,
         )
         self.runners = {planned.runner: self._runner(planned) for planned in ground.plan.runners}
         self.router = Member(
