@@ -128,7 +128,9 @@ class Turns(Generic[M]):
         """Return the error that says, with numbers, that a model has no *room* for a drawing."""
         told = why if room is None else f"{room.told(self._need(asked))}{why and '; '}{why}"
         least_bytes = None if room is None else self._need(replace(asked, drawing=None))
-        fits = least_bytes is None or room is None or (why in {"", IN_VAIN} and least_bytes <= room.most_bytes)
+        fits = (
+            least_bytes is None or room is None or (why in {"", IN_VAIN} and least_bytes <= room.most_bytes)
+        )
         return ModelTooLargeError(
             f"Model {asked.name!r} has no room: {told}", least_bytes=None if fits else least_bytes
         )
