@@ -15,6 +15,7 @@ from typing import Final, Generic, Literal, TypeVar
 
 from falctl.clock import monotonic_s
 from falctl.core.activations import Drawing
+from falctl.core.fit import How
 from falctl.core.residency import Room, Verdict
 from falctl.errors import FilesChangedError, HostMemoryFullError, ModelTooLargeError
 from falctl.toolkit.cache_entry import Entry, Load
@@ -25,25 +26,33 @@ from falctl.toolkit.model_store import ModelStore
 from falctl.toolkit.out_of_memory import runs_out_of_memory
 
 M = TypeVar("M")
+T = TypeVar("T")
 
 _HOST_WAIT_S: Final = 60.0
 """How long a load that only reads waits for those that move, to have them let go of host memory."""
 
 _LOOK_S: Final = 0.05
-"""How late a request that joins a load hears that it is cancelled."""
+"""How late a request that waits for a load hears that it is cancelled."""
 
 _here = threading.local()
 
 
 @contextmanager
-def _moving() -> Iterator[None]:
-    """Hold `LOADING` for a block; a lease inside of it, by an app's ``load``, finds out that this thread does."""
-    with LOADING:
-        outer, _here.loading = getattr(_here, "loading", False), True
-        try:
-            yield
-        finally:
-            _here.loading = outer
+def _moving(cancelled: threading.Event) -> Iterator[None]:
+    """
+    Hold `LOADING` for a block; a lease inside of it, by an app's ``load``, finds out that this thread does.
+
+    Raises RequestCancelled if *cancelled* is set before it is free.
+    """
+    while not LOADING.acquire(timeout=_LOOK_S):
+        if cancelled.is_set():
+            raise RequestCancelled
+    outer, _here.loading = getattr(_here, "loading", False), True
+    try:
+        yield
+    finally:
+        _here.loading = outer
+        LOADING.release()
 
 
 class ModelLoader(Generic[M]):
@@ -114,9 +123,15 @@ class ModelLoader(Generic[M]):
             self._perform(entry, load, lambda: self._read(entry, load))
         elif mine or getattr(_here, "loading", False):
             # A load that leases another model must not wait for a thread that waits for its lock.
-            with _moving():
-                if not load.done.is_set() and load.thread in {None, threading.get_ident()}:
-                    self._perform(entry, load, lambda: self._load_as_it_is(entry, load, drawing, first))
+            try:
+                with _moving(self._hooks.cancelled()):
+                    if not load.done.is_set() and load.thread in {None, threading.get_ident()}:
+                        self._perform(entry, load, lambda: self._load_as_it_is(entry, load, drawing, first))
+            except RequestCancelled as error:
+                if mine and self._holdings.begin(entry, load):  # before its turn came
+                    load.error = error
+                    self._holdings.over(entry, load)
+                raise
         self._wait(load)
         if load.error is not None:
             raise load.error
@@ -129,18 +144,28 @@ class ModelLoader(Generic[M]):
                 raise RequestCancelled
 
     def _perform(self, entry: Entry, load: Load, act: Callable[[], None]) -> None:
-        if load.thread is not None:
+        if not self._holdings.begin(entry, load):
             msg = f"the load of {entry.name!r} leases {entry.name!r}"
             raise RuntimeError(msg)
-        load.thread = threading.get_ident()
         try:
-            act()
+            with self._stoppable():
+                act()
         except BaseException as error:
             load.error = error
             raise
         finally:
             self._holdings.over(entry, load)
             self._hooks.changed()
+
+    @contextmanager
+    def _stoppable(self) -> Iterator[None]:
+        """Have whatever a block raises be the cancellation of its request, if that is what has ended it."""
+        try:
+            yield
+        except Exception as error:
+            if self._hooks.cancelled().is_set():
+                raise RequestCancelled from error
+            raise
 
     def _read(self, entry: Entry, load: Load) -> None:
         """Have in host memory what is only to be read, beside whatever moves; anew, if its files were replaced meanwhile."""
@@ -151,7 +176,7 @@ class ModelLoader(Generic[M]):
         else:
             replaced = not self._store.is_constructed(entry.name)
         if replaced:
-            with _moving():
+            with _moving(self._hooks.cancelled()):
                 self._load(entry, load, None, ())
 
     def _load_as_it_is(
@@ -170,7 +195,7 @@ class ModelLoader(Generic[M]):
         self._store.check(entry.name)
         self._hooks.changed()
         began_at = monotonic_s()
-        self._with_host_room(entry.name, lambda: self._fill(entry.name))
+        self._fill(entry.name)
         self._holdings.loaded(entry, load, seconds=monotonic_s() - began_at)
 
     def _load(self, entry: Entry, load: Load, drawing: Drawing | None, first: Collection[str]) -> None:
@@ -181,16 +206,18 @@ class ModelLoader(Generic[M]):
         constructed = self._store.is_constructed(name)
         with nullcontext() if constructed else self._holdings.making(entry, self._store.needs(name)):
             if load.to == "vram" and (room := self._holdings.room(name)) is not None:
-                self._admit(name, drawing, room)  # better refused now than when its bytes have been read
+                load.how = self._admit(
+                    name, drawing, room
+                ).how  # better refused now than when its bytes have been read
             self._hooks.changed()
             began_at = monotonic_s()
             if not constructed:
-                self._with_host_room(name, lambda: self._twice(name, lambda: self._store.construct(name)))
+                self._with_host_room(name, lambda: self._twice(name, lambda: self._construct(name)))
                 self._holdings.made(entry, self._store.needs(name))
-        # On its way to the device it can do without: where host memory is smaller, its bytes only pass through.
-        self._with_host_room(name, lambda: self._fill(name), needed=load.to == "ram")
         if load.to == "vram":
             self._place(entry, drawing, first)
+        else:
+            self._fill(name)
         self._holdings.loaded(entry, load, seconds=monotonic_s() - began_at)
 
     def _make_place(self, name: str) -> None:
@@ -202,36 +229,52 @@ class ModelLoader(Generic[M]):
             raise ModelTooLargeError(msg)
         self._holdings.trim(incoming=1)
 
-    def _fill(self, name: str) -> None:
-        cancelled = self._hooks.cancelled()
-        try:
-            self._store.fill(name, cancelled)
-        except Exception as error:
-            if cancelled.is_set() and not isinstance(error, HostMemoryFullError):
-                raise RequestCancelled from error
-            raise
+    def _construct(self, name: str) -> None:
+        self._store.construct(name, self._hooks.cancelled())
 
-    def _with_host_room(self, name: str, act: Callable[[], None], *, needed: bool = True) -> None:
-        """Do *act*; while host memory is full, have idle parts leave it and do *act* again, or do without it."""
+    def _fill(self, name: str, *, without: Callable[[], None] | None = None) -> None:
+        self._with_host_room(name, lambda: self._store.fill(name, self._hooks.cancelled()), without=without)
+
+    def _bring(self, name: str, how: How) -> M:
+        """
+        Have the store place *name*, from wherever it is.
+
+        On its way to the device it can do without host memory: where that has no room, its bytes only pass through.
+        """
+        cancelled = self._hooks.cancelled()
+        if how != "whole":
+            self._fill(name, without=lambda: None)  # from there its parts come while it runs
+        return self._with_host_room(
+            name,
+            lambda: self._store.place(name, how, filling=True, cancelled=cancelled),
+            without=lambda: self._store.place(name, how, cancelled=cancelled),
+        )
+
+    def _with_host_room(
+        self, name: str, act: Callable[[], T], *, without: Callable[[], T] | None = None
+    ) -> T:
+        """Do *act*; while host memory is full, have idle parts leave it and do *act* again, or *without* instead."""
         while True:
             try:
-                act()
+                return act()
             except HostMemoryFullError as error:
                 detail, lacking = str(error), error.lacking_bytes
-            else:
-                return
             if lacking is None:
                 lacking = sum(p.nbytes for p in self._store.needs(name) if p.tier == "disk")
             if self._make_host_room(max(lacking, 1)):
                 continue
-            if needed:
-                msg = f"Model {name!r} has no room in host memory: {detail}"
-                raise ModelTooLargeError(msg)
-            return
+            if without is not None:
+                return without()
+            msg = f"Model {name!r} has no room in host memory: {detail}"
+            raise ModelTooLargeError(msg)
 
     def _make_host_room(self, lacking_bytes: int) -> bool:
-        if not LOADING.acquire(timeout=_HOST_WAIT_S):
-            return False
+        give_up_at, cancelled = monotonic_s() + _HOST_WAIT_S, self._hooks.cancelled()
+        while not LOADING.acquire(timeout=_LOOK_S):
+            if cancelled.is_set():
+                raise RequestCancelled
+            if monotonic_s() > give_up_at:
+                return False
         try:
             return self._holdings.make_host_room(lacking_bytes)
         finally:
@@ -261,7 +304,7 @@ class ModelLoader(Generic[M]):
 
     def _try_place(self, entry: Entry, admitted: Admitted) -> bool:
         try:
-            model = self._store.place(entry.name, admitted.how)
+            model = self._bring(entry.name, admitted.how)
         except Exception as error:
             if self._holdings.room(entry.name) is None or not runs_out_of_memory(error):
                 raise
@@ -287,7 +330,7 @@ class ModelLoader(Generic[M]):
         stays = admitted.same_way(entry.placed)
         if stays and not room.lacking(admitted.need_bytes):
             return False
-        with _moving():
+        with _moving(self._hooks.cancelled()):
             # Whoever else uses it wants it to stay as it is.
             load = None if stays else self._holdings.again(entry)
             if load is None:
