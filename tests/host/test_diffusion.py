@@ -286,7 +286,10 @@ def test_what_follows_a_plus_is_a_lora_unless_the_folder_is_called_so(folders: P
     assert found("with+plus") == ("with+plus", ())
     assert found("with+plus+b+a.safetensors") == ("with+plus", ("b.safetensors", "a.safetensors"))
     assert found("some/model+a") == ("model", ("a.safetensors",))
-    for name in ("good+", "good+c", "good+c.bin", "good+../a", "good+good", "with+a", "+a"):
+    for name, said in (("good+", "names no LoRA behind its last"), ("+a", r"Model '\+a' is neither")):
+        with pytest.raises(UnknownModelError, match=said):
+            found(name)
+    for name in ("good+c", "good+c.bin", "good+../a", "good+good", "with+a", "+a"):
         with pytest.raises(UnknownModelError, match=r"paths = "):
             found(name)
 

@@ -87,3 +87,11 @@ def test_a_load_is_told_on_a_terminal_while_it_runs() -> None:
             assert screen.until(lambda s: "slow@1.5 loads on runner 0" in s.text, within_s=30)
             assert screen.end(within_s=30) == 0
             assert screen.text.startswith("slow@1.5 is loaded on runner 0 in 1.")
+        f.wait_line(r"runner\.loaded runner=0 model=slow@1\.5 from=disk s=1\.")
+        command = f._command("load", "slow@9")
+        with PtyScreen(command, columns=120, rows=5, env=f.environ) as screen:
+            assert screen.until(lambda s: "slow@9 loads on runner 0" in s.text, within_s=30)
+            os.kill(f.pids()["router"], signal.SIGKILL)
+            assert screen.end(within_s=30) == 1
+            assert "slow@9 may be loaded yet: the router ended before it could tell" in screen.text
+        assert "slow@9 is " in said(f, "load", "slow@9"), "waited for, or found"

@@ -8,9 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from benchmarks.replay import RAM_SIZES, RUNNERS, UNTOLD
 from tests.replay.traces import drawn
 from tests.replay.written import write_trace
+
+pytestmark = pytest.mark.process
 
 ROOT = Path(__file__).parents[2]
 
@@ -19,7 +23,7 @@ def benchmark(*arguments: str, **environ: str) -> subprocess.CompletedProcess[st
     environment = {k: v for k, v in os.environ.items() if k != "FALCTL_TRACES"}
     command = [sys.executable, "-m", "benchmarks.replay", *arguments]
     return subprocess.run(
-        command, cwd=ROOT, env=environment | environ, capture_output=True, text=True, timeout=110, check=False
+        command, cwd=ROOT, env=environment | environ, capture_output=True, text=True, timeout=500, check=False
     )
 
 

@@ -360,7 +360,7 @@ def test_300_streams_run_at_the_same_time() -> None:
 
 
 def test_no_limit_of_the_edge_cuts_a_job_that_runs_longer() -> None:
-    server = {"header_timeout": 0.2, "body_timeout": 0.2, "send_timeout": 0.2, "keep_alive": 0.2}
+    server = dict.fromkeys(("header_timeout", "body_timeout", "send_timeout", "keep_alive"), 1.0)
     config = {"server": server, "routing": {"hold": 0, "bypass_max": 0}}
 
     async def long_job(seen: Seen, send: Send) -> None:

@@ -218,7 +218,7 @@ class CountedStore:
     def _perhaps_fail(self, move: str, what: str) -> None:
         if (gate := self.gates.get(f"{move} {what}")) is not None:
             self.waiting = f"{move} {what}"
-            assert gate.wait(20.0)
+            assert gate.wait(60.0)
             self.waiting = ""
         if (error := self.broken.pop(f"{move} {what}", None)) is not None:
             raise error

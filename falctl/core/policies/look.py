@@ -17,11 +17,16 @@ from falctl.core.policies.knobs import Knobs
 from falctl.core.policies.queues import Queues, queues_at
 from falctl.core.policies.room import Room
 from falctl.core.policies.worth import Worth, worth_at
+from falctl.core.sources import Source
 from falctl.core.types import Hint, RunnerId
 
 FRESH_S: Final = 1.0
 OVERDUE: Final = 5.0
 """A load that has taken so many times as long as it should is not waited for if a copy elsewhere pays."""
+KNOWN_S: Final = 1.0
+STRANGE_S: Final = 60.0
+"""What it should take is at least this; the latter where its model was never seen to be loaded: what others took says
+little of one that may be a hundred times larger, and a second load of it would make both slower."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,13 +119,16 @@ class Look:
         coming: set[Hint] = set()
         for runner in self.runners:
             for hint, since in runner.loading.items():
-                if self.queues.now - since <= OVERDUE * max(
-                    self.queues.load_from_s(hint, runner.loads_from(hint)), 1.0
-                ):
+                if self.queues.now - since <= self._late_s(hint, runner.loads_from(hint)):
                     coming.add(hint)
             if runner.hints is not None:
                 coming.update(r.hint for r in runner.in_use.values() if r.hint is not None and not r.warm)
         return coming
+
+    def _late_s(self, hint: Hint, source: Source) -> float:
+        costs = self.state.costs
+        strange = costs.learnt_load_s(hint, source) is None and costs.learnt_load_s(hint) is None
+        return OVERDUE * max(self.queues.load_from_s(hint, source), STRANGE_S if strange else KNOWN_S)
 
     def to_load(self, runners: list[Runner]) -> Iterator[tuple[Iterable[Hint | None], list[Runner]]]:
         """Iterate over models that wait, and those of *runners* on which a load of them may have become worthwhile."""

@@ -156,7 +156,9 @@ def told_of(name: str) -> Iterator[None]:
         if error.detail.startswith(_refusal(name)):
             raise
         msg = f"{_refusal(name)}{error}"
-        raise type(error)(msg) from error
+        raise type(error)(
+            msg
+        ) from None  # it says all: how we came to it is nothing to whoever has the folder
     except _NOT_THE_FOLDERS_FAULT:
         raise
     except Exception as error:

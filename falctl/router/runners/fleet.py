@@ -201,6 +201,11 @@ class FleetLinks:
                 pass  # the refresh has told
 
     def _end_load(self, link: Link, load: wire.LoadEnded) -> None:
+        if load.ok:
+            source, load_s = load.tier or "?", load.load_s
+            log.info(
+                "runner.loaded runner=%d model=%s from=%s s=%.1f", link.runner, load.hint, source, load_s
+            )
         ended = news.load_ended(link.runner, load, self.row(link.runner))
         self._driver(link.runner).handle(ended)
 

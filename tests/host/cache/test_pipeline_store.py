@@ -399,8 +399,9 @@ def test_a_half_written_folder_names_the_file_and_is_whole_once_it_is(folder: Pa
     store = store_of({"mine": folder})
     named = re.escape(str(folder / "unet" if spoil == "missing" else path))
     for ask in (store.check, store.needs, store.construct):
-        with pytest.raises(ModelFilesError, match=f"^Model 'mine' cannot be loaded: {named}"):
+        with pytest.raises(ModelFilesError, match=f"^Model 'mine' cannot be loaded: {named}") as caught:
             ask("mine")
+        assert caught.value.__cause__ is None, "a line of the log, not two tracebacks"
     assert (dict(store.parts()), store.device.used_bytes) == ({}, 0)
     path.write_bytes(whole)
     picture(bring(store, "mine"))
