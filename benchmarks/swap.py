@@ -12,7 +12,7 @@ take turns, round by round, with who goes first; figures are medians. What came 
     ram              `PipelineStore.place`: every component allocates, copies and re-binds
     preadv           the same files into a fresh block of host memory, by the threads and chunks of `read_weights`
     skeleton         `PipelineStore.fill`: the modules stand, their bytes were dropped and come into fresh blocks
-    disk             skeleton, then ram
+    disk             `PipelineStore.place` of a skeleton: read into host memory, and copied on as it is read
     from_pretrained  diffusers; on a CPU it maps the files and reads hardly any of their bytes
     to               each tensor of that moved by itself, as `.to(device)` does it (on a CPU: copied)
 
@@ -175,6 +175,12 @@ class Swap:
         self.store.fill(self.name, threading.Event())
         return time.perf_counter() - began
 
+    def disk(self) -> float:
+        """From the files onto the device, where it stays, as in host memory."""
+        began = time.perf_counter()
+        self.store.place(self.name, filling=True)
+        return time.perf_counter() - began
+
     def from_pretrained(self) -> tuple[float, float]:
         """Return the seconds of diffusers' load, and of the move that follows."""
         import diffusers
@@ -222,16 +228,22 @@ def measured(swap: Swap, *, rounds: int, cold: bool) -> Samples:
         swap.drop()
         _page_cache.drop(leaving)
         samples["skeleton"].append(swap.skeleton())
-        samples["disk"].append(samples["skeleton"][-1] + swap.ram())
+        swap.ram()
+        swap.check()
+        swap.evict()
+
+    def load() -> None:
+        swap.drop()
+        _page_cache.drop(leaving)
+        samples["disk"].append(swap.disk())
         swap.check()
         swap.evict()
 
     leaving = swap.paths if cold else []
     for number in range(rounds):
         sys.stderr.write(f"{swap.name}, {'cold' if cold else 'warm'}: round {number + 1} of {rounds}\n")
-        pairs = ((copy_bare, reload), (read_bare, read))
-        for one, other in pairs:
-            for measure in (one, other) if number % 2 else (other, one):
+        for group in ((copy_bare, reload), (read_bare, read, load)):
+            for measure in group if number % 2 else reversed(group):
                 measure()
         _page_cache.drop(leaving)
         loaded_s, moved_s = swap.from_pretrained()
