@@ -18,7 +18,7 @@ from falctl.errors import FilesChangedError, ModelTooLargeError, NotFoundError
 from falctl.toolkit import ModelCache, RequestCancelled
 from falctl.toolkit.cache_entry import Load
 from falctl.toolkit.cache_hooks import Admitted, CacheHooks, CachePolicy, OutOfMemory
-from falctl.toolkit.holdings import LOADING
+from falctl.toolkit.moving import LOADING
 from falctl.toolkit.opaque_store import OpaqueStore
 from tests.toolkit.counted_store import CountedStore, Model, OutOfMemoryError
 from tests.wait import until
