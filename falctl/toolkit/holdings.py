@@ -267,7 +267,8 @@ class Holdings(Generic[M]):
         gone = self._evict(lambda held: Plan(due(held, now=monotonic_s()).evict, 0.0))
         with self.lock:
             idle = due(self._held(), now=monotonic_s()).drop
-        return self._drop(idle) or bool(gone and gone.keys)
+        dropped = self._drop(idle)
+        return self._forget_with(idle) or dropped or bool(gone and gone.keys)
 
     def make_host_room(self, lacking_bytes: int) -> bool:
         """Have parts leave host memory, *lacking_bytes* of them if there are so many; False: none may."""
@@ -286,13 +287,19 @@ class Holdings(Generic[M]):
         return self._drop([*(p.key for p in off), *plan.keys])
 
     def drop(self, name: str) -> bool:
-        """Have *name* leave host memory, but for what models have that are there; return whether anything did."""
+        """
+        Have *name* leave host memory, but for what models have that are there; return whether anything did.
+
+        If it has parts that no file brings back, all of it goes, its modules, too: else it could never leave.
+        """
         with self.lock:
             held = self._held()
         mine = [m for m in held if m.name == name and not m.kept]
         there = (m for m in held if m.name != name and (m.kept or tier_of(m.parts) != "disk"))
         others = {p.key for m in there for p in m.parts}
-        return self._drop(_keys(mine, tier="ram", stays=others))
+        keys = _keys(mine, tier="ram", stays=others)
+        dropped = self._drop(keys)
+        return self._forget_with(keys) or dropped
 
     def forget(self, name: str) -> bool:
         """Let go of all of *name* that no other model has; False: it is not there, or must stay."""
@@ -303,6 +310,15 @@ class Holdings(Generic[M]):
             del self._entries[name]
         self._store.forget(name)
         return True
+
+    def _forget_with(self, keys: Iterable[str]) -> bool:
+        """Forget the models of which parts were to be dropped and are in host memory all the same."""
+        there = self._store.parts()
+        stuck = {key for key in keys if key in there and there[key].host}
+        with self.lock:
+            names = [n for n, e in self._entries.items() if any(p.key in stuck for p in e.parts)]
+        left = [self.forget(name) for name in names]
+        return any(left)
 
     def _drop(self, keys: Iterable[str]) -> bool:
         dropped = False
