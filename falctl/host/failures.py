@@ -88,6 +88,11 @@ def bounced() -> Response:
     return response
 
 
+def least_bytes(error: BaseException) -> int:
+    """Return what the model takes that *error* says to have no room; 0: it says no such thing."""
+    return (error.least_bytes or 0) if isinstance(error, ModelTooLargeError) else 0
+
+
 def _out_of_memory_beside(models: Iterable[str], error: BaseException) -> str:
     names = ", ".join(repr(name) for name in models)
     return (
@@ -112,6 +117,8 @@ def expected(error: Exception) -> RequestError:
             ticket.broke_card = True
         return _CardBrokenError("The GPU failed; its runner restarts")
     if isinstance(error, RequestError):
+        if ticket is not None:
+            ticket.least_bytes = least_bytes(error)
         if error.__cause__ is not None:
             log.warning(
                 "request.refused request=%s status=%d", request, error.status, exc_info=from_the_app(error)

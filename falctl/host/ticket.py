@@ -72,6 +72,8 @@ class Ticket:
     """It met a CUDA error that no later call of this process survives."""
     ran_out: bool = False
     """Memory did not suffice for it."""
+    least_bytes: int = 0
+    """What its model takes at least, for which there was no room; 0: it did not end so."""
     ends_runner: bool = False
     """By fal's rules its answer is the last of this process, or its app cannot free memory: another takes its place."""
     overdue: bool = False

@@ -311,4 +311,8 @@ class ModelLoader(Generic[M]):
         """Return the error that says, with numbers, that *name* has no room for *drawing*."""
         room = self._holdings.room(name)
         told = why if room is None else f"{room.told(self._need(name, drawing))}{why and '; '}{why}"
-        return ModelTooLargeError(f"Model {name!r} has no room: {told}")
+        least_bytes = None if room is None else self._need(name, None)
+        fits = least_bytes is None or room is None or (not why and least_bytes <= room.most_bytes)
+        return ModelTooLargeError(
+            f"Model {name!r} has no room: {told}", least_bytes=None if fits else least_bytes
+        )

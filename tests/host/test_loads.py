@@ -79,11 +79,25 @@ def test_a_load_that_fails_is_told_and_leaves_nothing() -> None:
         hello = events.until(Hello)
         assert (hello.loads, hello.overlaps) == (True, False)
         assert order(host, "no-such-model") == 202
-        assert events.until(LoadEnded).ok is False
+        ended = events.until(LoadEnded)
+        assert (ended.ok, ended.status, ended.error_type) == (False, 404, "model_not_allowed")
+        assert "no-such-model" in ended.error
+        assert ended.least_bytes == 0
         assert host.row.models == ()
         assert order(host, "digits-ink") == 202
         assert events.until(LoadEnded).ok is True
         assert host.row.hints == ("digits-ink",)
+
+
+def test_a_model_that_has_no_room_is_told_with_what_it_takes_by_its_load_and_by_its_request() -> None:
+    with Host("runners.diffusion:AnyModelRunner", spec={"cpu_bytes": 4096}) as host, host.events() as events:
+        order(host, "digits-ink")
+        ended = events.until(LoadEnded)
+        assert (ended.ok, ended.status, ended.error_type) == (False, 507, "model_too_large")
+        assert ended.least_bytes > 4096
+        reply = host.post("/", draws("digits-ink"))
+        assert (reply.status, reply.json["detail"]) == (507, ended.error)
+        assert events.until(Released).least_bytes == ended.least_bytes
 
 
 @pytest.mark.parametrize("body", [{}, {"hint": "a", "evict": 7}, []])

@@ -93,7 +93,9 @@ class Admission:
         plan = self._plan(self._store.sizes(name), peaks, room, trouble)
         if isinstance(plan, TooLarge):
             msg = f"Model {name!r} has no room: {room.told(plan.least_bytes)}; tried: {'; '.join(plan.tried)}"
-            raise ModelTooLargeError(msg)
+            alone = self._plan(self._store.sizes(name), self._expected(name, None), room, None)
+            least_bytes = alone.least_bytes if isinstance(alone, TooLarge) else None
+            raise ModelTooLargeError(msg, least_bytes=least_bytes)
         self._plans[name] = drawing, plan
         self._store.arrange(name, Arrangement(plan, peaks))
         self._tell(name, plan)

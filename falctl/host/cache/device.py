@@ -9,14 +9,18 @@ shows as bytes in use on both. All calls come from a runner's one executor threa
 from __future__ import annotations
 
 import itertools
+import logging
 import threading
 from typing import Final, Protocol
 
 import torch
 
 from falctl.clock import monotonic_s
+from falctl.host.cache.arrival import Arrival, PlainArrival, StreamArrival
 from falctl.host.cache.buffers import host_buffer
 from falctl.host.cache.recovery import wait_recovered
+
+log = logging.getLogger(__name__)
 
 _TELLING_BYTES: Final = 1 << 20
 """A smaller copy tells of calls, not of rates."""
@@ -70,6 +74,14 @@ class Device(Protocol):
 
     def copy_in(self, flat: torch.Tensor, host: torch.Tensor) -> None:
         """Copy all of *host* over all of *flat*, which are equally long, in one copy; blocks until it has arrived."""
+        ...
+
+    def arrival(self, nbytes: int) -> Arrival:
+        """Return a new buffer that bytes come into piece by piece. Raises torch.OutOfMemoryError with nothing changed."""
+        ...
+
+    def staging(self, nbytes: int) -> torch.Tensor:
+        """Return *nbytes* of host memory of the kind that copies to it are fastest from; raises OSError."""
         ...
 
     def settle(self) -> None:
@@ -162,6 +174,12 @@ class CpuDevice:
         flat.copy_(host)
         self._copies.took(flat.numel(), monotonic_s() - began_at)
 
+    def arrival(self, nbytes: int) -> Arrival:
+        return PlainArrival(self.allocate(nbytes), self.give_back)
+
+    def staging(self, nbytes: int) -> torch.Tensor:
+        return host_buffer(nbytes)
+
     def settle(self) -> None:
         """Do nothing: calls return when their work is done."""
 
@@ -227,6 +245,17 @@ class CudaDevice:
         flat.copy_(host, non_blocking=True)
         torch.cuda.synchronize(self._device)
         self._copies.took(flat.numel(), monotonic_s() - began_at)
+
+    def arrival(self, nbytes: int) -> Arrival:
+        return StreamArrival(self.allocate(nbytes), self.give_back)
+
+    def staging(self, nbytes: int) -> torch.Tensor:
+        """As `Device.staging`: pinned, by torch's allocator, which keeps it for the next time, or else pageable."""
+        try:
+            return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
+        except RuntimeError as error:  # no more may be pinned, which some systems bound
+            log.warning("cache.pageable bytes=%d: %s; copies from it are slower", nbytes, error)
+            return host_buffer(nbytes)
 
     def settle(self) -> None:
         torch.cuda.synchronize(self._device)

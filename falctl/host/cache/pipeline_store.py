@@ -180,12 +180,19 @@ class PipelineStore:
         model = self._models.get(name)
         self._arrangements.note(name, arrangement, None if model is None else model.pipeline)
 
-    def place(self, name: str, how: How = "whole") -> Any:
+    def place(
+        self,
+        name: str,
+        how: How = "whole",
+        *,
+        filling: bool = False,
+        cancelled: threading.Event | None = None,
+    ) -> Any:
         with told_of(name):
             self._arrangements.begin(name, how, self._models[name].pipeline, self._parts_of(name))
             for part, component in self._parts_of(name).items():
                 if how == "whole" or role_of(part) == "resident":
-                    component.to_device(self.device)
+                    component.to_device(self.device, filling=filling, cancelled=cancelled)
         return self._models[name].pipeline
 
     def evict(self, key: str) -> None:

@@ -15,21 +15,23 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, TypeAlias
 
 import torch
 
 from falctl.errors import FilesChangedError
+from falctl.host.cache.cells import Range
 from falctl.host.cache.content_key import require_unchanged
 from falctl.host.cache.headers import DTYPE_BYTES, Stamp, TensorEntry, WeightFile, open_regular
 from falctl.host.cache.stopping import LoadCancelledError
 
 CHUNK_BYTES: Final = 4 << 20
 THREADS: Final = 4
+Written: TypeAlias = Callable[[Sequence[Range]], None]
 _PIECES_MAX: Final = 1024
 """IOV_MAX of Linux."""
 
@@ -67,6 +69,8 @@ class _Job:
     begin: int
     end: int
     places: list[memoryview] = field(default_factory=list)
+    ranges: list[Range] = field(default_factory=list)
+    """Of the buffer, those places."""
     convert: tuple[str, str] | None = None
 
     def takes(self, file: WeightFile, begin: int, chunk_bytes: int) -> bool:
@@ -74,9 +78,14 @@ class _Job:
         return not full and self.convert is None and self.file is file and self.end == begin
 
 
+def _nobody(written: Sequence[Range]) -> None:
+    del written
+
+
 @dataclass(frozen=True, slots=True)
 class _Stop:
     cancelled: threading.Event
+    written: Written
     failed: threading.Event = field(default_factory=threading.Event)
 
     def check(self) -> None:
@@ -84,11 +93,12 @@ class _Stop:
             raise LoadCancelledError
 
 
-def read_weights(
+def read_weights(  # noqa: PLR0913 - the last two are for tests
     buffer: memoryview,
     placements: Iterable[Placement],
     *,
     cancelled: threading.Event,
+    written: Written = _nobody,
     threads: int = THREADS,
     chunk_bytes: int = CHUNK_BYTES,
 ) -> None:
@@ -96,7 +106,8 @@ def read_weights(
     Fill *buffer* (writable bytes) with all *placements*, which must not overlap. Blocking, with *threads* of its own.
 
     When it raises, the buffer's contents are undefined, but nothing writes to it any more and every file is closed.
-    *cancelled* is looked at between chunks.
+    *cancelled* is looked at between chunks. *written* is called with the places of the buffer that each chunk has filled,
+    by the thread that has read it, before it reads the next; what that raises ends the reading.
 
     Raises:
         ModelFilesError: a file is gone, unreadable, or not what it was when its header was read.
@@ -105,7 +116,7 @@ def read_weights(
 
     """
     jobs = list(_jobs(buffer, sorted(placements, key=_by_place), chunk_bytes))
-    stop = _Stop(cancelled)
+    stop = _Stop(cancelled, written)
     with ExitStack() as opened:
         descriptors = {}
         for file in {id(job.file): job.file for job in jobs}.values():
@@ -142,7 +153,8 @@ def _jobs(buffer: memoryview, placements: Iterable[Placement], chunk_bytes: int)
             )
             raise ValueError(msg)
         place = buffer[placement.offset : end]
-        for begin, part in _stretches(placement, place, chunk_bytes):
+        for at, part in _stretches(placement, place, chunk_bytes):
+            begin = placement.tensor.begin + _read_bytes(placement, place[:at])
             size = _read_bytes(placement, part)
             convert = (
                 None
@@ -154,6 +166,7 @@ def _jobs(buffer: memoryview, placements: Iterable[Placement], chunk_bytes: int)
                     yield job
                 job = _Job(placement.file, begin, begin, convert=convert)
             job.places.append(part)
+            job.ranges.append((placement.offset + at, part.nbytes))
             job.end = begin + size
     if job is not None:
         yield job
@@ -165,11 +178,10 @@ def _read_bytes(placement: Placement, part: memoryview) -> int:
 
 
 def _stretches(placement: Placement, place: memoryview, chunk_bytes: int) -> Iterator[tuple[int, memoryview]]:
-    """Split *place* into parts of about a chunk, each with the byte of the file at which it begins."""
+    """Split *place* into parts of about a chunk, each with where it begins there."""
     step = max(1, chunk_bytes // 8) * DTYPE_BYTES[placement.dtype]  # whole elements, of up to 8 bytes
     for at in range(0, place.nbytes, step):
-        part = place[at : at + step]
-        yield placement.tensor.begin + _read_bytes(placement, place[:at]), part
+        yield at, place[at : at + step]
 
 
 def _read(job: _Job, descriptor: int, stop: _Stop) -> None:
@@ -181,6 +193,7 @@ def _read(job: _Job, descriptor: int, stop: _Stop) -> None:
             scratch = memoryview(bytearray(job.end - job.begin))
             _fill(descriptor, [scratch], job)
             _convert(scratch, job.places[0], job.convert)
+        stop.written(job.ranges)
     except BaseException:
         stop.failed.set()
         raise

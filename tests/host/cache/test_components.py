@@ -15,10 +15,11 @@ from safetensors.torch import load_file, save_file
 
 from falctl.host.cache.arena import Arena
 from falctl.host.cache.arrangement import Weights
-from falctl.host.cache.components import LooseComponent, PackedComponent, hold
+from falctl.host.cache.components import PackedComponent, hold
 from falctl.host.cache.device import CpuDevice
 from falctl.host.cache.folder import Component, read_folder
 from falctl.host.cache.headers import read_weight_file
+from falctl.host.cache.loose_component import LooseComponent
 from falctl.host.cache.private_memory import PrivateBlock, PrivateMemory
 from falctl.host.cache.staging import StagedPart, Staging
 from falctl.host.cache.tensor_names import find_placements

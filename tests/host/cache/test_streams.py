@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from falctl.host.cache.arena import Arena
-from falctl.host.cache.components import LooseComponent
 from falctl.host.cache.device import CpuDevice
+from falctl.host.cache.loose_component import LooseComponent
 from falctl.host.cache.offload import Offloaded
 from falctl.host.cache.streams import InlineCopies, StreamCopies
 
