@@ -6,7 +6,7 @@ JS := tests/compat/js
 # On a machine without an NVIDIA GPU, PyPI's Linux wheels of torch are CUDA builds of several GB; README says more.
 PIP_ARGS ?=
 
-.PHONY: up test lint format clean
+.PHONY: up test gpu lint format clean
 
 up: $(VENV)/.installed
 	$(BIN)/falctl up $(ARGS)
@@ -23,8 +23,15 @@ TESTS := $(if $(ARGS),$(ARGS),--ignore=tests/core --ignore=tests/board)
 test: $(VENV)/.installed-test $(VENV)/fal-1.60/.installed $(JS)/node_modules/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder \
 	  --reruns $(RERUNS) --rerun-show-tracebacks $(TESTS)
-	$(BIN)/coverage run --source falctl/core,falctl/board -m pytest -q --hypothesis-seed=0 tests/core tests/board
+	$(BIN)/coverage erase
+	OMP_NUM_THREADS=1 $(BIN)/coverage run --source falctl/core,falctl/board -m pytest -q -n logical --dist worksteal \
+	  --hypothesis-seed=0 tests/core tests/board
+	$(BIN)/coverage combine -q
 	$(BIN)/coverage report --fail-under=100
+
+# What only a machine with a card can tell, in nine minutes; the log and the figures are in on_card/.
+gpu: $(VENV)/.installed-test
+	$(BIN)/python -m benchmarks.on_card $(ARGS)
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

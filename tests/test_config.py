@@ -129,7 +129,7 @@ def _loads_or_helps(path: Path | None, *, environ: Mapping[str, str], flags: Map
         assert len(line) < 600
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], deadline=None)
 @given(content=st.binary() | st.text(alphabet='abc[]{}"=.,\n#01-\\').map(str.encode))
 def test_no_file_content_raises_anything_but_one_line(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "falctl.toml"

@@ -57,8 +57,15 @@ class HostMemory:
     """
 
     def __init__(
-        self, budget_bytes: int, *, keep_alive_s: float | None, changed: Callable[[MemoryRow], None]
+        self,
+        budget_bytes: int,
+        *,
+        keep_alive_s: float | None,
+        changed: Callable[[MemoryRow], None],
+        registers: bool = False,
     ) -> None:
+        """*registers*: runners register blocks with CUDA, for which they map what is filled writable for a moment."""
+        self._registers = registers
         self._ledger = Ledger(budget_bytes, keep_alive_s=keep_alive_s)
         self._changed = changed
         self._fds: dict[int, int] = {}
@@ -170,6 +177,8 @@ class HostMemory:
         self._send(fill.holder, wire.Given(fill.number, fill.block, filled=False), fill.block)
 
     def _protect(self, block: int) -> None:
+        if self._registers:
+            return  # CUDA registers nothing that is mapped read-only, and nothing else may be mapped of what is sealed so
         try:
             fcntl.fcntl(self._fds[block], fcntl.F_ADD_SEALS, F_SEAL_FUTURE_WRITE)
         except OSError as error:

@@ -9,7 +9,8 @@ from typing import Any, Final, Literal
 
 from falctl.core.keep_alive import keep_until
 from falctl.core.residency import HALF_LIFE_S, Held, Part, Resident, Tier, Verdict, tier_of
-from falctl.toolkit.cache_hooks import Admitted
+from falctl.core.turns import Use
+from falctl.toolkit.cache_hooks import WHOLE, Admitted
 
 _RAM_BYTES_S: Final = 10e9
 _DISK_BYTES_S: Final = 2e9
@@ -29,12 +30,25 @@ class Load:
 
 
 @dataclass(eq=False, slots=True)
+class Claim:
+    """A lease that was granted."""
+
+    entry: Entry
+    use: Use
+    load: Load | None = None
+    """What brings the model to where it is wanted; None: it is there."""
+    mine: bool = False
+    """Whether the one who asked is to load it."""
+    admitted: Admitted = WHOLE
+
+
+@dataclass(eq=False, slots=True)
 class Entry:
     """A model that somebody asked for."""
 
     name: str
     used_at: float
-    leases: int = 0
+    leases: list[Use] = field(default_factory=list)
     uses: float = 0.0
     clock: float = 0.0
     keep_alive_s: float | None = None
@@ -51,9 +65,9 @@ class Entry:
     costs: dict[Verdict, float] = field(default_factory=dict)
     """Seconds of the last load from each tier."""
 
-    def lease(self, *, now: float) -> None:
-        """Count one more lease."""
-        self.leases += 1
+    def lease(self, use: Use, *, now: float) -> None:
+        """Note one more lease."""
+        self.leases.append(use)
         self.uses = self.uses * 0.5 ** ((now - self.used_at) / HALF_LIFE_S) + 1.0
         self.used_at = now
 
@@ -63,7 +77,7 @@ class Entry:
             self.name,
             parts,
             used_at=self.used_at,
-            leases=self.leases,
+            leases=len(self.leases),
             pinned=pinned,
             uses=self.uses,
             clock=self.clock,
@@ -79,7 +93,7 @@ class Entry:
             self.name,
             "ready" if self.load is None else "loading",
             self.used_at,
-            self.leases,
+            len(self.leases),
             self.load_s,
             tier=tier,
             device_bytes=held.on_device(),

@@ -39,6 +39,11 @@ class ModelStore(Protocol[M_co]):
         """Return what the device could have free, if no model were there; None: as above."""
         ...
 
+    @property
+    def drawn_bytes(self) -> int:
+        """Return what is taken of the device beside parts, by drawings; 0 where that is part of `free_bytes`."""
+        ...
+
     def check(self, name: str) -> None:
         """Raise what a load of *name* is bound to raise for a wrong name or a damaged folder; blocks for a stat or so."""
         ...

@@ -22,6 +22,7 @@ class OpaqueStore(Generic[M]):
 
     free_bytes: None = None
     total_bytes: None = None
+    drawn_bytes = 0
 
     def __init__(
         self,

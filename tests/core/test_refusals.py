@@ -313,6 +313,13 @@ def test_those_who_wait_hear_it_when_the_last_runner_has_answered_so() -> None:
     assert play.end("1", 0, least_bytes=NEEDS) == ["2!507"]
 
 
+def test_a_request_that_had_no_room_beside_others_teaches_nothing_of_what_there_is_without_them() -> None:
+    play = Play(COLD, slots=2)
+    assert [*play.come("1"), *play.come("b", B)] == ["1@0", "b@0"]
+    assert play.end("1", 0, least_bytes=NEEDS) == []
+    assert play.come("2") == ["2@0"]
+
+
 def test_a_request_without_a_model_teaches_nothing_of_room() -> None:
     play = Play(COLD)
     play.feed(Arrived(RequestId("1"), None, ""))
@@ -340,6 +347,38 @@ def test_a_slot_is_not_kept_free_for_what_has_no_room_there() -> None:
     assert play.come("2", B) == ["2@0"]
 
 
+def test_a_slot_is_kept_free_for_what_has_no_room_on_another_runner() -> None:
+    one = replace(LARGE, vram_bytes=None, models_max=1)
+    play = Play(SMALL, one, slots=2)
+    play.up(1, one, "B")
+    play.scheduler.state.refused(A, play.view(0), NEEDS, NO_ROOM, now=0.0)
+    assert play.come("b", B) == ["b@1"]
+    assert play.come("1") == []
+    play.now = 1000.0
+    for model in (A, B):
+        play.scheduler.state.refused(model, play.view(0), NEEDS, NO_ROOM, now=play.now)
+    assert play.come("2", B) == [], "it would keep the only model that may leave for the other"
+    assert play.end("b", 1) == ["load A@1"]
+
+
+def test_an_execution_does_not_keep_the_only_room_that_a_model_has_because_there_is_some_where_it_has_none() -> (
+    None
+):
+    beside = replace(SMALL, overlaps=True)
+    one = replace(LARGE, overlaps=True, vram_bytes=None, models_max=1)
+    play = Play(beside, one)
+    play.up(1, one, "B")
+    for model in (A, B):
+        play.scheduler.state.refused(model, play.view(0), NEEDS, NO_ROOM, now=0.0)
+    assert [*play.come("b", B), *play.come("1")] == ["b@1"]
+    play.now = 20.0
+    for model in (A, B):  # so quick that whoever comes later is due later
+        play.scheduler.state.costs.executed(model, "", 0.001)
+        play.scheduler.state.costs.loaded(model, "disk", 0.001)
+    assert play.come("2", B) == []
+    assert play.end("b", 1) == ["load A@1"]
+
+
 def test_an_execution_is_not_held_back_for_a_load_that_has_no_room_anywhere() -> None:
     overlapping = replace(LARGE, overlaps=True)
     play = Play(overlapping)
@@ -364,6 +403,14 @@ def test_a_person_s_wish_is_tried_whatever_was_said_and_one_of_the_configuration
     assert play.fail(0) == ["wish 1 failed"]
     play.feed(RunnerDown(RunnerId(1), returns=True))
     assert play.feed(Wished(2, A, first=False)) == ["wish 2 full"]
+
+
+def test_who_comes_while_a_person_has_it_tried_once_more_waits_for_that() -> None:
+    play = Play(SMALL)
+    play.come("1"), play.fail(0)
+    play.feed(Wished(1, A))
+    assert play.come("2") == []
+    assert play.fail(0) == ["wish 1 failed", "2!507"]
 
 
 # --- bounds ----------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import pytest
@@ -15,7 +15,7 @@ from falctl.core.sources import Stock
 from falctl.core.types import Epoch, Hint, RunnerId
 from falctl.router.runners.news import released, stock_of
 from tests.router.client import Later, ask
-from tests.router.fake_host import PATIENCE_S, Seen, answer
+from tests.router.fake_host import PATIENCE_S, FakeHost, Seen, answer
 from tests.router.harness import Setup, serving, waits
 from tests.router.queue_calls import result, submit
 from tests.wait import until
@@ -94,28 +94,39 @@ def test_a_model_goes_where_its_base_is_if_the_app_says_what_joins_them() -> Non
             assert ask(setup, headers={HINT: "base+lora"}).value("x-falctl-runner") == str(runner)
 
 
+def asked(setup: Setup, *, but: Collection[int]) -> FakeHost:
+    """Return the next host that has been asked for a load, of those *but* which there are."""
+
+    def those() -> list[FakeHost]:
+        return [host for host in setup.hosts.values() if host.ordered and host.runner not in but]
+
+    [host] = until(those, within_s=PATIENCE_S, what="a load is asked for")
+    return host
+
+
 def test_a_507_of_one_runner_is_no_answer_while_another_may_have_room(three: Setup) -> None:
     failed: list[int] = []
     first, second = wanting(three, "m"), wanting(three, "m")
     for _ in three.hosts:
-        host = until(
-            lambda: next((h for h in three.hosts.values() if h.ordered and h.runner not in failed), None),
-            within_s=PATIENCE_S,
-            what="another is asked",
-        )
+        host = asked(three, but=failed)
         assert not first.replies + second.replies
         failed.append(host.runner)
         said = f"runner {host.runner} has no room"
-        told = {"error": said, "status": 507, "error_type": "model_too_large", "least_bytes": 20 << 30}
+        told: dict[str, Any] = {
+            "error": said,
+            "status": 507,
+            "error_type": "model_too_large",
+            "least_bytes": 20 << 30,
+        }
         host.tell(wire.LoadEnded(host.epoch, "m", ok=False, load_s=0.0, **told))
     assert sorted(failed) == [0, 1, 2]
     for reply in (*first.all(), *second.all(), ask(three, headers={HINT: "m"})):
         assert (reply.status, reply.value("x-fal-error-type")) == (507, "model_too_large")
         assert reply.json()["detail"] == said
     assert all(len(host.ordered) == 1 and not host.seen for host in three.hosts.values())
-    told = ask(three, "GET", "/falctl/why?model=m").json()
-    assert "would be refused: no runner had room for it" in told["conclusion"]
-    assert all(row["refused_s"] >= 0 for row in told["runners"])
+    why = ask(three, "GET", "/falctl/why?model=m").json()
+    assert "would be refused: no runner had room for it" in why["conclusion"]
+    assert all(row["refused_s"] >= 0 for row in why["runners"])
 
 
 def test_a_507_of_an_execution_sends_the_next_one_elsewhere() -> None:
@@ -141,10 +152,8 @@ def test_all_who_wait_for_a_model_that_there_is_not_are_answered_by_the_load_tha
 ) -> None:
     laters = [wanting(three, "nonsense") for _ in range(3)]
     waits(three, 3)
-    host = until(
-        lambda: next((h for h in three.hosts.values() if h.ordered), None), within_s=PATIENCE_S, what="a load"
-    )
-    told = {"error": "there is no nonsense", "status": 404, "error_type": "model_not_allowed"}
+    host = asked(three, but=[])
+    told: dict[str, Any] = {"error": "there is no nonsense", "status": 404, "error_type": "model_not_allowed"}
     host.tell(wire.LoadEnded(host.epoch, "nonsense", ok=False, load_s=0.0, **told))
     for reply in [reply for later in laters for reply in later.all()]:
         assert (reply.status, reply.value("x-fal-error-type")) == (404, "model_not_allowed")

@@ -21,7 +21,7 @@ from falctl.supervisor.host_memory import HostMemory
 from tests.wait import until
 
 REPOSITORY: Final = Path(__file__).parents[2]
-STEP_S: Final = 60.0
+STEP_S: Final = 180.0
 T = TypeVar("T")
 
 
@@ -77,9 +77,12 @@ class Runner:
 class MemoryServer:
     """A block in which the memory is there; its end gives all of it back, and ends runners that are left."""
 
-    def __init__(self, budget_bytes: int, *, keep_alive_s: float | None = None) -> None:
+    def __init__(
+        self, budget_bytes: int, *, keep_alive_s: float | None = None, registers: bool = False
+    ) -> None:
         self._budget_bytes = budget_bytes
         self._keep_alive_s = keep_alive_s
+        self._registers = registers
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._epochs: dict[int, int] = {}
@@ -90,7 +93,10 @@ class MemoryServer:
     def __enter__(self) -> Self:
         self._thread.start()
         self.memory = HostMemory(
-            self._budget_bytes, keep_alive_s=self._keep_alive_s, changed=self.rows.append
+            self._budget_bytes,
+            keep_alive_s=self._keep_alive_s,
+            changed=self.rows.append,
+            registers=self._registers,
         )
         return self
 

@@ -60,6 +60,8 @@ class CountedStore:
     moves: Counter[str] = field(default_factory=Counter)
     taken_bytes: int = 0
     """By others on the device."""
+    drawn_bytes: int = 0
+    """By drawings that run."""
     lies: bool = False
     """Whether `free_bytes` leaves out what others have taken."""
     stuck: frozenset[str] = frozenset()
@@ -87,7 +89,7 @@ class CountedStore:
 
     @property
     def free_bytes(self) -> int:
-        return self.total_bytes - self.used_bytes - (0 if self.lies else self.taken_bytes)
+        return self.total_bytes - self.used_bytes - (0 if self.lies else self.taken_bytes) - self.drawn_bytes
 
     def check(self, name: str) -> None:
         if name not in self.models:
@@ -142,7 +144,7 @@ class CountedStore:
             for key in sizes:
                 part = self.parts()[key]
                 if part.tier != "vram":
-                    if self.used_bytes + self.taken_bytes + part.nbytes > self.total_bytes:
+                    if self.used_bytes + self.taken_bytes + self.drawn_bytes + part.nbytes > self.total_bytes:
                         raise OutOfMemoryError(f"no room for {key}")
                     self._set(key, replace(part, tier="vram"))
                     self.moves[f"place {key}"] += 1

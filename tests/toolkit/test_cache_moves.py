@@ -16,7 +16,7 @@ from falctl.core.residency import Room
 from falctl.errors import FilesChangedError, ModelTooLargeError, NotFoundError
 from falctl.toolkit import ModelCache, RequestCancelled
 from falctl.toolkit.cache_hooks import Admitted, CacheHooks, CachePolicy, OutOfMemory
-from falctl.toolkit.holdings import LOADING
+from falctl.toolkit.moving import LOADING
 from falctl.toolkit.opaque_store import OpaqueStore
 from tests.toolkit.counted_store import CountedStore, Model, OutOfMemoryError
 from tests.wait import until

@@ -64,9 +64,8 @@ def reservation(look: Look, open_runners: list[Runner]) -> Reservation | None:
         return None
     key, hint = min(wishes)
     runners = [r for r in runners if not look.state.avoids(hint, r)]
-    if not runners:
-        return None
-    if any(look.room.victims(r, hint, key) is not None for r in open_runners):
+    able = (r for r in open_runners if not look.state.avoids(hint, r))
+    if not runners or any(look.room.victims(r, hint, key) is not None for r in able):
         return None
     return Reservation(min(runners, key=lambda r: (len(r.in_use), r.runner)), key)
 

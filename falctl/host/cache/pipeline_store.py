@@ -83,8 +83,13 @@ class PipelineStore:
 
     @property
     def total_bytes(self) -> int:
-        there = sum(part.nbytes for part in self.parts().values() if part.tier == "vram")
-        return self.device.free_bytes + there
+        return self.device.free_bytes + self._weights_bytes()
+
+    @property
+    def drawn_bytes(self) -> int:
+        if not self.device.measures_drawings:
+            return 0
+        return max(0, self.device.used_bytes - self._weights_bytes())
 
     def check(self, name: str) -> None:
         self._recipe(name)
@@ -308,6 +313,9 @@ class PipelineStore:
     def _collect(self) -> None:
         gc.collect()  # a pipeline and its modules refer to each other
         self.device.give_back()
+
+    def _weights_bytes(self) -> int:
+        return sum(part.nbytes for part in self.parts().values() if part.tier == "vram")
 
     def _size(self, key: str, part: Component, recipe: Recipe) -> int:
         return self._sizes.get(key) or weight_bytes(part, recipe.dtype)

@@ -15,6 +15,7 @@ import logging
 import os
 import socket
 import threading
+from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Final
 
@@ -168,13 +169,27 @@ class SharedMemory:
             self._channel.shutdown(socket.SHUT_RDWR)
 
     def _map(self, answer: wire.Given, fd: int, nbytes: int) -> SharedBlock:
-        if not answer.filled:
-            allocate(fd, nbytes)
         let_go = wire.LetGo(answer.block)
-        mapping = Mapping(fd, nbytes, writable=not answer.filled, gone=lambda: self.post(let_go))
+
+        def gone() -> None:
+            self.post(let_go)
+
         if answer.filled:
-            self.pin(mapping, read_only=True)
+            mapping = self._map_filled(fd, nbytes, gone)
+        else:
+            allocate(fd, nbytes)
+            mapping = Mapping(fd, nbytes, writable=True, gone=gone)
         return SharedBlock(self, mapping, block=answer.block, filled=answer.filled)
+
+    def _map_filled(self, fd: int, nbytes: int, gone: Callable[[], None]) -> Mapping:
+        """Return a mapping that is read-only, but for the moment in which CUDA registers it: see `falctl.host.cache.pinning`."""
+        if self._pinning is not None and (mapping := _writable(fd, nbytes, gone)) is not None:
+            self.pin(mapping, read_only=False)
+            mapping.protect()
+            return mapping
+        mapping = Mapping(fd, nbytes, writable=False, gone=gone)
+        self.pin(mapping, read_only=True)
+        return mapping
 
     def _ask(self, key: str, nbytes: int, cancelled: threading.Event | None) -> tuple[wire.Given, int]:
         number, question = next(self._numbers), _Question()
@@ -238,6 +253,14 @@ class SharedMemory:
         elif isinstance(answer, wire.Given):  # who asked has given up
             self.post(wire.LetGo(answer.block))
             os.close(fds[0])
+
+
+def _writable(fd: int, nbytes: int, gone: Callable[[], None]) -> Mapping | None:
+    """Return a writable mapping, of which nobody knows but the caller; None: the supervisor lets nobody have one."""
+    try:
+        return Mapping(fd, nbytes, writable=True, gone=gone)
+    except PermissionError:
+        return None
 
 
 _LOST: Final = "the supervisor, which holds the host memory, is gone"
