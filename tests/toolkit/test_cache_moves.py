@@ -448,6 +448,27 @@ def test_an_idle_model_leaves_the_device_and_then_host_memory_when_it_is_tended(
     assert cache.tend() is None
 
 
+def test_what_no_file_brings_back_leaves_host_memory_with_all_of_its_model_when_that_is_to_go() -> None:
+    store = store_of(stuck=frozenset({"c.unet"}))
+    cache = cache_of(store)
+    for tier in ("vram", "ram"):
+        use(cache, "c")
+        assert cache.evict("c", tier)
+        assert tiers(cache) == ({"c": "ram"} if tier == "vram" else {}), "off the device it is kept"
+    assert store.used_host_bytes == 0
+    assert not cache.evict("c", "ram")
+    use(cache, "c")
+    assert store.moves["construct c"] == 2
+
+
+def test_what_no_file_brings_back_does_not_idle_in_host_memory_for_ever() -> None:
+    store = store_of(stuck=frozenset({"c.unet"}))
+    cache = cache_of(store, keep_alive_s=lambda _name: 0.0)
+    use(cache, "c")
+    cache.tend()
+    assert (tiers(cache), store.used_host_bytes, cache.due_at()) == ({}, 0, None)
+
+
 def test_the_last_lease_says_for_how_long() -> None:
     keep_s = 3600.0
     cache = cache_of(store_of(), keep_alive_s=lambda _name: keep_s)

@@ -25,6 +25,7 @@ from falctl.host.cache.folder import Component
 from falctl.host.cache.headers import Stamp
 from falctl.host.cache.recipes import VARIANTS, Recipe
 from falctl.host.cache.stopping import LoadCancelledError
+from falctl.host.telling import said
 from falctl.toolkit.model_source import ModelSource
 from falctl.toolkit.out_of_memory import runs_out_of_memory
 
@@ -57,15 +58,23 @@ def fetch(source: ModelSource, dtype: Wanted) -> Path:
     """
     Return the folder of the Hub id *source*, fetched in the variant of *dtype* if it has one. Blocking, for long.
 
-    Raises what huggingface_hub and diffusers raise: many kinds.
+    Raises:
+        ModelFilesError: the Hub gives none, or cannot be reached, and not all of it is here; with what the Hub said.
+        Exception: what else huggingface_hub and diffusers raise: many kinds.
+
     """
     from diffusers import DiffusionPipeline
 
     settings = {"use_safetensors": True, "trust_remote_code": False}
     try:
-        return Path(DiffusionPipeline.download(source.place, variant=VARIANTS[dtype], **settings))
-    except ValueError:  # it has no such variant
-        return Path(DiffusionPipeline.download(source.place, **settings))
+        try:
+            return Path(DiffusionPipeline.download(source.place, variant=VARIANTS[dtype], **settings))
+        except ValueError:  # it has no such variant
+            return Path(DiffusionPipeline.download(source.place, **settings))
+    except OSError as error:
+        why: BaseException = error.__cause__ or error  # diffusers' own text gives advice to its caller
+        msg = f"it is not (all) on this machine, and could not be fetched from the Hub: {said(why)}"
+        raise ModelFilesError(msg) from error
 
 
 def load_component(part: Component, recipe: Recipe) -> torch.nn.Module | None:
