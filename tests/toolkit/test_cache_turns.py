@@ -279,10 +279,10 @@ def test_a_model_is_not_placed_anew_under_somebody_who_draws_with_it() -> None:
         s.begin("one", "c", 0).result(WAIT_S)
         other = s.begin("two", "c", 13)
         s.waits(other)
-        assert s.store.hows["c"] == "whole"
+        assert dict(s.store.hows)["c"] == "whole"
         s.end("one")
         other.result(WAIT_S)
-        assert s.store.hows["c"] == "staged"
+        assert dict(s.store.hows)["c"] == "staged"
         s.end("two")
 
 
@@ -363,7 +363,12 @@ def test_whether_a_drawing_was_alone_is_known_at_its_end() -> None:
             return s.on("one", here)
 
         run(lambda: None).result(WAIT_S)
-        run(lambda: (s.begin("two", "b").result(WAIT_S), s.end("two"))).result(WAIT_S)
+
+        def other_comes_and_goes() -> None:
+            s.begin("two", "b").result(WAIT_S)
+            s.end("two")
+
+        run(other_comes_and_goes).result(WAIT_S)
         s.begin("two", "b").result(WAIT_S)
         run(lambda: None).result(WAIT_S)
         run(lambda: s.end("two")).result(WAIT_S)
