@@ -91,13 +91,18 @@ def room_at_last(ask: Use, line: Sequence[Use], uses: Sequence[Use], supply: Sup
     return room_beside(ask, *_at_last(ask, line, uses, supply))
 
 
+def room_alone(ask: Use, uses: Sequence[Use], supply: Supply) -> Room:
+    """Return what *ask* could have if nobody held anything who can be waited for, but its own holder."""
+    left = [use for use in uses if use.lasting or use.holder == ask.holder]
+    return room_beside(ask, left, _ended(supply) if len(left) < len(uses) else supply)
+
+
 def verdict(ask: Use, line: Sequence[Use], uses: Sequence[Use], supply: Supply) -> Verdict:
     """Return whether *ask* is granted now, may wait, or would wait in vain; *line* are the asks that came before."""
     if (_holds(ask, uses) or not line) and _is_free(ask, uses, supply):
         return "now"
     left, then = _at_last(ask, line, uses, supply)
-    waits_for_somebody = len(left) < len(uses) or (line and not _holds(ask, uses))
-    return "wait" if waits_for_somebody and _is_free(ask, left, then) else "never"
+    return "wait" if _is_free(ask, left, then) else "never"
 
 
 def _at_last(ask: Use, line: Sequence[Use], uses: Sequence[Use], supply: Supply) -> tuple[list[Use], Supply]:
@@ -106,14 +111,16 @@ def _at_last(ask: Use, line: Sequence[Use], uses: Sequence[Use], supply: Supply)
     stuck = {one.holder for one in waiting} | {ask.holder}
     while True:
         left = [use for use in uses if use.lasting or use.holder in stuck]
-        then = supply
-        if len(left) < len(uses):
-            # Those who end give back what they drew, and who is left holds no more of it than is expected.
-            then = replace(supply, free_bytes=supply.free_bytes + supply.drawn_bytes, drawn_bytes=0)
+        then = _ended(supply) if len(left) < len(uses) else supply
         served = {one.holder for one in waiting if one.holder in stuck and _is_free(one, left, then)}
         if not served - {ask.holder}:
             return left, then
         stuck -= served - {ask.holder}
+
+
+def _ended(supply: Supply) -> Supply:
+    """Return *supply* as it is when some have ended: they give back what they drew, and the rest is expected."""
+    return replace(supply, free_bytes=supply.free_bytes + supply.drawn_bytes, drawn_bytes=0)
 
 
 def _is_free(ask: Use, uses: Sequence[Use], supply: Supply) -> bool:

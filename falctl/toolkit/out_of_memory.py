@@ -13,6 +13,9 @@ _TEXTS: Final = (
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate",  # there was no room for its workspace
     "CUDNN_STATUS_ALLOC_FAILED",
+    # torch tries every way that cuDNN knows of, and forgets that none had room for its workspace. On a card that is too old
+    # for the dtype it says the same; then the second try says it, too.
+    "was unable to find an engine to execute this computation",
 )
 """The CUDA libraries raise plain RuntimeErrors for it."""
 

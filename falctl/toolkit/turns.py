@@ -14,7 +14,7 @@ from typing import Final, Generic, Literal, TypeVar
 
 from falctl.core.activations import Drawing
 from falctl.core.residency import Room
-from falctl.core.turns import Use, Verdict, room_at_last, verdict
+from falctl.core.turns import Use, Verdict, room_alone, room_at_last, verdict
 from falctl.errors import ModelTooLargeError
 from falctl.toolkit.cache_entry import Claim
 from falctl.toolkit.cache_hooks import WHOLE, Admitted, CacheHooks, CachePolicy
@@ -127,10 +127,8 @@ class Turns(Generic[M]):
     def too_large(self, asked: Asked, room: Room | None, why: str = "") -> ModelTooLargeError:
         """Return the error that says, with numbers, that a model has no *room* for a drawing."""
         told = why if room is None else f"{room.told(self._need(asked))}{why and '; '}{why}"
-        least_bytes = None if room is None else self._need(replace(asked, drawing=None))
-        fits = (
-            least_bytes is None or room is None or (why in {"", IN_VAIN} and least_bytes <= room.most_bytes)
-        )
+        least_bytes = None if room is None or why == IN_VAIN else self._need(replace(asked, drawing=None))
+        fits = least_bytes is None or room is None or (not why and least_bytes <= room.most_bytes)
         return ModelTooLargeError(
             f"Model {asked.name!r} has no room: {told}", least_bytes=None if fits else least_bytes
         )
@@ -139,8 +137,14 @@ class Turns(Generic[M]):
         """Return the lease if it is granted; None: not yet. Waits for something to change then."""
         bare = self._use(asked, WHOLE)
         with self._holdings.lock:
-            best = room_at_last(bare, self._before(place), self._holdings.uses(), self._holdings.supply())
-        admitted = self.admit(asked, best)
+            uses, supply = self._holdings.uses(), self._holdings.supply()
+            best = room_at_last(bare, self._before(place), uses, supply)
+            alone = room_alone(bare, uses, supply)
+        try:
+            admitted = self.admit(asked, best)
+        except ModelTooLargeError:
+            self.admit(asked, alone)  # if it is not too large, but others do not end before this one does
+            raise self.too_large(asked, best, IN_VAIN) from None
         use = self._use(asked, admitted)
         with self._holdings.lock:
             found, room = self._judged(use, place)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from falctl.core.residency import Held, Part, Tier
-from falctl.core.turns import Supply, Use, room_at_last, room_beside, verdict
+from falctl.core.turns import Supply, Use, room_alone, room_at_last, room_beside, verdict
 
 SIZES = {"a": 40, "b": 30, "shared": 10}
 
@@ -87,6 +87,7 @@ def test_of_a_model_that_comes_and_goes_all_is_expected_that_is_not_there() -> N
     assert room_beside(use("b", "me"), [staged], device()).expected_bytes == 70
     assert room_beside(use("b", "me"), [staged], device("a")).expected_bytes == 30
     assert room_beside(use("a", "me"), [staged], device("a")).expected_bytes == 30
+    assert room_beside(use("a", "me"), [staged], device()).expected_bytes == 70
 
 
 def test_a_reserve_and_pins_stay_and_nobody_waits_for_them() -> None:
@@ -164,6 +165,9 @@ def test_two_who_wait_for_each_other_do_not_and_it_is_the_later_one_who_is_told(
     assert judged(second, holding, there, first) == "never", "one cannot, before two does"
     assert judged(first, holding, there) == "wait"
     assert judged(first, [use("a", "one", 10)], device("a")) == "now", "once two has been told"
+    assert room_at_last(second, (first,), holding, there).most_bytes == 20
+    assert room_alone(second, holding, there).most_bytes == 70
+    assert room_alone(second, holding[1:], device("b", drawn=20)).most_bytes == 50
 
 
 def test_who_holds_something_may_wait_for_one_who_waits_for_a_third() -> None:

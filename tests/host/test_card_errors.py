@@ -37,6 +37,7 @@ def test_a_broken_context_is_known_by_its_type_or_its_text(error: Exception) -> 
         RuntimeError("CUDA driver error: out of memory"),
         RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate(handle)"),
         RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"),
+        RuntimeError("GET was unable to find an engine to execute this computation"),
         RuntimeError("misaligned address"),
         ValueError(f"the log says: {ILLEGAL}"),
         RequestError("no"),
