@@ -59,6 +59,10 @@ FIRST_FIGURES: Final[Mapping[str, tuple[float, float]]] = {
 """Loads per 1,000 and mean seconds on n4_u35 that the rules gave in the simulators they were first written for."""
 
 UNTOLD: Final = "tiers not told"
+RAM_PEERS: Final[dict[str, Maker]] = {
+    name: maker for name, maker in PEERS.items() if maker in (Fal, RayServe, ModelMesh, SwarmUI)
+} | {"least-loaded": LeastLoaded}
+"""The rules that somebody ships: none of them knows of tiers."""
 RAM_METRICS: Final = (
     "loads/1k",
     "from RAM/1k#",
@@ -158,7 +162,7 @@ def _tiered(title: str, jobs: list[Job], setting: Setting) -> Table:
     title = f"{title}, RAM for {holds}, a load from it {setting.ram_load:g} of one from disk"
     sys.stderr.write(f"{title}\n")
     rows = {}
-    for name, maker in (OWN | PEERS | BLIND).items():
+    for name, maker in (OWN | RAM_PEERS).items():
         rows[name] = _row(_replay(jobs, maker, setting))
         if name in OWN:
             rows[f"{name}, {UNTOLD}"] = _row(_replay(jobs, maker, replace(setting, tells_tiers=False)))

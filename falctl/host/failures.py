@@ -126,9 +126,10 @@ def expected(error: Exception) -> RequestError:
         return error
     if runs_out_of_memory(error):
         log.error("request.out_of_memory request=%s", request, exc_info=from_the_app(error))
-        if ticket is not None and ticket.leases:
+        if ticket is not None:
             ticket.ran_out = True
-            return ModelTooLargeError(_out_of_memory_beside(ticket.leases, error))
+            if ticket.leases:
+                return ModelTooLargeError(_out_of_memory_beside(ticket.leases, error))
         return _OutOfMemoryError("Out of memory")
     log.error("request.failed request=%s", request, exc_info=from_the_app(error))
     return _AppBugError("Internal Server Error")

@@ -66,6 +66,11 @@ class Report:
         return self.caches[0] if able else None
 
     @property
+    def only_cache(self) -> ModelCache[Any] | None:
+        """Return the app's cache, also one that the app fills itself; None when it has none, or several."""
+        return self.caches[0] if len(self.caches) == 1 else None
+
+    @property
     def knows_loads(self) -> bool:
         """Return whether what the app loads, it loads through a model cache."""
         return any(cache.loads for cache in self.caches)

@@ -156,6 +156,8 @@ class Holdings(Generic[M]):
         """Note what *entry* is made of, and that its modules stand; or will, if all goes well."""
         with self.lock:
             entry.parts, entry.constructed = parts, stands
+            if not stands and entry.load is not None:
+                self._note_tiers(entry.load, parts)
 
     def place(self, entry: Entry, how: Admitted, model: M) -> None:
         """Note that *entry* is on the device, ready to run as *model*."""
@@ -167,6 +169,15 @@ class Holdings(Generic[M]):
         with self.lock:
             entry.load_s = seconds
             entry.costs[load.verdict] = seconds
+
+    def begin(self, entry: Entry, load: Load) -> bool:
+        """Note that this thread performs *load*; False: another does, or it has been."""
+        with self.lock:
+            if load.thread is not None:
+                return False
+            load.thread = threading.get_ident()
+            self._note_tiers(load, entry.parts if entry.constructed else ())
+            return True
 
     def over(self, entry: Entry, load: Load) -> None:
         """Let those go on who wait for *load*."""
@@ -276,8 +287,12 @@ class Holdings(Generic[M]):
 
     def _seen(self) -> Iterator[Resident]:
         there = self._store.parts()
+        moved = self._store.moved()
         for name, entry in self._entries.items():
-            yield entry.seen(_now(entry.parts, there), pinned=name in self._pinned)
+            yield entry.seen(_now(entry.parts, there), pinned=name in self._pinned, moved=moved)
+
+    def _note_tiers(self, load: Load, parts: Iterable[Part]) -> None:
+        load.begun = {part.key: part.tier for part in _now(parts, self._store.parts())}
 
 
 def _now(parts: Iterable[Part], there: Mapping[str, Part]) -> tuple[Part, ...]:

@@ -99,7 +99,8 @@ class Leaving(Generic[M]):
         gone = self._leave(lambda held: Plan(due(held, now=monotonic_s()).evict, 0.0))
         with self._holdings.lock:
             idle = due(self._holdings.held(), now=monotonic_s()).drop
-        return self._drop(idle) or bool(gone and gone.keys)
+        dropped = self._drop(idle)
+        return self._forget_with(idle) or dropped or bool(gone and gone.keys)
 
     def make_host_room(self, lacking_bytes: int) -> bool:
         """Have parts leave host memory, *lacking_bytes* of them if there are so many; False: none may."""
@@ -118,13 +119,19 @@ class Leaving(Generic[M]):
         return self._drop([*(p.key for p in off), *plan.keys])
 
     def drop(self, name: str) -> bool:
-        """Have *name* leave host memory, but for what models have that are there; return whether anything did."""
+        """
+        Have *name* leave host memory, but for what models have that are there; return whether anything did.
+
+        If it has parts that no file brings back, all of it goes, its modules, too: else it could never leave.
+        """
         with self._holdings.lock:
             held = self._holdings.held()
         mine = [m for m in held if m.name == name and not m.kept]
         there = (m for m in held if m.name != name and (m.kept or tier_of(m.parts) != "disk"))
         others = {p.key for m in there for p in m.parts}
-        return self._drop(_keys(mine, tier="ram", stays=others))
+        keys = _keys(mine, tier="ram", stays=others)
+        dropped = self._drop(keys)
+        return self._forget_with(keys) or dropped
 
     def forget(self, name: str) -> bool:
         """Let go of all of *name* that no other model has; False: it is not there, or must stay."""
@@ -132,6 +139,15 @@ class Leaving(Generic[M]):
             return False
         self._store.forget(name)
         return True
+
+    def _forget_with(self, keys: Iterable[str]) -> bool:
+        """Forget the models of which parts were to be dropped and are in host memory all the same."""
+        there = self._store.parts()
+        stuck = {key for key in keys if key in there and there[key].host}
+        with self._holdings.lock:
+            held = self._holdings.held()
+        left = [self.forget(m.name) for m in held if any(p.key in stuck for p in m.parts)]
+        return any(left)
 
     def _drop(self, keys: Iterable[str]) -> bool:
         dropped = False

@@ -17,6 +17,7 @@ from falctl.core.lifetimes import ends_at
 from falctl.errors import EXIT_CARD_BROKEN
 from falctl.host import gate as host_gate
 from falctl.host.keeper import Keeper
+from falctl.wire import EXIT_RETIRED
 from tests.host.conftest import PROBE, Gate
 from tests.host.harness import STEP_S, Host, idle
 
@@ -181,13 +182,22 @@ def test_an_http_exception_is_answered_as_fastapi_does(probe: Host) -> None:
 
 
 @pytest.mark.parametrize("path", ["/oom", "/cublas"])
-def test_out_of_memory_is_503(probe: Host, path: str) -> None:
-    reply = probe.post(path)
-    assert (reply.status, reply.json) == (
-        503,
-        {"detail": "Out of memory", "error_type": "runner_server_error"},
-    )
-    assert "x-falctl-bounced" not in reply.headers
+def test_out_of_memory_is_503_and_where_only_the_app_could_free_some_another_process_takes_its_place(
+    path: str,
+) -> None:
+    with Host(f"{PROBE}::Probe") as host:
+        reply = host.post(path)
+        assert (reply.status, reply.json) == (
+            503,
+            {"detail": "Out of memory", "error_type": "runner_server_error"},
+        )
+        assert "x-falctl-bounced" not in reply.headers
+        assert host.process.wait(timeout=STEP_S) == EXIT_RETIRED
+
+
+def test_an_app_that_gives_no_hints_goes_on_after_it_ran_out_of_memory(quiet: Host) -> None:
+    assert quiet.post("/oom").status == 503
+    assert quiet.post("/", {}).status == 200
 
 
 def test_a_broken_card_is_answered_and_ends_the_process() -> None:

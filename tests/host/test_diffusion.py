@@ -165,6 +165,9 @@ def test_a_folder_that_is_no_whole_safetensors_pipeline_is_refused_and_the_runne
 def test_an_allowed_hub_id_that_is_not_there_is_unusable_not_a_crash(artist: Host) -> None:
     reply = artist.post("/", ask("some/model"))
     assert (reply.status, reply.json["error_type"]) == (422, "model_unusable")
+    said = "Model 'some/model' cannot be loaded: it is not (all) on this machine, and could not be fetched from the Hub: "
+    assert reply.json["detail"].startswith(said)
+    assert "local_files_only" not in reply.json["detail"], "advice to who calls diffusers"
 
 
 @process
