@@ -253,7 +253,9 @@ def test_a_detached_falctl_is_up_when_the_command_returns_and_reloads_on_sighup(
         assert f.status()["fleet"]["policy"] == "fal"
         assert f.post("/", {"x": 2}).json == {"x": 2}
 
-        path.write_text('[routing]\npolicy = "fal"\n[runners]\ncpu_count = 1\n[server]\nmax_body = 2000\n[log]\nlevel = "debug"\n')
+        path.write_text(
+            '[routing]\npolicy = "fal"\n[runners]\ncpu_count = 1\n[server]\nmax_body = 2000\n[log]\nlevel = "debug"\n'
+        )
         os.kill(pid, signal.SIGHUP)
         until(lambda: "server.max_body 67108864 -> 2000 (now)" in log_of(f), within_s=5.0, what="reloaded")
         assert "runners.cpu_count 2 -> 1" not in log_of(f), "it had never become 2"
