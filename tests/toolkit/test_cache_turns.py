@@ -130,8 +130,9 @@ def test_what_drawings_have_taken_already_is_not_kept_free_once_more() -> None:
 def test_what_can_never_fit_is_told_at_once_whoever_draws() -> None:
     with slots() as s:
         s.begin("one", "a", 30).result(WAIT_S)
-        with pytest.raises(ModelTooLargeError, match="'b' has no room: it needs 101 bytes"):
+        with pytest.raises(ModelTooLargeError, match="'b' has no room: it needs 101 bytes") as caught:
             s.begin("two", "b", 71).result(WAIT_S)
+        assert "others have it" not in caught.value.detail
         s.end("one")
 
 
