@@ -92,8 +92,8 @@ def parts_into(out: Path) -> tuple[Part, ...]:
     return (
         Part("facts", ("sh", "-c", _FACTS), 40.0),
         Part("bus", (python, "-m", "benchmarks.bus", "--json", str(out / "bus.json")), 60.0),
-        Part("weights", (*test, "tests/gpu/test_weights_on_a_card.py"), 200.0),
-        Part("swap-large", swap("swap-large", 3, "sdxl-7GB"), 270.0),
+        Part("weights", (*test, "tests/gpu/test_weights_on_a_card.py"), 240.0),
+        Part("swap-large", swap("swap-large", 3, "sdxl-7GB"), 330.0),
         Part("fleet", (*test, "tests/gpu/test_fleet_on_a_card.py"), 270.0),
         Part("swap", swap("swap", 5, "sd15", "sdxl", "sd3", "flux"), 240.0),
     )

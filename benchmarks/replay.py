@@ -59,6 +59,10 @@ FIRST_FIGURES: Final[Mapping[str, tuple[float, float]]] = {
 """Loads per 1,000 and mean seconds on n4_u35 that the rules gave in the simulators they were first written for."""
 
 UNTOLD: Final = "tiers not told"
+RAM_PEERS: Final[dict[str, Maker]] = {
+    name: maker for name, maker in PEERS.items() if maker in (Fal, RayServe, ModelMesh, SwarmUI)
+} | {"least-loaded": LeastLoaded}
+"""The rules that somebody ships: none of them knows of tiers."""
 RAM_METRICS: Final = (
     "loads/1k",
     "from RAM/1k#",
@@ -91,6 +95,12 @@ NOTES: Final = (
     "SLO: latency <= 3 x execution + 5 s. Bypass: start of the execution less what first come, first served with "
     "free loads would give. Bound: loads of MIN (bytes: PFOO-L) on one cache of all slots, which holds for whoever "
     "serves in order of arrival; times with free loads, first come, first served.",
+)
+
+
+RAM_NOTES: Final = (
+    "Host memory is one for all runners; what has been loaded from disk is in it until others need the room. Tiers not "
+    "told: loads from it are as fast, but the scheduler knows neither what is there nor where a load came from.",
 )
 
 
@@ -130,7 +140,8 @@ def _tables(folder: Path) -> list[Table]:
         jobs = _zipf(folder, rate)
         title = f"zipf30, {rate} requests/s: 4 runners x 3 slots, load 0.4 s, execution 0.04 s"
         tables.append(_compared(title, jobs, Setting(4, models_max=3), OWN | PEERS))
-    tables += _with_ram(folder)
+    first, *others = _with_ram(folder)
+    tables += [replace(first, notes=RAM_NOTES), *others]
     tables.append(_against_first(tables[0]))
     tables += [_jittered(folder, name) for name in ("n4_u35", "n4_u20", "n8_u35")]
     return [replace(tables[0], notes=NOTES), *tables[1:]]
@@ -158,7 +169,7 @@ def _tiered(title: str, jobs: list[Job], setting: Setting) -> Table:
     title = f"{title}, RAM for {holds}, a load from it {setting.ram_load:g} of one from disk"
     sys.stderr.write(f"{title}\n")
     rows = {}
-    for name, maker in (OWN | PEERS | BLIND).items():
+    for name, maker in (OWN | RAM_PEERS).items():
         rows[name] = _row(_replay(jobs, maker, setting))
         if name in OWN:
             rows[f"{name}, {UNTOLD}"] = _row(_replay(jobs, maker, replace(setting, tells_tiers=False)))

@@ -263,6 +263,14 @@ def measured(swap: Swap, *, rounds: int, cold: bool) -> Samples:
     return samples
 
 
+def _rows_of(swap: Swap, *, rounds: int) -> Iterator[dict[str, Any]]:
+    """Yield the row of *swap* with its files in the page cache, and, if they can leave it, the one without."""
+    _page_cache.settle(swap.paths)
+    yield row_of(swap, measured(swap, rounds=rounds, cold=False), cold=False)
+    if _can_be_cold(swap.paths):
+        yield row_of(swap, measured(swap, rounds=rounds, cold=True), cold=True)
+
+
 def row_of(swap: Swap, samples: Samples, *, cold: bool) -> dict[str, Any]:
     """Return the medians by the names that the JSON has."""
     known = {"name": swap.name, "bytes": swap.nbytes, "tensors": swap.tensors, "cold": cold}
@@ -358,19 +366,17 @@ def main() -> int:
     device: Device = CudaDevice() if cuda else CpuDevice(BUDGET_BYTES)
     import_libraries()
     warnings.simplefilter("ignore")
-    rows = []
-    for name in options.only or (*_wide_pipelines.NAMES, *((_wide_pipelines.LARGE,) if cuda else ())):
-        with (
-            _made(options.folder, name) as folder,
-            memory_of(options.memory, budget_bytes=BUDGET_BYTES) as memory,
-        ):
-            swap = Swap(folder, device, memory)
-            _page_cache.settle(swap.paths)
-            rows += [
-                row_of(swap, measured(swap, rounds=options.rounds, cold=cold), cold=cold)
-                for cold in (False, *([True] if _can_be_cold(swap.paths) else []))
-            ]
-            del swap
+    rows: list[dict[str, Any]] = []
+    ended = False
+    try:
+        for name in options.only or (*_wide_pipelines.NAMES, *((_wide_pipelines.LARGE,) if cuda else ())):
+            with (
+                _made(options.folder, name) as folder,
+                memory_of(options.memory, budget_bytes=BUDGET_BYTES) as memory,
+            ):
+                rows.extend(_rows_of(Swap(folder, device, memory), rounds=options.rounds))
+    except KeyboardInterrupt:  # what was measured is not lost
+        ended = True
     facts = packages("torch", "diffusers", "transformers", "safetensors")
     facts |= {
         "device": device.name,
@@ -380,7 +386,7 @@ def main() -> int:
     facts |= {"reading": f"{THREADS} threads, {CHUNK_BYTES >> 20} MiB at a time"}
     tables = [table_of(row, cuda=cuda) for row in rows]
     publish("Swaps", tables, json_path=options.json, facts=facts, more={"rows": rows})
-    return 0
+    return int(ended)
 
 
 if __name__ == "__main__":

@@ -173,6 +173,13 @@ class Reload:
     config: dict[str, Any]
 
 
+@dataclass(frozen=True, slots=True)
+class LogLevel:
+    """To a host: log from this level on, as ``log.level`` has it."""
+
+    level: str
+
+
 # --- control channel: child to supervisor ------------------------------------------------------
 
 
@@ -338,6 +345,7 @@ Message: TypeAlias = (
     | Ending
     | Stop
     | Reload
+    | LogLevel
     | Stage
     | Declared
     | Ready

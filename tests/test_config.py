@@ -15,7 +15,7 @@ from falctl.config import Config
 from falctl.config_keys import KEYS, Key
 from falctl.config_load import find_config, load_config
 from falctl.errors import ConfigError
-from tests.configs import load
+from tests.configs import load, refusal
 
 ALL_KEYS = pytest.mark.parametrize("key", KEYS.values(), ids=lambda key: key.name)
 ANY_VALUE = st.recursive(
@@ -124,9 +124,26 @@ def _loads_or_helps(path: Path | None, *, environ: Mapping[str, str], flags: Map
     try:
         load_config(path, environ=environ, flags=flags)
     except ConfigError as error:
-        line = str(error)
-        assert line.isprintable(), line
-        assert len(line) < 600
+        for line in str(error).split("\n"):
+            assert line.isprintable(), line
+            assert len(line) < 600
+
+
+def test_every_wrong_value_is_told_each_in_a_line_with_its_fix(tmp_path: Path) -> None:
+    text = '[server]\nport = -1\nmax_body = "x"\n[runners]\ngpus = [-1, {}]\n[apps.a]\napp = 3\ncount = -1\n'
+    lines = refusal(text, folder=tmp_path, environ={"FALCTL_CACHE_KEEP_ALIVE": "soon"}).split("\n")
+    keys = [
+        "server.port = -1",
+        "server.max_body = ",
+        "runners.gpus",
+        "cache.keep_alive = ",
+        "apps.a.app = 3",
+        "apps.a.count = -1",
+    ]
+    assert len(lines) == len(keys)
+    for key in keys:
+        [line] = [line for line in lines if line.startswith(key)]
+        assert "(falctl.toml)" in line or "(FALCTL_CACHE_KEEP_ALIVE)" in line
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], deadline=None)

@@ -87,8 +87,10 @@ class Scheduler:
             self.state.changes.all = True
         refused = self._apply(event, now)
         refused += [*self.entrance.refuse_late(now=now), *self.entrance.refuse_unfit(event)]
-        actions = [*refused, *self.wishes.settle(), *self._grant(now, first=True), *self._decide(now)]
-        actions += [*self._grant(now, first=False), *self._give_up()]
+        wished = self.wishes.pending  # hardly ever: a decision is asked for thousands of times as often
+        asked = [*self.wishes.settle(), *self._grant(now, first=True)] if wished else []
+        actions = [*refused, *asked, *self._decide(now)]
+        actions += [*(self._grant(now, first=False) if wished else ()), *self._give_up()]
         self.entrance.pace.watch(waiting=bool(self.state.queue), now=now)
         for action in actions:
             if isinstance(action, Refuse):

@@ -25,7 +25,7 @@ from falctl.supervisor.host_memory import HostMemory
 from falctl.supervisor.listen import public_url
 from falctl.supervisor.member import Member
 from falctl.supervisor.plan import Plan, PlannedRunner, runner_environ
-from falctl.wire import HostSpec, Reload, RouterSpec, RunnerChanged
+from falctl.wire import HostSpec, LogLevel, Reload, RouterSpec, RunnerChanged
 
 log = logging.getLogger(__name__)
 
@@ -104,7 +104,10 @@ class Fleet:
             member.feed(Watched(member.life.epoch, self._vitals(runner)))
 
     def reload(self, config: Config) -> None:
-        """Let the router, and every later one, go by *config*, which differs from ours in what needs no restart."""
+        """Let the router, the runners, and all later ones, go by *config*, which differs from ours in what needs no restart."""
+        if config.log.level != self.config.log.level:
+            for member in self.runners.values():
+                member.send(LogLevel(config.log.level))
         self.config = config
         row = self.ground.board.fleet()
         assert row is not None, "written before anything started"

@@ -104,15 +104,14 @@ class HostMemory:
             log.warning("memory.short bytes=%d: dropping what no runner uses", short_bytes)
             self._feed(Squeezed(short_bytes))
 
-    def close(self) -> None:
-        """Give all memory back that no runner has mapped, and hear nobody any more."""
+    async def close(self) -> None:
+        """Give all memory back that no runner has mapped, on several threads, and hear nobody any more."""
         for channel in self._channels.values():
             channel.close()
         if self._performing is not None:
             self._performing.cancel()
-        for fd in self._fds.values():
-            os.close(fd)
-        self._fds.clear()
+        fds, self._fds = self._fds, {}
+        await asyncio.gather(*(asyncio.to_thread(os.close, fd) for fd in fds.values()))
 
     def _hear(self, holder: Holder, datagram: bytes) -> None:
         try:

@@ -26,6 +26,7 @@ from falctl.core.residency import (
     victims,
 )
 from falctl.core.sizes import size_text
+from falctl.core.skeletons import Skeleton, outlived
 from falctl.core.turns import Supply, Use, room_beside
 from falctl.errors import ModelTooLargeError
 from falctl.toolkit.cache_entry import Claim, Entry, Load
@@ -135,6 +136,18 @@ class Holdings(Generic[M]):
         """Return, with `lock` held, whether *name* is ready to run."""
         return self._entries[name].placed is not None
 
+    def outlived(self) -> tuple[str, ...]:
+        """Return the models without bytes that are one too many; none that is leased, pinned, loading or placed."""
+        with self.lock:
+            there = self._store.parts()
+            found = [
+                Skeleton(name, entry.used_at, self._store.module_bytes(name))
+                for name, entry in self._entries.items()
+                if entry.constructed and not (entry.leases or entry.load or entry.placed)
+                if name not in self._pinned and tier_of(_now(entry.parts, there)) == "disk"
+            ]
+        return outlived(found, number_max=self._policy.skeletons_max)
+
     def again(self, entry: Entry) -> Load | None:
         """Return a load that places *entry* anew; None: others than the caller use it."""
         with self.lock:
@@ -156,6 +169,8 @@ class Holdings(Generic[M]):
         """Note what *entry* is made of, and that its modules stand; or will, if all goes well."""
         with self.lock:
             entry.parts, entry.constructed = parts, stands
+            if not stands and entry.load is not None:
+                self._note_tiers(entry.load, parts)
 
     def place(self, entry: Entry, how: Admitted, model: M) -> None:
         """Note that *entry* is on the device, ready to run as *model*."""
@@ -167,6 +182,15 @@ class Holdings(Generic[M]):
         with self.lock:
             entry.load_s = seconds
             entry.costs[load.verdict] = seconds
+
+    def begin(self, entry: Entry, load: Load) -> bool:
+        """Note that this thread performs *load*; False: another does, or it has been."""
+        with self.lock:
+            if load.thread is not None:
+                return False
+            load.thread = threading.get_ident()
+            self._note_tiers(load, entry.parts if entry.constructed else ())
+            return True
 
     def over(self, entry: Entry, load: Load) -> None:
         """Let those go on who wait for *load*."""
@@ -276,8 +300,12 @@ class Holdings(Generic[M]):
 
     def _seen(self) -> Iterator[Resident]:
         there = self._store.parts()
+        moved = self._store.moved()
         for name, entry in self._entries.items():
-            yield entry.seen(_now(entry.parts, there), pinned=name in self._pinned)
+            yield entry.seen(_now(entry.parts, there), pinned=name in self._pinned, moved=moved)
+
+    def _note_tiers(self, load: Load, parts: Iterable[Part]) -> None:
+        load.begun = {part.key: part.tier for part in _now(parts, self._store.parts())}
 
 
 def _now(parts: Iterable[Part], there: Mapping[str, Part]) -> tuple[Part, ...]:

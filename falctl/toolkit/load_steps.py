@@ -1,5 +1,5 @@
 """
-The steps of a load: check the name, make room, construct, read the bytes into host memory, copy them to the device.
+The steps of a load: check the name, make room, construct, read the bytes and copy them to the device as they are read.
 
 Each as far as it is needed. When the device is full although there was room by the numbers, everything idle leaves it
 and the step is tried once more; if others draw there, the load waits until they have ended (`RoomTakenError`).
@@ -12,18 +12,19 @@ from contextlib import nullcontext
 from typing import Final, Generic, TypeVar
 
 from falctl.clock import monotonic_s
+from falctl.core.fit import How
 from falctl.errors import FilesChangedError, HostMemoryFullError, ModelTooLargeError
 from falctl.toolkit.cache_entry import Claim, Load
 from falctl.toolkit.cache_hooks import CacheHooks, CachePolicy
-from falctl.toolkit.cancel import RequestCancelled
 from falctl.toolkit.holdings import Holdings
 from falctl.toolkit.leaving import Leaving
 from falctl.toolkit.model_store import ModelStore
-from falctl.toolkit.moving import LOADING, moving
+from falctl.toolkit.moving import LOADING, moving, taken
 from falctl.toolkit.out_of_memory import runs_out_of_memory
 from falctl.toolkit.turns import Asked, RoomTakenError, Turns
 
 M = TypeVar("M")
+T = TypeVar("T")
 
 _HOST_WAIT_S: Final = 60.0
 """How long a load that only reads waits for those that move, to have them let go of host memory."""
@@ -66,14 +67,14 @@ class LoadSteps(Generic[M]):
             self._store.check(name)
             self._hooks.changed()
             began_at = monotonic_s()
-            self._with_host_room(name, lambda: self._fill(name))
+            self._fill(name)
         except FilesChangedError:
             replaced = True
         else:
             self._holdings.loaded(claim.entry, load, seconds=monotonic_s() - began_at)
             replaced = not self._store.is_constructed(name)
         if replaced:
-            with moving():
+            with moving(self._hooks.cancelled()):
                 self._load(claim, load, asked)
 
     def fits(self, claim: Claim, asked: Asked) -> bool:
@@ -83,7 +84,7 @@ class LoadSteps(Generic[M]):
         self._policy.arrange(asked.name, asked.drawing, claim.admitted)
         room = self._holdings.room(claim.use)
         if room is not None and room.lacking(claim.use.need_bytes):
-            with moving():
+            with moving(self._hooks.cancelled()):
                 self.make_room(claim, asked)
         return True
 
@@ -103,6 +104,7 @@ class LoadSteps(Generic[M]):
 
     def _load(self, claim: Claim, load: Load, asked: Asked) -> None:
         name = asked.name
+        load.how = claim.admitted.how
         self._store.check(name)
         if load.to == "vram":
             self._make_place(name)
@@ -111,12 +113,12 @@ class LoadSteps(Generic[M]):
             self._hooks.changed()
             began_at = monotonic_s()
             if not constructed:
-                self._with_host_room(name, lambda: self._twice(name, lambda: self._store.construct(name)))
+                self._with_host_room(name, lambda: self._twice(name, lambda: self._construct(name)))
                 self._holdings.made(claim.entry, self._store.needs(name))
-        # On its way to the device it can do without: where host memory is smaller, its bytes only pass through.
-        self._with_host_room(name, lambda: self._fill(name), needed=load.to == "ram")
         if load.to == "vram":
-            self._place(claim, asked)
+            self._place(claim, load, asked)
+        else:
+            self._fill(name)
         self._holdings.loaded(claim.entry, load, seconds=monotonic_s() - began_at)
 
     def _make_place(self, name: str) -> None:
@@ -128,35 +130,47 @@ class LoadSteps(Generic[M]):
             raise ModelTooLargeError(msg)
         self._leaving.trim(incoming=1)
 
-    def _fill(self, name: str) -> None:
-        cancelled = self._hooks.cancelled()
-        try:
-            self._store.fill(name, cancelled)
-        except Exception as error:
-            if cancelled.is_set() and not isinstance(error, HostMemoryFullError):
-                raise RequestCancelled from error
-            raise
+    def _construct(self, name: str) -> None:
+        self._store.construct(name, self._hooks.cancelled())
 
-    def _with_host_room(self, name: str, act: Callable[[], None], *, needed: bool = True) -> None:
-        """Do *act*; while host memory is full, have idle parts leave it and do *act* again, or do without it."""
+    def _fill(self, name: str, *, without: Callable[[], None] | None = None) -> None:
+        self._with_host_room(name, lambda: self._store.fill(name, self._hooks.cancelled()), without=without)
+
+    def _bring(self, name: str, how: How) -> M:
+        """
+        Have the store place *name*, from wherever it is.
+
+        On its way to the device it can do without host memory: where that has no room, its bytes only pass through.
+        """
+        cancelled = self._hooks.cancelled()
+        if how != "whole":
+            self._fill(name, without=lambda: None)  # from there its parts come while it runs
+        return self._with_host_room(
+            name,
+            lambda: self._store.place(name, how, filling=True, cancelled=cancelled),
+            without=lambda: self._store.place(name, how, cancelled=cancelled),
+        )
+
+    def _with_host_room(
+        self, name: str, act: Callable[[], T], *, without: Callable[[], T] | None = None
+    ) -> T:
+        """Do *act*; while host memory is full, have idle parts leave it and do *act* again, or *without* instead."""
         while True:
             try:
-                act()
+                return act()
             except HostMemoryFullError as error:
                 detail, lacking = str(error), error.lacking_bytes
-            else:
-                return
             if lacking is None:
                 lacking = sum(p.nbytes for p in self._store.needs(name) if p.tier == "disk")
             if self._make_host_room(max(lacking, 1)):
                 continue
-            if needed:
-                msg = f"Model {name!r} has no room in host memory: {detail}"
-                raise ModelTooLargeError(msg)
-            return
+            if without is not None:
+                return without()
+            msg = f"Model {name!r} has no room in host memory: {detail}"
+            raise ModelTooLargeError(msg)
 
     def _make_host_room(self, lacking_bytes: int) -> bool:
-        if not LOADING.acquire(timeout=_HOST_WAIT_S):
+        if not taken(self._hooks.cancelled(), within_s=_HOST_WAIT_S):
             return False
         try:
             return self._leaving.make_host_room(lacking_bytes)
@@ -176,21 +190,22 @@ class LoadSteps(Generic[M]):
         self._leaving.evict_idle(keep=name)
         act()
 
-    def _place(self, claim: Claim, asked: Asked) -> None:
-        if self._try_place(claim, asked):
+    def _place(self, claim: Claim, load: Load, asked: Asked) -> None:
+        if self._try_place(claim, load, asked):
             return
         self._leaving.evict_idle(keep=asked.name)
-        if not self._try_place(claim, asked):
+        if not self._try_place(claim, load, asked):
             raise self._no_room(claim, asked, "it ran out of memory although everything idle had left")
 
-    def _try_place(self, claim: Claim, asked: Asked) -> bool:
+    def _try_place(self, claim: Claim, load: Load, asked: Asked) -> bool:
         counted = self._store.free_bytes is not None
         if counted:
             self._turns.admit_anew(claim, asked)
             self.make_room(claim, asked)
             self._policy.arrange(asked.name, asked.drawing, claim.admitted)
+            load.how = claim.admitted.how
         try:
-            model = self._store.place(asked.name, claim.admitted.how)
+            model = self._bring(asked.name, claim.admitted.how)
         except Exception as error:
             if not counted or not runs_out_of_memory(error):
                 raise

@@ -8,7 +8,8 @@ A lease waits for its turn (`turns.py`), then for the load of its model if one i
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Final, Generic, TypeVar
 
@@ -104,7 +105,7 @@ class ModelLoader(Generic[M]):
         if asked.to == "vram" and claim.entry.placed is None:
             return None
         if asked.to == "vram" and not claim.mine and not self._steps.fits(claim, asked):
-            with moving():
+            with moving(self._hooks.cancelled()):
                 # Whoever else uses it wants it to stay as it is.
                 if (again := self._holdings.again(claim.entry)) is not None:
                     self._perform(claim, again, lambda: self._steps.load(claim, again, asked))
@@ -117,12 +118,28 @@ class ModelLoader(Generic[M]):
             self._perform(claim, load, lambda: self._steps.read(claim, load, asked))
         elif claim.mine or is_moving():
             # A load that leases another model must not wait for a thread that waits for its lock.
-            with moving():
-                if not load.done.is_set() and load.thread in {None, threading.get_ident()}:
-                    self._perform(claim, load, lambda: self._steps.load(claim, load, asked))
+            try:
+                with moving(self._hooks.cancelled()):
+                    if not load.done.is_set() and load.thread in {None, threading.get_ident()}:
+                        self._perform(claim, load, lambda: self._steps.load(claim, load, asked))
+            except RequestCancelled as error:
+                if claim.mine and self._holdings.begin(claim.entry, load):  # before its turn came
+                    load.error = error
+                    self._holdings.over(claim.entry, load)
+                raise
         self._wait(load)
         if load.error is not None:
             raise load.error
+
+    @contextmanager
+    def _stoppable(self) -> Iterator[None]:
+        """Have whatever a block raises be the cancellation of its request, if that is what has ended it."""
+        try:
+            yield
+        except Exception as error:
+            if self._hooks.cancelled().is_set():
+                raise RequestCancelled from error
+            raise
 
     def _wait(self, load: Load) -> None:
         """Return when *load* is over; no longer than the request that waits for it is wanted."""
@@ -132,12 +149,12 @@ class ModelLoader(Generic[M]):
                 raise RequestCancelled
 
     def _perform(self, claim: Claim, load: Load, act: Callable[[], None]) -> None:
-        if load.thread is not None:
+        if not self._holdings.begin(claim.entry, load):
             msg = f"the load of {claim.entry.name!r} leases {claim.entry.name!r}"
             raise RuntimeError(msg)
-        load.thread = threading.get_ident()
         try:
-            act()
+            with self._stoppable():
+                act()
         except BaseException as error:
             load.error = error
             raise

@@ -58,11 +58,17 @@ class OpaqueStore(Generic[M]):
     def parts(self) -> Mapping[str, Part]:
         return {name: Part(name, 0, "vram", host=False) for name in tuple(self._models)}
 
+    def module_bytes(self, name: str) -> int:
+        return 0
+
     def is_constructed(self, name: str) -> bool:
         return name in self._models
 
-    def construct(self, name: str) -> None:
-        """Call the app's ``load``. Raises what it raises, and KeyError if there is none."""
+    def moved(self) -> Mapping[str, int]:
+        return {}
+
+    def construct(self, name: str, cancelled: threading.Event | None = None) -> None:
+        """Call the app's ``load``, which nothing can stop. Raises what it raises, and KeyError if there is none."""
         if self._load is None:
             raise KeyError(name)
         self._models[name] = self._load(name)
@@ -70,7 +76,14 @@ class OpaqueStore(Generic[M]):
     def fill(self, name: str, cancelled: threading.Event) -> None:
         """Do nothing: host memory is the app's own business."""
 
-    def place(self, name: str, how: How = "whole") -> M:
+    def place(
+        self,
+        name: str,
+        how: How = "whole",
+        *,
+        filling: bool = False,
+        cancelled: threading.Event | None = None,
+    ) -> M:
         return self._models[name]
 
     def evict(self, key: str) -> None:

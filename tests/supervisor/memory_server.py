@@ -106,10 +106,14 @@ class MemoryServer:
         for runner in self._runners:
             if runner.process.returncode is None:
                 runner.kill()
-        self.call(lambda memory: memory.close())
+        self.close_memory()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(STEP_S)
         self._loop.close()
+
+    def close_memory(self) -> None:
+        """Have the memory closed, and wait for it."""
+        asyncio.run_coroutine_threadsafe(self.memory.close(), self._loop).result(STEP_S)
 
     def call(self, what: Callable[[HostMemory], T]) -> T:
         """Return what *what* does to the memory on its loop."""

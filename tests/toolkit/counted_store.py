@@ -41,6 +41,11 @@ class Model:
         return self.name.upper()
 
 
+def _stop_if(cancelled: threading.Event | None) -> None:
+    if cancelled is not None and cancelled.is_set():
+        raise InterruptedError
+
+
 @dataclass(eq=False)
 class CountedStore:
     """
@@ -68,7 +73,13 @@ class CountedStore:
     """Parts that no file brings back: they stay in host memory."""
     busy: str = ""
     """The move that is under way."""
+    waiting: str = ""
+    """The move that is at its gate."""
+    refused: int = 0
+    """How often host memory was full."""
     hows: dict[str, How] = field(default_factory=dict)
+    moved_bytes: dict[str, int] = field(default_factory=dict)
+    """Of parts that are on their way from the disk."""
 
     def __post_init__(self) -> None:
         self._parts: dict[str, Part] = {}
@@ -108,14 +119,22 @@ class CountedStore:
         with self._bytes:
             return dict(self._parts)
 
+    def module_bytes(self, name: str) -> int:
+        assert name in self._made, f"{name} does not stand"
+        return 1
+
     def is_constructed(self, name: str) -> bool:
         self.check(name)
         return name in self._made and self._made[name][1] is self.models[name]
 
     # Moves
 
-    def construct(self, name: str) -> None:
+    def moved(self) -> Mapping[str, int]:
+        return dict(self.moved_bytes)
+
+    def construct(self, name: str, cancelled: threading.Event | None = None) -> None:
         with self._one("construct", name):
+            _stop_if(cancelled)
             self._versions[name] += 1
             self._made[name] = self._versions[name], self.models[name]
             with self._bytes:
@@ -128,18 +147,28 @@ class CountedStore:
             if self.parts()[key].tier != "disk":
                 continue
             self._perhaps_fail("fill", name)
-            if cancelled.is_set():
-                raise InterruptedError
+            _stop_if(cancelled)
             with self._bytes:
                 part = self._parts[key]
                 if part.nbytes + sum(p.nbytes for p in self._parts.values() if p.host) > self.host_bytes:
+                    self.refused += 1
                     raise HostMemoryFullError(f"no {part.nbytes} bytes")
                 if part.tier == "disk":
                     self._parts[key] = replace(part, tier="ram", host=True)
             self.moves[f"fill {key}"] += 1
 
-    def place(self, name: str, how: How = "whole") -> Model:
+    def place(
+        self,
+        name: str,
+        how: How = "whole",
+        *,
+        filling: bool = False,
+        cancelled: threading.Event | None = None,
+    ) -> Model:
         with self._one("place", name):
+            _stop_if(cancelled)
+            if filling:
+                self.fill(name, cancelled or threading.Event())
             version, sizes = self._made[name]
             for key in sizes:
                 part = self.parts()[key]
@@ -194,6 +223,8 @@ class CountedStore:
 
     def _perhaps_fail(self, move: str, what: str) -> None:
         if (gate := self.gates.get(f"{move} {what}")) is not None:
+            self.waiting = f"{move} {what}"
             assert gate.wait(60.0)
+            self.waiting = ""
         if (error := self.broken.pop(f"{move} {what}", None)) is not None:
             raise error

@@ -119,16 +119,21 @@ class Look:
         coming: set[Hint] = set()
         for runner in self.runners:
             for hint, since in runner.loading.items():
-                if self.queues.now - since <= self._late_s(hint, runner.loads_from(hint)):
+                if not self._is_late(hint, runner.loads_from(hint), self.queues.now - since):
                     coming.add(hint)
             if runner.hints is not None:
-                coming.update(r.hint for r in runner.in_use.values() if r.hint is not None and not r.warm)
+                for running in runner.in_use.values():
+                    if not running.warm and running.hint is not None:
+                        coming.add(running.hint)
         return coming
 
-    def _late_s(self, hint: Hint, source: Source) -> float:
+    def _is_late(self, hint: Hint, source: Source, spent_s: float) -> bool:
+        """Return whether a load that has taken *spent_s* is far beyond its time; most are told by their age alone."""
+        if spent_s <= OVERDUE * KNOWN_S or spent_s <= OVERDUE * self.queues.load_from_s(hint, source):
+            return False
         costs = self.state.costs
         strange = costs.learnt_load_s(hint, source) is None and costs.learnt_load_s(hint) is None
-        return OVERDUE * max(self.queues.load_from_s(hint, source), STRANGE_S if strange else KNOWN_S)
+        return not strange or spent_s > OVERDUE * STRANGE_S
 
     def to_load(self, runners: list[Runner]) -> Iterator[tuple[Iterable[Hint | None], list[Runner]]]:
         """Iterate over models that wait, and those of *runners* on which a load of them may have become worthwhile."""

@@ -9,6 +9,7 @@ do so at once: one lock for all of them.
 
 from __future__ import annotations
 
+import importlib
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ import torch
 from falctl.errors import FilesChangedError, HostMemoryFullError, ModelFilesError, RequestError
 from falctl.host.cache.content_key import require_unchanged
 from falctl.host.cache.estimate import Wanted
+from falctl.host.cache.folder import Component
 from falctl.host.cache.headers import Stamp
 from falctl.host.cache.recipes import VARIANTS, Recipe
 from falctl.host.cache.stopping import LoadCancelledError
@@ -29,6 +31,8 @@ from falctl.toolkit.out_of_memory import runs_out_of_memory
 
 CONSTRUCTING: Final = threading.RLock()
 """Held while a library constructs; modules must not be made or moved beside it."""
+_LIBRARIES: Final = ("diffusers", "transformers")
+"""Whose components are loaded by their class, as diffusers does it; others are of a pipeline's own module."""
 _NOT_THE_FOLDERS_FAULT: Final = (
     RequestError,
     MemoryError,
@@ -71,6 +75,33 @@ def fetch(source: ModelSource, dtype: Wanted) -> Path:
         why: BaseException = error.__cause__ or error  # diffusers' own text gives advice to its caller
         msg = f"it is not (all) on this machine, and could not be fetched from the Hub: {said(why)}"
         raise ModelFilesError(msg) from error
+
+
+def load_component(part: Component, recipe: Recipe) -> torch.nn.Module | None:
+    """
+    Return *part* of *recipe* as `load_pipeline` would make it, but by itself; None: only a pipeline knows how. Blocking.
+
+    So a load that is cancelled can end between two components. It cannot end within one: diffusers puts the default
+    dtype of the process back only if nothing raises, so that to raise from a hook, or out of a read, would leave every
+    later module in the dtype of this one.
+    """
+    if part.library not in _LIBRARIES:
+        return None
+    kind: Any = getattr(importlib.import_module(part.library), part.class_name, None)
+    if not hasattr(kind, "from_pretrained"):
+        return None  # the pipeline says what is the matter
+    named = recipe.variant is not None and all(
+        f".{recipe.variant}" in file.path.name for file in part.weights
+    )
+    with CONSTRUCTING:
+        module: torch.nn.Module = kind.from_pretrained(
+            str(part.folder),
+            dtype=getattr(torch, recipe.dtype),
+            use_safetensors=True,
+            local_files_only=True,
+            **({"variant": recipe.variant} if named else {}),
+        )
+    return module
 
 
 def load_pipeline(recipe: Recipe, held: Mapping[str, torch.nn.Module]) -> Any:

@@ -333,7 +333,7 @@ def test_when_the_supervisor_goes_who_waits_and_who_asks_is_told(
     waiting = threading.Thread(target=wait)
     waiting.start()
     until(lambda: server.row.waiting == 1, within_s=STEP_S, what="the second thread waits")
-    server.call(lambda memory: memory.close())
+    server.close_memory()
     waiting.join(STEP_S)
     assert len(errors) == 1
     with pytest.raises(HostMemoryLostError, match="supervisor"):
