@@ -46,6 +46,10 @@ class Drawing:
     """Side of the tiles that are decoded one after the other; None: whole images."""
 
 
+LEAST: Final = Drawing(1, 1, guided=False)
+"""Less than anybody draws: what has no room for this has no room for its model."""
+
+
 def activation_peak_bytes(pipeline_class: str, drawing: Drawing, *, element_bytes: int) -> int:
     """Return the bytes beside the weights that *drawing* takes at its peak, in a dtype of *element_bytes*."""
     return max(

@@ -14,8 +14,9 @@ from functools import partial
 from typing import Final, Generic, Literal, TypeVar, cast
 
 from falctl.clock import monotonic_s
-from falctl.core.activations import Drawing
-from falctl.core.residency import Resident, Tier
+from falctl.core.activations import LEAST, Drawing
+from falctl.core.residency import Resident, Tier, Verdict
+from falctl.errors import ModelTooLargeError
 from falctl.toolkit.cache_entry import Claim
 from falctl.toolkit.cache_hooks import NO_HOOKS, NO_POLICY, CacheHooks, CachePolicy, OutOfMemory
 from falctl.toolkit.holdings import Holdings
@@ -175,7 +176,8 @@ class ModelCache(Generic[M]):
         Load *name* into *tier* ahead of any request; return the seconds that took, 0 if it was there.
 
         Blocks; raises as `lease`. *evict* are to leave first: all of them where no bytes are counted, else as
-        many as must. One that is leased or pinned stays; all do if the name does not pass the store's check.
+        many as must. One that is leased or pinned stays; all do if the name does not pass the store's check. There is room
+        left for what the model usually draws, or, if there cannot be, for a smaller drawing.
         """
         refuse_on_a_loop("do it in a sync method")
         self._store.check(name)
@@ -186,7 +188,7 @@ class ModelCache(Generic[M]):
         holder = self._hooks.holder()
         # Whoever loads ahead of any request ends soon, too.
         asked = Asked(name, object() if holder is None else holder, to=tier, first=frozenset(evict))
-        claim, verdict = self._loader.get(asked)
+        claim, verdict = self._ahead(asked)
         self._give_back(claim)
         return 0.0 if verdict == "hit" else monotonic_s() - began_at
 
@@ -271,6 +273,15 @@ class ModelCache(Generic[M]):
         if not self._leaving.make_room(lacking_bytes):
             self._leaving.evict_idle()
         return self._leaving.idle_bytes() < before
+
+    def _ahead(self, asked: Asked) -> tuple[Claim, Verdict]:
+        try:
+            return self._loader.get(asked)
+        except ModelTooLargeError as error:
+            if asked.to == "ram" or error.least_bytes is not None:
+                raise
+        # The model has room, though not what it usually draws: whoever wants it may well draw less.
+        return self._loader.get(replace(asked, drawing=LEAST))
 
     def _asked(self, name: str, drawing: Drawing | None) -> Asked:
         return Asked(name, self._hooks.holder(), drawing=drawing)

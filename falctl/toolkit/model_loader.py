@@ -114,22 +114,26 @@ class ModelLoader(Generic[M]):
         return "hit" if load is None else load.verdict if claim.mine else "join"
 
     def _fulfil(self, claim: Claim, load: Load, asked: Asked) -> None:
+        try:
+            self._act(claim, load, asked)
+        except BaseException as error:
+            if claim.mine and self._holdings.begin(claim.entry, load):
+                load.error = error  # before it began: nobody else would, and others wait for it
+                self._holdings.over(claim.entry, load)
+            raise
+        self._wait(load)
+        if load.error is not None:
+            raise load.error
+
+    def _act(self, claim: Claim, load: Load, asked: Asked) -> None:
+        """Perform *load* if that is ours to do."""
         if claim.mine and load.to == "ram" and self._store.is_constructed(asked.name):
             self._perform(claim, load, lambda: self._steps.read(claim, load, asked))
         elif claim.mine or is_moving():
             # A load that leases another model must not wait for a thread that waits for its lock.
-            try:
-                with moving(self._hooks.cancelled()):
-                    if not load.done.is_set() and load.thread in {None, threading.get_ident()}:
-                        self._perform(claim, load, lambda: self._steps.load(claim, load, asked))
-            except RequestCancelled as error:
-                if claim.mine and self._holdings.begin(claim.entry, load):  # before its turn came
-                    load.error = error
-                    self._holdings.over(claim.entry, load)
-                raise
-        self._wait(load)
-        if load.error is not None:
-            raise load.error
+            with moving(self._hooks.cancelled()):
+                if not load.done.is_set() and load.thread in {None, threading.get_ident()}:
+                    self._perform(claim, load, lambda: self._steps.load(claim, load, asked))
 
     @contextmanager
     def _stoppable(self) -> Iterator[None]:

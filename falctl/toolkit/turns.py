@@ -12,7 +12,7 @@ from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Generic, Literal, TypeVar
 
-from falctl.core.activations import Drawing
+from falctl.core.activations import LEAST, Drawing
 from falctl.core.residency import Room
 from falctl.core.turns import Use, Verdict, room_alone, room_at_last, verdict
 from falctl.errors import ModelTooLargeError
@@ -127,7 +127,7 @@ class Turns(Generic[M]):
     def too_large(self, asked: Asked, room: Room | None, why: str = "") -> ModelTooLargeError:
         """Return the error that says, with numbers, that a model has no *room* for a drawing."""
         told = why if room is None else f"{room.told(self._need(asked))}{why and '; '}{why}"
-        least_bytes = None if room is None or why == IN_VAIN else self._need(replace(asked, drawing=None))
+        least_bytes = None if room is None or why == IN_VAIN else self._need(replace(asked, drawing=LEAST))
         fits = least_bytes is None or room is None or (not why and least_bytes <= room.most_bytes)
         return ModelTooLargeError(
             f"Model {asked.name!r} has no room: {told}", least_bytes=None if fits else least_bytes
@@ -156,6 +156,8 @@ class Turns(Generic[M]):
                 self._line[place] = use
                 self._holdings.changed.wait(_LOOK_S)
                 return None
+        if room.most_bytes < use.need_bytes <= best.most_bytes:
+            return None  # others have taken memory since it was admitted: it may still run in another way
         raise self.too_large(asked, room, IN_VAIN)
 
     def _judged(self, use: Use, place: object) -> tuple[Verdict, Room]:

@@ -174,6 +174,19 @@ def test_what_can_never_fit_is_refused_with_numbers_before_anything_is_read_or_l
     assert cache.residents()[0].leases == 0
 
 
+def test_a_model_is_loaded_ahead_though_what_it_usually_draws_has_no_room() -> None:
+    store = store_of(peaks={"a": 1000, "huge": 1000})
+    cache = cache_of(store)
+    with pytest.raises(ModelTooLargeError) as refused:
+        use(cache, "a")
+    assert refused.value.least_bytes is None, "a smaller drawing has room"
+    assert cache.load("a") > 0
+    use(cache, "a", drawing=Drawing(1, 1))
+    with pytest.raises(ModelTooLargeError) as refused:
+        cache.load("huge")
+    assert refused.value.least_bytes is not None
+
+
 def test_whom_the_router_names_leaves_first_and_only_as_far_as_must_be() -> None:
     store = store_of(total_bytes=120)
     cache = cache_of(store)
@@ -921,6 +934,45 @@ def test_one_that_is_replaced_again_and_again_is_told() -> None:
         use(cache, "a")
     assert cache.residents()[0].leases == 0
     use(cache, "a")
+
+
+class Vanishing(CountedStore):
+    """The folder of a model is gone when somebody looks whether it stands, once."""
+
+    gone = False
+
+    def is_constructed(self, name: str) -> bool:
+        if self.gone:
+            self.gone = False
+            raise NotFoundError(f"no model {name!r}")
+        return super().is_constructed(name)
+
+
+def test_a_load_that_fails_before_it_begins_holds_nobody_up() -> None:
+    store = Vanishing(SIZES, 100)
+    cache = cache_of(store)
+    use(cache, "a")
+    assert cache.evict("a", "ram")
+    store.gone = True
+    with pytest.raises(NotFoundError):
+        cache.load("a", "ram")
+    assert [(r.state, r.leases) for r in cache.residents()] == [("ready", 0)], "others would wait for ever"
+    use(cache, "a")
+
+
+def test_memory_that_others_take_while_it_is_decided_how_a_model_runs_has_it_run_otherwise() -> None:
+    store = store_of()
+
+    def admit(name: str, drawing: Drawing | None, room: Room) -> Admitted:
+        del name, drawing
+        store.taken_bytes = 50
+        if room.most_bytes >= 70:
+            return Admitted("whole", 70)
+        return Admitted("staged", 20)
+
+    cache = ModelCache(store, policy=CachePolicy(admit=admit))
+    with cache.lease("c"):
+        assert store.hows == {"c": "staged"}
 
 
 # Models without bytes

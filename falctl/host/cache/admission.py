@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, Literal, TypeAlias
 
-from falctl.core.activations import Drawing
+from falctl.core.activations import LEAST, Drawing
 from falctl.core.fit import DrawingPeaks, PartSize, Plan, TooLarge, fit
 from falctl.core.peaks import Kind, LearntPeaks, expected_peaks
 from falctl.core.residency import Room
@@ -97,7 +97,7 @@ class Admission:
         plan = self._plan(self._store.sizes(name), peaks, room, trouble)
         if isinstance(plan, TooLarge):
             msg = f"Model {name!r} has no room: {room.told(plan.least_bytes)}; tried: {'; '.join(plan.tried)}"
-            alone = self._plan(self._store.sizes(name), self._expected(name, None), room, None)
+            alone = self._plan(self._store.sizes(name), self._expected(name, LEAST), room, None)
             least_bytes = alone.least_bytes if isinstance(alone, TooLarge) else None
             raise ModelTooLargeError(msg, least_bytes=least_bytes)
         # After memory ran out it is placed anew, for another model may have changed what both have.

@@ -16,6 +16,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Final
 
 import torch
@@ -135,8 +136,9 @@ class PackedComponent:
         move = self._move
         return move.nbytes if move is not None and self._arena.tier == "skeleton" else 0
 
-    @property
+    @cached_property
     def blocks(self) -> tuple[int, ...]:
+        # Once: every lease asks, and a large model has thousands of tensors to sort.
         return tuple(block.nbytes for block in blocks_in(self._arena.layout))
 
     @property

@@ -124,6 +124,19 @@ def test_a_drawing_that_has_no_room_says_nothing_of_its_model(folder_of: FolderO
     assert caught.value.least_bytes is None
 
 
+def test_a_card_too_small_for_the_usual_drawing_holds_a_model_for_smaller_ones(folder_of: FolderOf) -> None:
+    name, small = "sd15", Drawing(16, 16)
+    weights = weights_of(store_of(folder_of), name)
+    device = CpuDevice(weights + 2 * decode_bytes(small, element_bytes=4))
+    cache = cache_of(store_of(folder_of, device=device), counts_drawings=True)
+    with pytest.raises(ModelTooLargeError) as caught:
+        cache.run(name, picture)
+    assert caught.value.least_bytes is None, "the router must not keep smaller drawings away"
+    assert cache.load(name) > 0
+    assert cache.load(name) == 0
+    assert cache.run(name, lambda pipe: pipe is not None, small)
+
+
 class Failing(CpuDevice):
     """Refuses its *at*-th allocation, and each after it that is a multiple of *every*; 0: no more."""
 

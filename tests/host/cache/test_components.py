@@ -67,6 +67,14 @@ def test_tensors_of_other_names_and_shapes_are_found_by_what_they_hold(tmp_path:
     assert values(made) == {"to_q": A.flatten().tolist(), "to_k": B.flatten().tolist()}
 
 
+def test_its_blocks_are_sorted_out_once_and_not_for_every_lease(tmp_path: Path) -> None:
+    made = torch.nn.Module()
+    made.blocks = torch.nn.ModuleList([module(weight=A), module(weight=B)])
+    part = held(made, component(tmp_path, **{"blocks.0.weight": A, "blocks.1.weight": B}))
+    assert len(part.blocks) == 2
+    assert part.blocks is part.blocks
+
+
 def test_a_name_that_now_means_another_tensor_is_not_believed(tmp_path: Path) -> None:
     source = component(tmp_path, a=B, b=A)
     made = module(a=A.clone(), b=B.clone())
