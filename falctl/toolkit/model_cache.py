@@ -24,7 +24,7 @@ from falctl.toolkit.lease import Lease, refuse_on_a_loop
 from falctl.toolkit.leaving import Leaving
 from falctl.toolkit.model_loader import ModelLoader
 from falctl.toolkit.model_store import ModelStore
-from falctl.toolkit.moving import LOADING
+from falctl.toolkit.moving import LOADING, moving
 from falctl.toolkit.opaque_store import OpaqueStore
 from falctl.toolkit.out_of_memory import runs_out_of_memory
 from falctl.toolkit.turns import Asked
@@ -200,7 +200,7 @@ class ModelCache(Generic[M]):
         """
         if self._holdings.stays(name):
             return False
-        with LOADING:
+        with moving():
             if tier == "disk":
                 left = self._leaving.forget(name)
             else:
@@ -237,7 +237,7 @@ class ModelCache(Generic[M]):
 
     def evict_others(self, *, keep: str) -> None:
         """Have everything leave the device that nobody uses or has pinned, but *keep*; blocks."""
-        with LOADING:
+        with moving():
             left = self._leaving.evict_idle(keep=keep)
         if left:
             self._hooks.changed()
@@ -248,7 +248,7 @@ class ModelCache(Generic[M]):
 
     def tend(self) -> float | None:
         """Have leave what has idled for too long; blocks; return `due_at` after it. Raises what ``unload`` raises."""
-        with LOADING:
+        with moving():
             left = [self._leaving.tend(), self._leaving.trim(incoming=0)]
         if any(left):
             self._hooks.changed()
@@ -260,7 +260,7 @@ class ModelCache(Generic[M]):
 
         For others who need it; return whether anything left. Where no bytes are counted, one model leaves.
         """
-        with LOADING:
+        with moving():
             left = self._leave(lacking_bytes)
         if left:
             self._hooks.changed()

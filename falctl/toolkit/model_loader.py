@@ -23,7 +23,7 @@ from falctl.toolkit.holdings import Holdings
 from falctl.toolkit.leaving import Leaving
 from falctl.toolkit.load_steps import LoadSteps
 from falctl.toolkit.model_store import ModelStore
-from falctl.toolkit.moving import LOADING, is_moving, moving
+from falctl.toolkit.moving import is_moving, moving
 from falctl.toolkit.turns import Asked, RoomTakenError, Turns
 
 M = TypeVar("M")
@@ -74,7 +74,7 @@ class ModelLoader(Generic[M]):
 
     def adopt(self, asked: Asked, model: M, put: Callable[[str, M], None]) -> Claim:
         """Take *model*, which the app has loaded, for the name *asked*, and *put* it into the store; return it leased."""
-        with LOADING:
+        with moving():
             claim = self._turns.take(asked)
             try:
                 if claim.load is not None:

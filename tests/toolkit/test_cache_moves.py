@@ -872,6 +872,27 @@ def test_a_load_into_host_memory_may_lease_what_waits_for_its_turn() -> None:
         waiting.result(WAIT_S)
 
 
+def test_an_unload_may_lease_what_waits_for_its_turn() -> None:
+    stop = threading.Event()
+    with ThreadPoolExecutor(2) as pool:
+
+        def unload(model: str) -> None:
+            if model != "A":
+                return
+            pool.submit(cache.load, "b")
+            until(lambda: "b" in {r.name for r in cache.residents()}, within_s=WAIT_S, what="b is wanted")
+            with cache.lease("b") as other:
+                assert other == "B"
+
+        cache = ModelCache(OpaqueStore(str.upper, unload=unload), hooks=CacheHooks(cancelled=lambda: stop))
+        cache.load("a")
+        try:
+            assert pool.submit(cache.evict, "a").result(WAIT_S)
+        finally:
+            stop.set()  # or neither would ever end
+    assert cache.resident == ("b",)
+
+
 def test_an_unload_that_fails_while_a_model_is_put_leaves_that_name_free() -> None:
     def unload(model: str) -> None:
         raise ValueError(model)
