@@ -99,7 +99,7 @@ class Admission:
             msg = f"Model {name!r} has no room: {room.told(plan.least_bytes)}; tried: {'; '.join(plan.tried)}"
             alone = self._plan(self._store.sizes(name), self._expected(name, None), room, None)
             least_bytes = alone.least_bytes if isinstance(alone, TooLarge) else None
-            raise ModelTooLargeError(msg, least_bytes=least_bytes)
+            raise ModelTooLargeError(msg, model=name, least_bytes=least_bytes)
         # After memory ran out it is placed anew, for another model may have changed what both have.
         attempts = 0 if trouble is None else len(trouble.tried)
         detail = (plan.tiled, plan.weights, plan.offloaded, attempts)
