@@ -109,6 +109,8 @@ class Room:
     """Name and bytes on the device of each pinned model that nobody uses."""
     leased: tuple[tuple[str, int], ...] = ()
     """Likewise of each that somebody uses."""
+    in_use: bool = False
+    """Whether others run the model at this moment, so that it has to stay as it is."""
 
     @property
     def most_bytes(self) -> int:

@@ -180,10 +180,11 @@ class Holdings(Generic[M]):
         if free is None or total is None:
             return None
         with self.lock:
-            held = self._held()
-        return room_for(
-            name, held, free_bytes=free, total_bytes=total, reserve_bytes=self._policy.reserve_bytes()
-        )
+            held, entry = self._held(), self._entries.get(name)
+            in_use = entry is not None and entry.placed is not None and entry.leases > 1
+        reserve = self._policy.reserve_bytes()
+        room = room_for(name, held, free_bytes=free, total_bytes=total, reserve_bytes=reserve)
+        return replace(room, in_use=in_use)
 
     def due_at(self) -> float | None:
         """Return when `tend` has something to do; None: as things are, never."""

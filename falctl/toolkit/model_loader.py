@@ -32,6 +32,9 @@ _HOST_WAIT_S: Final = 60.0
 _LOOK_S: Final = 0.05
 """How late a request that joins a load hears that it is cancelled."""
 
+_CHOICES_MAX: Final = 3
+"""How often a load begins anew because the room that it was made for has changed."""
+
 _here = threading.local()
 
 
@@ -147,20 +150,29 @@ class ModelLoader(Generic[M]):
         self._store.check(name)
         if load.to == "vram":
             self._make_place(name)
+        for _ in range(_CHOICES_MAX):
+            began_at = self._make(entry, load, drawing)
+            # On its way to the device it can do without: where host memory is smaller, its bytes only pass through.
+            self._with_host_room(name, lambda: self._fill(name), needed=load.to == "ram")
+            if load.to == "ram" or self._place(entry, drawing, first):
+                self._holdings.loaded(entry, load, seconds=monotonic_s() - began_at)
+                return
+        raise self.too_large(name, drawing, "the room for it changed again and again while it was loaded")
+
+    def _make(self, entry: Entry, load: Load, drawing: Drawing | None) -> float:
+        """Have the modules of *entry* stand, as they fit; return when that began."""
+        name = entry.name
+        if load.to == "vram" and (room := self._holdings.room(name)) is not None:
+            # Better refused now than when its bytes have been read; and it may be made of other weights.
+            self._admit(name, drawing, room)
         constructed = self._store.is_constructed(name)
         with nullcontext() if constructed else self._holdings.making(entry, self._store.needs(name)):
-            if load.to == "vram" and (room := self._holdings.room(name)) is not None:
-                self._admit(name, drawing, room)  # better refused now than when its bytes have been read
             self._hooks.changed()
             began_at = monotonic_s()
             if not constructed:
                 self._with_host_room(name, lambda: self._twice(name, lambda: self._store.construct(name)))
                 self._holdings.made(entry, self._store.needs(name))
-        # On its way to the device it can do without: where host memory is smaller, its bytes only pass through.
-        self._with_host_room(name, lambda: self._fill(name), needed=load.to == "ram")
-        if load.to == "vram":
-            self._place(entry, drawing, first)
-        self._holdings.loaded(entry, load, seconds=monotonic_s() - began_at)
+        return began_at
 
     def _make_place(self, name: str) -> None:
         if pins := self._holdings.crowd(name):
@@ -219,14 +231,17 @@ class ModelLoader(Generic[M]):
         self._holdings.evict_idle(keep=name)
         act()
 
-    def _place(self, entry: Entry, drawing: Drawing | None, first: Collection[str]) -> None:
-        if self._try_place(entry, self._make_room(entry.name, drawing, first)):
-            return
-        self._holdings.evict_idle(keep=entry.name)
-        if not self._try_place(entry, self._make_room(entry.name, drawing, first)):
-            raise self.too_large(
-                entry.name, drawing, "it ran out of memory although everything idle had left"
-            )
+    def _place(self, entry: Entry, drawing: Drawing | None, first: Collection[str]) -> bool:
+        """Put *entry* on the device; False: in the room that is there by now it is to be made of other weights."""
+        for again in (False, True):
+            if again:
+                self._holdings.evict_idle(keep=entry.name)
+            admitted = self._make_room(entry.name, drawing, first)
+            if not self._store.is_constructed(entry.name):
+                return False
+            if self._try_place(entry, admitted):
+                return True
+        raise self.too_large(entry.name, drawing, "it ran out of memory although everything idle had left")
 
     def _try_place(self, entry: Entry, admitted: Admitted) -> bool:
         try:

@@ -27,6 +27,7 @@ from falctl.errors import HostMemoryFullError, ModelFilesError, ModelTooLargeErr
 from falctl.host.cache.arena import Arena
 from falctl.host.cache.buffers import host_buffer
 from falctl.host.cache.device import Device
+from falctl.host.cache.float8 import beside_bytes
 from falctl.host.cache.folder import Component
 from falctl.host.cache.held_component import HeldComponent
 from falctl.host.cache.host_memory import HostBlock, HostMemory
@@ -73,6 +74,7 @@ class PackedComponent:
         self._unproved = False
         self._plan: BlockPlan | None = None
         self._offloaded: Offloaded | None = None
+        self._beside_bytes = beside_bytes(module)
         layout, tensors = survey(module)
         self._block_key = f"{key}-{_fingerprint(layout, tensors)}"
         try:
@@ -114,6 +116,10 @@ class PackedComponent:
                 block.release()
                 raise
             self._block = block
+
+    @property
+    def beside_bytes(self) -> int:
+        return self._beside_bytes
 
     @property
     def blocks(self) -> tuple[int, ...]:
@@ -239,6 +245,7 @@ class LooseComponent:
     """A component that moves tensor by tensor."""
 
     blocks: tuple[int, ...] = ()
+    beside_bytes: int = 0
 
     def __init__(self, module: torch.nn.Module, *, key: str, once: bool) -> None:
         self.module = module

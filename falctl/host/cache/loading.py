@@ -9,6 +9,7 @@ do so at once: one lock for all of them.
 
 from __future__ import annotations
 
+import importlib
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +21,8 @@ import torch
 from falctl.errors import HostMemoryFullError, ModelFilesError, RequestError
 from falctl.host.cache.content_key import require_unchanged
 from falctl.host.cache.estimate import Wanted
+from falctl.host.cache.float8 import store_as_float8
+from falctl.host.cache.folder import Component
 from falctl.host.cache.headers import Stamp
 from falctl.host.cache.reading import ReadCancelledError
 from falctl.host.cache.recipes import VARIANTS, Recipe
@@ -77,6 +80,8 @@ def load_pipeline(recipe: Recipe, held: Mapping[str, torch.nn.Module]) -> Any:
     from diffusers import DiffusionPipeline
 
     with CONSTRUCTING:
+        # Alone and one after the other: each is twice its size until it is float8 again.
+        float8 = {part.name: _load_float8(part, recipe) for part in recipe.weighty if _lacks(part, held)}
         pipeline = DiffusionPipeline.from_pretrained(
             str(recipe.folder.root),
             dtype=getattr(torch, recipe.dtype),
@@ -86,9 +91,23 @@ def load_pipeline(recipe: Recipe, held: Mapping[str, torch.nn.Module]) -> Any:
             trust_remote_code=False,
             **dict.fromkeys(recipe.folder.absent),
             **held,
+            **float8,
         )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def _lacks(part: Component, held: Mapping[str, torch.nn.Module]) -> bool:
+    return part.float8 and part.name not in held
+
+
+def _load_float8(part: Component, recipe: Recipe) -> torch.nn.Module:
+    dtype = getattr(torch, recipe.dtype)
+    module: torch.nn.Module = getattr(importlib.import_module(part.library), part.class_name).from_pretrained(
+        str(part.folder), dtype=dtype, variant=part.variant, use_safetensors=True, local_files_only=True
+    )
+    store_as_float8(module, part, dtype)
+    return module
 
 
 def require_same(recipe: Recipe) -> None:
