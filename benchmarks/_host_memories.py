@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final, Protocol
 
+import torch
+
 from falctl.host.cache.host_memory import HostMemory
 from falctl.host.cache.pinning import card_pinning
 from falctl.host.cache.private_memory import PrivateMemory
@@ -81,5 +83,6 @@ def memory_of(kind: str, *, budget_bytes: int) -> Iterator[Memory]:
     if kind == "private":
         yield Private()
         return
-    with MemoryServer(budget_bytes, keep_alive_s=0.0) as server:
+    cuda = torch.cuda.is_available()
+    with MemoryServer(budget_bytes, keep_alive_s=0.0, registers=cuda) as server:
         yield Shared(server)

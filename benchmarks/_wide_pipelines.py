@@ -2,7 +2,8 @@
 Pipelines of a few hundred megabytes, with random weights: the tests' tiny ones, whose denoiser and T5 are wider here.
 
 The widths are such that tensors are of the shapes of the real ones: few large ones in SDXL's UNet, many in SD3's forty
-blocks, and a T5 beside Flux's transformer. For a card there is an SDXL of the real one's size.
+blocks, and a T5 beside Flux's transformer. For a card there is an SDXL with the real one's blocks, and as many bytes as the
+real one has in half precision.
 """
 
 from __future__ import annotations
@@ -29,22 +30,36 @@ _WIDER: Final[Mapping[str, tuple[str, str, dict[str, Any]]]] = {
     "sdxl-7GB": (
         "sdxl",
         "unet",
-        {"block_out_channels": (1280, 1920), "layers_per_block": 2, "transformer_layers_per_block": (2, 16)},
+        {
+            "block_out_channels": (320, 640, 1280),
+            "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            "attention_head_dim": (5, 10, 20),
+            "transformer_layers_per_block": (1, 2, 7),
+            "layers_per_block": 2,
+            "norm_num_groups": 32,
+        },
     ),
 }
 _T5: Final[dict[str, Any]] = {"d_model": 768, "d_ff": 2048, "d_kv": 64, "num_heads": 12, "num_layers": 12}
 
 NAMES: Final = ("sd15", "sdxl", "sd3", "flux")
 LARGE: Final = "sdxl-7GB"
-"""Minutes to make, and 7 GB of disk: for a card only."""
+"""Half a minute to make, and 7 GB of disk: for a card only."""
 
 
-def write(folder: Path, name: str) -> Path:
-    """Save the pipeline *name*, one of `NAMES` or `LARGE`, below *folder*; return its own folder. Blocks for seconds."""
+def widened(name: str) -> Any:
+    """Return the pipeline *name*, one of `NAMES` or `LARGE`, with its denoiser as wide as it is to be."""
     tiny, part, wider = _WIDER[name]
     pipe = tiny_pipelines.build(tiny)
     module = getattr(pipe, part)
     pipe.register_modules(**{part: type(module).from_config({**module.config, **wider})})
+    return pipe
+
+
+def write(folder: Path, name: str) -> Path:
+    """Save the pipeline *name*, one of `NAMES` or `LARGE`, below *folder*; return its own folder. Blocks for seconds."""
+    pipe = widened(name)
     if name == "flux":
         pipe.register_modules(text_encoder_2=_wide_t5(pipe.text_encoder_2))
     path = folder / name

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from random import Random
 from statistics import fmean
@@ -19,8 +20,10 @@ from benchmarks._report import Table, arguments, publish
 from benchmarks.peers import Mect, MectLru, ModelMesh, RayServe, SwarmUI, Tideline
 from falctl.core.policies import Auto, Fal, LeastLoaded, Policy
 from falctl.core.policies import Random as RandomRunner
+from falctl.core.sizes import size_text
 from falctl.core.types import GiB
 from falctl.errors import ConfigError
+from falctl.policy_load import find_policy
 from falctl.replay.report import Figures, bounds, figures
 from falctl.replay.trace import Job, Missing, read_trace
 from falctl.replay.world import Setting, World
@@ -30,7 +33,8 @@ Maker = Callable[[], Policy]
 RUNNERS: Final[Mapping[str, int]] = {"n4_u35": 4, "n4_u20": 4, "n4_u50": 4, "n8_u35": 8, "n2_u20": 2}
 """GenTD26 traces: made for so many runners, whose executions alone use so many percent of them."""
 
-AUTO: Final[dict[str, Maker]] = {"auto": Auto}
+OWN: Final[dict[str, Maker]] = {"auto": Auto, "affinity": partial(find_policy, "affinity", cwd=Path())}
+"""With the limits that a configuration has by default."""
 PEERS: Final[dict[str, Maker]] = {
     "fal": Fal,
     "Ray Serve, max_ongoing 5": RayServe,
@@ -53,6 +57,24 @@ FIRST_FIGURES: Final[Mapping[str, tuple[float, float]]] = {
     "Tideline (peeks), no overlap": (100.1, 14.86),
 }
 """Loads per 1,000 and mean seconds on n4_u35 that the rules gave in the simulators they were first written for."""
+
+UNTOLD: Final = "tiers not told"
+RAM_PEERS: Final[dict[str, Maker]] = {
+    name: maker for name, maker in PEERS.items() if maker in (Fal, RayServe, ModelMesh, SwarmUI)
+} | {"least-loaded": LeastLoaded}
+"""The rules that somebody ships: none of them knows of tiers."""
+RAM_METRICS: Final = (
+    "loads/1k",
+    "from RAM/1k#",
+    "mean s",
+    "load s/request#",
+    "p50 s#",
+    "p95 s#",
+    "p99 s#",
+    "SLO %#",
+)
+RAM_SIZES: Final = (6, 12, 24, 48)
+"""Models that host memory holds; the cards of n4_u35 hold 12 together, and its trace names 76."""
 
 COPIES: Final = 7
 JITTER_S: Final = 3.0
@@ -97,24 +119,54 @@ def _tables(folder: Path) -> list[Table]:
     tables = []
     for name, runners in RUNNERS.items():
         setting = Setting(runners, models_max=3)
-        makers = AUTO | PEERS | (BLIND if name == "n4_u35" else {})
+        makers = OWN | PEERS | (BLIND if name == "n4_u35" else {})
         title = f"{name}: {runners} runners x 3 slots"
         tables.append(_compared(title, _gentd(folder, name), setting, makers, both=True))
     bytes_each = Setting(4, models_max=None, vram_bytes=48 * GiB)
     tables.append(
-        _compared("n4_u35: 4 runners x 48 GiB", _gentd(folder, "n4_u35"), bytes_each, AUTO | PEERS, both=True)
+        _compared("n4_u35: 4 runners x 48 GiB", _gentd(folder, "n4_u35"), bytes_each, OWN | PEERS, both=True)
     )
     for factor in (0.33, 0.1):
         title = f"n4_u35: 4 runners x 3 slots, loads x {factor}"
         jobs = _gentd(folder, "n4_u35", load_factor=factor)
-        tables.append(_compared(title, jobs, Setting(4, models_max=3), AUTO | PEERS, both=True))
+        tables.append(_compared(title, jobs, Setting(4, models_max=3), OWN | PEERS, both=True))
     for rate in (20, 60):
-        jobs = read_trace(folder / f"zipf30_{rate}rps.jsonl", missing=Missing(exec_s=0.04, load_s=0.4))
+        jobs = _zipf(folder, rate)
         title = f"zipf30, {rate} requests/s: 4 runners x 3 slots, load 0.4 s, execution 0.04 s"
-        tables.append(_compared(title, jobs, Setting(4, models_max=3), AUTO | PEERS))
+        tables.append(_compared(title, jobs, Setting(4, models_max=3), OWN | PEERS))
+    tables += _with_ram(folder)
     tables.append(_against_first(tables[0]))
     tables += [_jittered(folder, name) for name in ("n4_u35", "n4_u20", "n8_u35")]
     return [replace(tables[0], notes=NOTES), *tables[1:]]
+
+
+def _with_ram(folder: Path) -> Iterator[Table]:
+    """Replay fleets with host memory: what has been loaded once comes back at a share of its load from disk."""
+    n4_u35 = _gentd(folder, "n4_u35")
+    for models in RAM_SIZES:
+        yield _tiered("n4_u35: 4 runners x 3 slots", n4_u35, Setting(4, ram=models))
+    yield _tiered("n4_u35: 4 runners x 3 slots", n4_u35, Setting(4, ram=24, ram_load=0.3))
+    for name in ("n4_u20", "n8_u35"):
+        runners = RUNNERS[name]
+        yield _tiered(f"{name}: {runners} runners x 3 slots", _gentd(folder, name), Setting(runners, ram=24))
+    for size in (64, 128):
+        setting = Setting(4, models_max=None, vram_bytes=48 * GiB, ram=size * GiB)
+        yield _tiered("n4_u35: 4 runners x 48 GiB", n4_u35, setting)
+    yield _tiered("zipf30, 20 requests/s: 4 runners x 3 slots", _zipf(folder, 20), Setting(4, ram=12))
+    yield _tiered("zipf30, 60 requests/s: 4 runners x 3 slots", _zipf(folder, 60), Setting(4, ram=12))
+
+
+def _tiered(title: str, jobs: list[Job], setting: Setting) -> Table:
+    """Compare all policies on one fleet with host memory, and `auto` and `affinity` also where nobody tells of tiers."""
+    holds = f"{setting.ram:g} models" if setting.vram_bytes is None else size_text(setting.ram)
+    title = f"{title}, RAM for {holds}, a load from it {setting.ram_load:g} of one from disk"
+    sys.stderr.write(f"{title}\n")
+    rows = {}
+    for name, maker in (OWN | RAM_PEERS).items():
+        rows[name] = _row(_replay(jobs, maker, setting))
+        if name in OWN:
+            rows[f"{name}, {UNTOLD}"] = _row(_replay(jobs, maker, replace(setting, tells_tiers=False)))
+    return Table(title, RAM_METRICS, rows, baseline="fal")
 
 
 def _against_first(here: Table) -> Table:
@@ -141,10 +193,15 @@ def _gentd(folder: Path, name: str, *, load_factor: float = 1.0) -> list[Job]:
     return read_trace(folder / f"gentd26_public_{name}.csv.gz", load_factor=load_factor)
 
 
+def _zipf(folder: Path, rate: int) -> list[Job]:
+    return read_trace(folder / f"zipf30_{rate}rps.jsonl", missing=Missing(exec_s=0.04, load_s=0.4))
+
+
 def _compared(
     title: str, jobs: list[Job], setting: Setting, makers: Mapping[str, Maker], *, both: bool = False
 ) -> Table:
     """Replay *jobs* by every policy; *both*: those that overlap loads with executions also without."""
+    sys.stderr.write(f"{title}\n")
     rows = {}
     for name, maker in makers.items():
         rows[name] = _row(_replay(jobs, maker, setting))
@@ -165,13 +222,13 @@ def _compared(
 
 
 def _replay(jobs: list[Job], maker: Maker, setting: Setting) -> Figures:
-    sys.stderr.write(f"{len(jobs)} requests, {getattr(maker, '__name__', maker)}\n")
     return figures(jobs, World(jobs, maker(), setting).run(), runners=setting.runners)
 
 
 def _row(found: Figures) -> dict[str, float]:
     return {
         "loads/1k": found.loads_per_1k,
+        "from RAM/1k#": found.ram_loads_per_1k,
         "mean s": found.mean_s,
         "load s/request#": found.load_s_per_request,
         "p50 s#": found.p50_s,
@@ -188,6 +245,7 @@ _SPREAD: Final[dict[str, Callable[[Iterable[float]], float]]] = {"least": min, "
 
 def _jittered(folder: Path, name: str) -> Table:
     """Replay a trace and copies of it whose arrivals are moved a little: differences below that range mean nothing."""
+    sys.stderr.write(f"{name}, jittered\n")
     jobs = _gentd(folder, name)
     copies = [jobs, *(_moved(jobs, seed) for seed in range(1, COPIES + 1))]
     setting = Setting(RUNNERS[name], models_max=3)

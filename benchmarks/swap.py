@@ -12,7 +12,7 @@ take turns, round by round, with who goes first; figures are medians. What came 
     ram              `PipelineStore.place`: every component allocates, copies and re-binds
     preadv           the same files into a fresh block of host memory, by the threads and chunks of `read_weights`
     skeleton         `PipelineStore.fill`: the modules stand, their bytes were dropped and come into fresh blocks
-    disk             skeleton, then ram
+    disk             `PipelineStore.place` of such a skeleton: each byte goes on to the device while others are read
     from_pretrained  diffusers; on a CPU it maps the files and reads hardly any of their bytes
     to               each tensor of that moved by itself, as `.to(device)` does it (on a CPU: copied)
 
@@ -122,7 +122,7 @@ class Swap:
         self._modules = self._modules_of(self.store.place(self.name))
         self.evict()
         self.tensors = sum(1 for module in self._modules.values() for _ in _tensors_of(module))
-        self._reference = {name: _bytes_of(module) for name, module in self._modules.items()}
+        self._reference = {name: torch.cat(list(_bytes_of(module))) for name, module in self._modules.items()}
         self._source = _source(self.nbytes, device)
 
     @property
@@ -134,6 +134,7 @@ class Swap:
         began = time.perf_counter()
         flat = self.device.allocate(self.nbytes)
         self.device.copy_in(flat, self._source)
+        _wait(self.device)
         spent_s = time.perf_counter() - began
         del flat
         self.device.give_back()
@@ -143,6 +144,7 @@ class Swap:
         """From host memory onto the device, where it stays."""
         began = time.perf_counter()
         self.store.place(self.name)
+        _wait(self.device)
         return time.perf_counter() - began
 
     def evict(self) -> None:
@@ -175,6 +177,13 @@ class Swap:
         self.store.fill(self.name, threading.Event())
         return time.perf_counter() - began
 
+    def disk(self) -> float:
+        """From the files onto the device, by way of host memory, where it stays, too."""
+        began = time.perf_counter()
+        self.store.place(self.name, filling=True)
+        _wait(self.device)
+        return time.perf_counter() - began
+
     def from_pretrained(self) -> tuple[float, float]:
         """Return the seconds of diffusers' load, and of the move that follows."""
         import diffusers
@@ -189,14 +198,20 @@ class Swap:
             for module in self._modules_of(pipe).values()
             for tensor in _tensors_of(module)
         ]
-        if moved[0].is_cuda:
-            torch.cuda.synchronize()
-        return loaded_at - began, time.perf_counter() - loaded_at
+        _wait(self.device)
+        moved_at = time.perf_counter()
+        del moved
+        return loaded_at - began, moved_at - loaded_at
 
     def check(self) -> None:
         """Raise AssertionError unless every component has, where it is now, the bytes that it was loaded with."""
         for name, module in self._modules.items():
-            assert torch.equal(_bytes_of(module), self._reference[name]), name
+            expected = self._reference[name]
+            at = 0
+            for found in _bytes_of(module):  # one by one: there may be 7 GB of them
+                assert torch.equal(found, expected[at : at + found.numel()]), name
+                at += found.numel()
+            assert at == expected.numel(), name
 
     def _modules_of(self, pipe: Any) -> dict[str, torch.nn.Module]:
         return {name: getattr(pipe, name) for name in self._weighty}
@@ -222,16 +237,22 @@ def measured(swap: Swap, *, rounds: int, cold: bool) -> Samples:
         swap.drop()
         _page_cache.drop(leaving)
         samples["skeleton"].append(swap.skeleton())
-        samples["disk"].append(samples["skeleton"][-1] + swap.ram())
+        swap.ram()
+        swap.check()
+        swap.evict()
+
+    def load() -> None:
+        swap.drop()
+        _page_cache.drop(leaving)
+        samples["disk"].append(swap.disk())
         swap.check()
         swap.evict()
 
     leaving = swap.paths if cold else []
     for number in range(rounds):
         sys.stderr.write(f"{swap.name}, {'cold' if cold else 'warm'}: round {number + 1} of {rounds}\n")
-        pairs = ((copy_bare, reload), (read_bare, read))
-        for one, other in pairs:
-            for measure in (one, other) if number % 2 else (other, one):
+        for group in ((copy_bare, reload), (read_bare, read, load)):
+            for measure in group if number % 2 else reversed(group):
                 measure()
         _page_cache.drop(leaving)
         loaded_s, moved_s = swap.from_pretrained()
@@ -240,6 +261,14 @@ def measured(swap: Swap, *, rounds: int, cold: bool) -> Samples:
         samples["from_pretrained"].append(loaded_s)
         samples["to"].append(moved_s)
     return samples
+
+
+def _rows_of(swap: Swap, *, rounds: int) -> Iterator[dict[str, Any]]:
+    """Yield the row of *swap* with its files in the page cache, and, if they can leave it, the one without."""
+    _page_cache.settle(swap.paths)
+    yield row_of(swap, measured(swap, rounds=rounds, cold=False), cold=False)
+    if _can_be_cold(swap.paths):
+        yield row_of(swap, measured(swap, rounds=rounds, cold=True), cold=True)
 
 
 def row_of(swap: Swap, samples: Samples, *, cold: bool) -> dict[str, Any]:
@@ -259,6 +288,16 @@ def table_of(row: Mapping[str, Any], *, cuda: bool) -> Table:
     return Table(title, ("ms", "GB/s#"), rows, "memcpy", [str(goal) for goal in goals(row, cuda=cuda)])
 
 
+def _can_be_cold(paths: Sequence[Path]) -> bool:
+    """Return whether *paths* can leave the page cache; if not, say so."""
+    try:
+        _page_cache.drop(paths)
+    except RuntimeError as error:
+        sys.stderr.write(f"no cold rows: {error}; --folder names another disk\n")
+        return False
+    return True
+
+
 @contextmanager
 def _made(parent: Path | None, name: str) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="falctl-swap-", dir=parent) as folder:
@@ -275,15 +314,22 @@ def _source(nbytes: int, device: Device) -> torch.Tensor:
     return flat
 
 
+def _wait(device: Device) -> None:
+    """Return when *device* has done all that was asked of it."""
+    if device.torch_device.type == "cuda":
+        torch.cuda.synchronize(device.torch_device)
+
+
 def _tensors_of(module: torch.nn.Module) -> Iterator[torch.Tensor]:
     """Yield every parameter and buffer once."""
     yield from module.parameters()
     yield from module.buffers()
 
 
-def _bytes_of(module: torch.nn.Module) -> torch.Tensor:
-    """Return the values of all its tensors, one behind the other, from wherever they are."""
-    return torch.cat([t.detach().cpu().reshape(-1).view(torch.uint8) for t in _tensors_of(module)])
+def _bytes_of(module: torch.nn.Module) -> Iterator[torch.Tensor]:
+    """Yield the values of each of its tensors, from wherever they are."""
+    for tensor in _tensors_of(module):
+        yield tensor.detach().cpu().reshape(-1).view(torch.uint8)
 
 
 def _read_whole(files: Sequence[tuple[Path, int]], buffer: memoryview) -> None:
@@ -320,19 +366,17 @@ def main() -> int:
     device: Device = CudaDevice() if cuda else CpuDevice(BUDGET_BYTES)
     import_libraries()
     warnings.simplefilter("ignore")
-    rows = []
-    for name in options.only or (*_wide_pipelines.NAMES, *((_wide_pipelines.LARGE,) if cuda else ())):
-        with (
-            _made(options.folder, name) as folder,
-            memory_of(options.memory, budget_bytes=BUDGET_BYTES) as memory,
-        ):
-            swap = Swap(folder, device, memory)
-            _page_cache.settle(swap.paths)
-            rows += [
-                row_of(swap, measured(swap, rounds=options.rounds, cold=cold), cold=cold)
-                for cold in (False, True)
-            ]
-            del swap
+    rows: list[dict[str, Any]] = []
+    ended = False
+    try:
+        for name in options.only or (*_wide_pipelines.NAMES, *((_wide_pipelines.LARGE,) if cuda else ())):
+            with (
+                _made(options.folder, name) as folder,
+                memory_of(options.memory, budget_bytes=BUDGET_BYTES) as memory,
+            ):
+                rows.extend(_rows_of(Swap(folder, device, memory), rounds=options.rounds))
+    except KeyboardInterrupt:  # what was measured is not lost
+        ended = True
     facts = packages("torch", "diffusers", "transformers", "safetensors")
     facts |= {
         "device": device.name,
@@ -342,7 +386,7 @@ def main() -> int:
     facts |= {"reading": f"{THREADS} threads, {CHUNK_BYTES >> 20} MiB at a time"}
     tables = [table_of(row, cuda=cuda) for row in rows]
     publish("Swaps", tables, json_path=options.json, facts=facts, more={"rows": rows})
-    return 0
+    return int(ended)
 
 
 if __name__ == "__main__":

@@ -78,7 +78,7 @@ class RunnerContext(Protocol):
         overlaps: bool = False,
     ) -> ModelCache[M]:
         """
-        Return a cache of at most `cache.max_models` models that publishes the hints whenever it changes.
+        Return a cache of at most `cache.max_models` models (3 if that is 0) that publishes the hints whenever it changes.
 
         *load* makes the model of a name (it may raise; then nothing is cached); without one the app loads itself,
         and puts its models in: ``cache[name] = model``. *unload* frees what a dropped

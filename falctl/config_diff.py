@@ -28,10 +28,13 @@ LIVE: Final = frozenset(
         "routing.bypass_max",
         "files.keep",
         "files.max_upload",
+        "cache.preload",
         "log.level",
     }
 )
-"""Keys that are read anew for every request, so that a reload applies them; every other one needs a restart."""
+"""Keys that a reload applies; every other one needs a restart."""
+LIVE_OF_AN_APP: Final = frozenset({"preload"})
+"""The same, of the keys of [apps.NAME]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +51,7 @@ def diff_configs(old: Config, new: Config) -> tuple[Change, ...]:
     """Return the keys that differ, as ``section.key``, in the order of the file; of an app that comes or goes all."""
     before, after = _by_key(old), _by_key(new)
     return tuple(
-        Change(name, before.get(name), after.get(name), live=name in LIVE)
+        Change(name, before.get(name), after.get(name), live=_is_live(name))
         for name in dict.fromkeys([*before, *after])
         if before.get(name) != after.get(name)
     )
@@ -63,8 +66,15 @@ def _by_key(config: Config) -> dict[str, object]:
 def take_live(old: Config, new: Config) -> Config:
     """Return *old* with the values of *new* where a reload applies them: what a falctl runs by after it."""
     tables = old.model_dump()
-    for section, table in tables.items():
-        table.update(
-            {key: getattr(getattr(new, section), key) for key in table if f"{section}.{key}" in LIVE}
-        )
+    apps = {
+        f"{APPS}.{alias}": (tables[APPS][alias], app) for alias, app in new.apps.items() if alias in old.apps
+    }
+    sections = {name: (table, getattr(new, name)) for name, table in tables.items() if name != APPS}
+    for section, (table, values) in (sections | apps).items():
+        table.update({key: getattr(values, key) for key in table if _is_live(f"{section}.{key}")})
     return Config.model_validate(tables)
+
+
+def _is_live(name: str) -> bool:
+    section, _, key = name.rpartition(".")
+    return name in LIVE or (section.startswith(f"{APPS}.") and key in LIVE_OF_AN_APP)

@@ -7,7 +7,7 @@ instead. pydantic judges the values; its own words never reach a person.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -47,7 +47,7 @@ def load_config(path: Path | None, *, environ: Mapping[str, str], flags: Mapping
     read.
 
     Raises:
-        ConfigError: a name or value is wrong, or the file cannot be read. One line: the first problem found.
+        ConfigError: a name or value is wrong, or the file cannot be read. A line for each wrong value; of names the first.
     """
     settings = read_file(path) if path is not None else {}
     settings |= read_environ(environ)
@@ -56,7 +56,7 @@ def load_config(path: Path | None, *, environ: Mapping[str, str], flags: Mapping
     try:
         return Config.model_validate(_tables(settings))
     except ValidationError as error:
-        raise ConfigError(_explain(error.errors(include_url=False)[0], settings)) from None
+        raise ConfigError(_explain_all(error.errors(include_url=False), settings)) from None
 
 
 def _one_or_several(settings: Settings) -> Settings:
@@ -85,6 +85,17 @@ def _tables(settings: Settings) -> dict[str, dict[str, Any]]:
         place = tables.setdefault(table, {})
         (place.setdefault(alias, {}) if alias else place)[key] = setting.value
     return tables
+
+
+def _explain_all(errors: Iterable[ErrorDetails], settings: Settings) -> str:
+    """Return a line for each key that has a wrong value: of several kinds of value that it could be, none is it."""
+    lines: dict[tuple[str, ...], str] = {}
+    for error in errors:
+        length = 3 if error["loc"][0] == APPS else 2
+        key = tuple(map(str, error["loc"][:length]))
+        if key not in lines:
+            lines[key] = _explain(error, settings)
+    return "\n".join(lines.values())
 
 
 def _explain(error: ErrorDetails, settings: Settings) -> str:

@@ -90,9 +90,12 @@ def parse_keep_alive(value: object) -> object:
 
 
 def read_keep_alive(said: str | float) -> float | None:
-    """Return the seconds, or `FOR_EVER`, that a request has *said*; None: it is no such thing."""
+    """Return the seconds, or `FOR_EVER`, that a request has *said*, a header as text; None: it is no such thing."""
+    if isinstance(said, str):
+        said = said.strip()
+        said = float(said) if re.fullmatch(_NUMBER, said) else said
     try:
-        value = parse_keep_alive(said.strip() if isinstance(said, str) else said)
+        value = parse_keep_alive(said)
     except ValueError:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float):

@@ -60,8 +60,8 @@ class RequestError(FalctlError):
     ``error_type`` is fal's name for it (X-Fal-Error-Type) where fal has one.
     """
 
-    status: ClassVar[int] = 500
-    error_type: ClassVar[str] = "internal_error"
+    status: int = 500
+    error_type: str = "internal_error"
     retryable: ClassVar[bool] = False
 
     def __init__(self, detail: str, *, retry_after_s: float | None = None) -> None:
@@ -172,6 +172,10 @@ class ModelFilesError(RequestError):
     status, error_type = 422, "model_unusable"
 
 
+class FilesChangedError(ModelFilesError):
+    """Files were written, replaced or removed while they were read; what they are now may be a model, too."""
+
+
 class RunnerLostError(RequestError):
     """The runner died while the request was in flight."""
 
@@ -197,9 +201,24 @@ class DeadlineError(RequestError):
 
 
 class ModelTooLargeError(RequestError):
-    """The model fits no card of this fleet."""
+    """The model fits no card of this fleet, or not the one that was asked."""
 
     status, error_type = 507, "model_too_large"
+
+    def __init__(
+        self, detail: str, *, retry_after_s: float | None = None, least_bytes: int | None = None
+    ) -> None:
+        super().__init__(detail, retry_after_s=retry_after_s)
+        self.least_bytes = least_bytes
+        """What the model takes at the very least, whatever is drawn with it; None: that was not the reason."""
+
+
+class LoadFailedError(RequestError):
+    """A runner could not load the model; the words are its own."""
+
+    def __init__(self, detail: str, *, status: int, error_type: str) -> None:
+        super().__init__(detail)
+        self.status, self.error_type = status, error_type
 
 
 class StorageFullError(RequestError):

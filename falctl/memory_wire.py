@@ -30,6 +30,13 @@ class Obtain:
 
 
 @dataclass(frozen=True, slots=True)
+class Withdraw:
+    """I wait for no answer to my question ``number`` any more; a block that comes all the same I let go of."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
 class Seal:
     """I have filled the block."""
 
@@ -72,10 +79,10 @@ class Refused:
     """What would have to be let go of first; 0: that would not help."""
 
 
-Message: TypeAlias = Obtain | Seal | Abandon | LetGo | Given | Refused
+Message: TypeAlias = Obtain | Withdraw | Seal | Abandon | LetGo | Given | Refused
 
 _KINDS: Final[dict[str, type[Any]]] = {
-    kind.__name__: kind for kind in (Obtain, Seal, Abandon, LetGo, Given, Refused)
+    kind.__name__: kind for kind in (Obtain, Withdraw, Seal, Abandon, LetGo, Given, Refused)
 }
 _TYPES: Final = {"int": int, "str": str, "bool": bool}
 

@@ -173,6 +173,13 @@ class Reload:
     config: dict[str, Any]
 
 
+@dataclass(frozen=True, slots=True)
+class LogLevel:
+    """To a host: log from this level on, as ``log.level`` has it."""
+
+    level: str
+
+
 # --- control channel: child to supervisor ------------------------------------------------------
 
 
@@ -265,6 +272,8 @@ class Released:
     """How long it waited for its model's load; None: the app tells nothing of loads, ``exec_s`` may include one."""
     tier: str = "disk"
     """Where that load took its bytes from: ``ram`` or ``disk``; `JOINED`: it waited for the load of another request."""
+    least_bytes: int = 0
+    """There was no room for its model: what that takes at the very least, whatever is drawn; 0: it was not that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,6 +288,11 @@ class LoadEnded:
     """Where it took its bytes from: ``ram`` or ``disk``."""
     error: str = ""
     """Why it failed, in words."""
+    status: int = 0
+    """What a request for that model would be answered for it, with ``error`` as its detail; 0: the app says nothing to clients."""
+    error_type: str = ""
+    least_bytes: int = 0
+    """As in `Released`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -331,6 +345,7 @@ Message: TypeAlias = (
     | Ending
     | Stop
     | Reload
+    | LogLevel
     | Stage
     | Declared
     | Ready

@@ -52,7 +52,11 @@ def find_model(name: str, *, paths: Sequence[Path], allow: Sequence[str]) -> Sou
         more, _, loras = loras.partition("+")
         base = f"{base}+{more}"
     if found is None:
-        raise UnknownModelError(_refusal(name.partition("+")[0], paths=paths, allow=allow))
+        base = name.partition("+")[0]
+        if name.endswith("+") and _find_base(base, paths=paths, allow=allow) is not None:
+            msg = f"Model {name!r} names no LoRA behind its last +; {base!r} alone is known"
+            raise UnknownModelError(msg)
+        raise UnknownModelError(_refusal(base or name, paths=paths, allow=allow))
     return found
 
 

@@ -175,3 +175,18 @@ def test_a_reload_takes_up_nothing_of_an_app_and_says_so(tmp_path: Path) -> None
     )
     taken = take_live(old, new)
     assert (taken.apps, taken.queue.max) == (old.apps, 5)
+
+
+def test_what_is_preloaded_changes_by_a_reload_also_of_an_app_that_stays(tmp_path: Path) -> None:
+    old = load(TWO, folder=tmp_path)
+    new = load(
+        TWO.replace("count = 2", 'preload = ["tiny"]\nkeep_alive = 0') + '[cache]\npreload = ["big"]\n',
+        folder=tmp_path,
+    )
+    live = {change.key for change in diff_configs(old, new) if change.live}
+    assert live == {"cache.preload", "apps.speak.preload"}
+    taken = take_live(old, new)
+    assert (taken.cache_of("speak").preload, taken.cache_of("draw").preload) == (("tiny",), ("big",))
+    assert (taken.apps["speak"].keep_alive, taken.apps["speak"].count) == (None, 2)
+    gone = load(TWO[: TWO.index("[apps.speak]")], folder=tmp_path)
+    assert take_live(old, gone) == old

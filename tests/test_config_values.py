@@ -79,6 +79,8 @@ def test_a_model_is_kept_for_seconds_or_for_ever(value: object, seconds: float) 
     [
         ("10m", 600.0),
         (" 0 ", 0.0),
+        ("300 ", 300.0),
+        ("1.5", 1.5),
         (90, 90.0),
         (-7, -1.0),
         ("soon", None),

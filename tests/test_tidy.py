@@ -27,16 +27,29 @@ def test_no_module_and_no_function_is_too_long(path: Path) -> None:
         assert lines <= FUNCTION_LINES_MAX, f"{node.name} is {lines} lines"
 
 
+@pytest.mark.parametrize(("page", "lines_max"), [("ARCHITECTURE.md", 300), ("README.md", 200)])
+def test_a_page_that_is_to_be_read_whole_stays_short(page: str, lines_max: int) -> None:
+    assert (ROOT / page).read_text(encoding="utf-8").count("\n") <= lines_max
+
+
+def test_the_map_of_the_code_fits_a_window() -> None:
+    lines = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8").split("\n")
+    assert [line for line in lines if len(line) > 120] == []
+
+
+@pytest.mark.process
 def test_importing_what_authors_import_is_light() -> None:
     assert not HEAVY & _modules("import falctl")
 
 
+@pytest.mark.process
 def test_the_command_line_starts_without_torch_and_servers() -> None:
     heavy = HEAVY - {"typer", "rich"}
     assert not heavy & _modules("import falctl.cli.main")
     assert not heavy & _modules("import falctl.cli.status")
 
 
+@pytest.mark.process
 def test_the_supervisor_and_the_router_never_import_torch() -> None:
     assert not {"torch", "diffusers", "starlette", "uvicorn", "aiohttp"} & _modules(
         "import falctl.supervisor.up"

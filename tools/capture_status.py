@@ -23,7 +23,7 @@ import pyte
 from falctl.clock import monotonic_s
 
 CTRL_C: Final = b"\x03"
-EXIT_WITHIN_S: Final = 10.0
+EXIT_WITHIN_S: Final = 60.0
 
 
 class PtyScreen:

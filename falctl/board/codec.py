@@ -1,6 +1,8 @@
 r"""
 Rows to payloads and back: compact JSON, a row as the list of its fields in their order.
 
+JSON and not fields of fixed width: any hint fits, byte for byte; a lookup parses nothing, and to publish takes tens of us.
+
 A reader of another release would misread such a list, so `SCHEMA`, a checksum of all rows' fields, stands in
 the board's header. Text is UTF-8 with lone surrogates let through: any `str` comes back equal, which
 ``\uXXXX`` escapes do not promise (two lone surrogates would come back as one character).

@@ -303,7 +303,7 @@ def replay(
     trace: Annotated[Path, typer.Argument(help="requests to replay: CSV or JSON lines, .gz allowed")],
     *,
     policy: Annotated[
-        str, typer.Option(help="auto, fal, least-loaded, random or module:Class; several: a,b")
+        str, typer.Option(help="auto, affinity, fal, least-loaded, random or module:Class; several: a,b")
     ],
     runners: Annotated[int, typer.Option(help="number of runners", min=1, max=1024)],
     slots: Annotated[int | None, typer.Option(help="models that a runner holds", min=1)] = None,

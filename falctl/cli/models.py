@@ -22,6 +22,7 @@ _NAME_CELLS: Final = 60
 _LOAD_TIERS: Final = ("vram", "ram")
 _MISTAKES: Final = (400, 404)
 _PEN: Final = Pen()
+_UNTOLD: Final = "may be loaded yet: the router ended before it could tell; what has begun goes on, and the same command waits for it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +61,8 @@ def load_command(options: Options) -> int:
         return EXIT_INTERRUPTED
     progress.clear()
     if last.get("state") not in ("loaded", "there"):
-        detail = last.get("detail", "falctl went away before the load had ended")
-        sys.stderr.write(f"falctl: {_name(options.model)} is not loaded: {detail}\n")
+        detail = f"is not loaded: {last['detail']}" if "detail" in last else _UNTOLD
+        sys.stderr.write(f"falctl: {_name(options.model)} {detail}\n")
         return EXIT_FAILED
     sys.stdout.write(f"{_outcome(last)}\n")
     return EXIT_OK

@@ -10,7 +10,18 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
-from falctl.core.events import Arrived, Event, PinsChanged, Refuse, RefuseCode, RunnerDown, RunnerUp
+from falctl.core.events import (
+    Arrived,
+    Event,
+    Failure,
+    LoadEnded,
+    PinsChanged,
+    Refuse,
+    RefuseCode,
+    Released,
+    RunnerDown,
+    RunnerUp,
+)
 from falctl.core.fair import FairShare
 from falctl.core.fleet import Runner
 from falctl.core.pace import Pace
@@ -85,6 +96,7 @@ class Entrance:
             start_by=event.start_by,
             priority=event.priority,
             share_s=share_s,
+            direct=event.bounded,
         )
         self.state.queue.add(waiting)
         self.state.changes.note(waiting.hint, wanted=True)
@@ -118,11 +130,20 @@ class Entrance:
         return [Refuse(request, "start_timeout") for request in late]
 
     def refuse_unfit(self, event: Event) -> list[Refuse]:
-        """Refuse what fits no card, or not beside what is pinned there, if *event* can have brought that about."""
+        """
+        Refuse what fits no card, or not beside what is pinned there, if *event* can have brought that about.
+
+        And what cannot be loaded, in the words of the runner that tried, unless somebody has it. Of the durable queue's
+        jobs only what fits no card: the others are executed, so that the answer that is kept is the app's.
+        """
         match event:
-            case Arrived(wanted=Wanted(hint)):
+            case LoadEnded(hint=hint, failure=Failure(lasts=True) as failure) if not self._is_somewhere(hint):
+                return self._refuse_direct(hint, failure)
+            case Arrived(wanted=Wanted(hint)) | LoadEnded(hint=hint):
                 hints: list[Hint | None] = [hint]
             case RunnerUp() | RunnerDown() | PinsChanged():
+                hints = list(self.state.queue.hints())
+            case Released(least_bytes=refused) if refused:
                 hints = list(self.state.queue.hints())
             case _:
                 return []
@@ -140,11 +161,24 @@ class Entrance:
             requests = self._take(list(self.state.queue.group(hint)))
             return [Refuse(request, "model_too_large", size_bytes=size_bytes) for request in requests]
         runners = fleet.runners.values()
-        if fleet.returning or any(self._may_take(runner, hint) for runner in runners):
+        if fleet.returning:
             return []
+        if any(self._may_take(runner, hint) for runner in runners):
+            refusal = self.state.refusals.everywhere(hint, runners)
+            if refusal is None or self._is_somewhere(hint):
+                return []
+            return self._refuse_direct(hint, refusal.failure)
         pinned = tuple(sorted(frozenset().union(*(runner.pinned for runner in runners))))
         requests = self._take(list(self.state.queue.group(hint)))
         return [Refuse(request, "pins_leave_no_room", pinned=pinned) for request in requests]
+
+    def _refuse_direct(self, hint: Hint, failure: Failure) -> list[Refuse]:
+        requests = self._take([waiting for waiting in self.state.queue.group(hint) if waiting.direct])
+        return [Refuse(request, "load_failed", failure=failure) for request in requests]
+
+    def _is_somewhere(self, hint: Hint) -> bool:
+        """Return whether a runner holds *hint*, or is getting it."""
+        return any(self.state.fleet.warming(hint))
 
     def _may_take(self, runner: Runner, hint: Hint) -> bool:
         """Return whether *runner* can make room for *hint*, by what is known."""

@@ -3,10 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 from falctl.core.sources import Source, Stock, Tier
 from falctl.core.types import NO_CAPS, Caps, Epoch, Hint, Priority, RequestId, RunnerId, Wanted
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What a runner's app answers, or would answer, to a request whose model cannot be loaded there."""
+
+    status: int
+    error_type: str
+    detail: str
+
+    @property
+    def lasts(self) -> bool:
+        """Return whether any other runner would say the same, at any time: it is the request that is wrong, or the model."""
+        return 400 <= self.status < 500 and self.status not in _PASSING
+
+
+_PASSING: Final = frozenset({408, 409, 425, 429, 499})
+"""Of the 4xx those that speak of a moment."""
 
 # --- events: things that happened --------------------------------------------
 
@@ -58,6 +76,8 @@ class Released:
     """How long it loaded; 0: its model was resident; None: the host cannot tell, and ``exec_s`` includes it."""
     tier: Tier | None = "disk"
     """Where it loaded from; None: it waited for what another request loaded, which tells nothing of a load."""
+    least_bytes: int = 0
+    """Its model had no room there: what that takes at the very least, whatever is drawn; 0: that was not so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +94,10 @@ class LoadEnded:
     """What the runner is warm for now: after a load that failed, its victims may still be there. None: nobody has told."""
     error: str = ""
     """Why it failed, in words."""
+    failure: Failure | None = None
+    """What a request for that model would be answered; None: nobody has said."""
+    least_bytes: int = 0
+    """As in `Released`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,6 +218,7 @@ RefuseCode = Literal[
     "client_queue_full",
     "model_too_large",
     "pins_leave_no_room",
+    "load_failed",
     "no_runner",
     "draining",
     "bounced_too_often",
@@ -250,6 +275,8 @@ class Refuse:
     """How large the model is that fits no card; 0: that was not the reason."""
     pinned: tuple[Hint, ...] = ()
     """The models whose pins leave no room for it anywhere, if that was the reason."""
+    failure: Failure | None = None
+    """What the runner said that could not load its model, if that was the reason."""
 
 
 WishNews = Literal[

@@ -71,18 +71,19 @@ class Runner:
     blocked: bool = False
     dispatched_order: int = -1
     """Order number of the last dispatch to it, -1 for none: the least is the one whose turn it is."""
+    card: str = field(init=False)
+    """What its executions teach about: this runner of a card of that model, as both outlive a restart."""
 
-    @property
-    def card(self) -> str:
-        """Return what its executions teach about: this runner of a card of that model, as both outlive a restart."""
-        return f"{self.caps.gpu}#{self.runner}"
+    def __post_init__(self) -> None:
+        self.card = f"{self.caps.gpu}#{self.runner}"
 
     @property
     def free_slots(self) -> int:
         """Return how many requests it would take now."""
-        if not self.accepting or self.blocked or (self.loading and not self.caps.overlaps):
+        free = self.slots - len(self.in_use)  # asked of every runner at every event, and most are busy
+        if free <= 0 or not self.accepting or self.blocked or (self.loading and not self.caps.overlaps):
             return 0
-        return max(self.slots - len(self.in_use), 0)
+        return free
 
     @property
     def takes_jobs(self) -> bool:
@@ -92,12 +93,16 @@ class Runner:
     @property
     def may_begin_load(self) -> bool:
         """Return whether a load could begin there now: as a job of its own, or as part of a cold execution."""
-        return self.can_load if self.takes_jobs else bool(self.free_slots)
+        return self._may_begin_job if self.takes_jobs else self.free_slots > 0
 
     @property
     def can_load(self) -> bool:
         """Return whether it would begin a load job now: one at a time, and beside executions only if it can."""
-        if not (self.takes_jobs and self.accepting) or self.blocked or self.loading:
+        return self.takes_jobs and self._may_begin_job
+
+    @property
+    def _may_begin_job(self) -> bool:
+        if self.loading or self.blocked or not self.accepting:
             return False
         return self.caps.overlaps or not self.in_use
 

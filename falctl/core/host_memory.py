@@ -5,6 +5,7 @@ Who holds which bytes of host memory: one block per component, shared by the run
     (none)     Asked, there is room           filling    Fill (Drop first what nobody refers to, if room is short)
     (none)     Asked, there is none           (none)     Refuse
     filling    Asked                          filling    (waits)
+    filling    Withdrawn, by who waits        filling    (waits no more)
     filling    Sealed, by who fills it        sealed     Protect, then Give to all who wait
     filling    Abandoned, or its filler died  abandoned  Fill of a new block, or Refuse, to the first who waits
     sealed     Asked                          sealed     Give
@@ -21,7 +22,7 @@ Who asks is an incarnation of a runner: of one that has died, or has been succee
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Final, Literal, TypeAlias, assert_never
 
@@ -56,6 +57,14 @@ class Asked:
     number: int
     key: str
     nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Withdrawn:
+    """It waits for no answer to its question ``number`` any more; one that is on its way it lets go of by itself."""
+
+    holder: Holder
+    number: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +110,7 @@ class Ticked:
     """Time has passed."""
 
 
-Event: TypeAlias = Asked | Sealed | Abandoned | LetGo | Died | Squeezed | Ticked
+Event: TypeAlias = Asked | Withdrawn | Sealed | Abandoned | LetGo | Died | Squeezed | Ticked
 
 
 # --- actions -------------------------------------------------------------------------------------
@@ -219,7 +228,7 @@ class Ledger:
     def handle(self, event: Event, *, now: float) -> list[Action]:
         """Return what to do about *event*, in that order: room is made before it is used."""
         match event:
-            case Asked() | Sealed() | Abandoned() | LetGo():
+            case Asked() | Withdrawn() | Sealed() | Abandoned() | LetGo():
                 return self._hear(event, now)
             case Died(holder):
                 return self._end(holder.runner, Epoch(holder.epoch + 1), now)
@@ -230,13 +239,13 @@ class Ledger:
             case _:
                 assert_never(event)
 
-    def _hear(self, event: Asked | Sealed | Abandoned | LetGo, now: float) -> list[Action]:
+    def _hear(self, event: Asked | Withdrawn | Sealed | Abandoned | LetGo, now: float) -> list[Action]:
         holder = event.holder
         if holder.epoch < self._epochs.get(holder.runner, holder.epoch):
             return []
         done = self._end(holder.runner, holder.epoch, now)
-        if isinstance(event, Asked):
-            return done + self._ask(event, now)
+        if isinstance(event, Asked | Withdrawn):
+            return done + self._question(event, now)
         block = self._blocks.get(event.block)
         if block is None or holder not in block.refs:
             return done
@@ -249,6 +258,12 @@ class Ledger:
                 return done + self._let_go(block, holder, now)
             case _:
                 assert_never(event)
+
+    def _question(self, event: Asked | Withdrawn, now: float) -> list[Action]:
+        if isinstance(event, Asked):
+            return self._ask(event, now)
+        self._forget_questions(lambda asked: (asked.holder, asked.number) == (event.holder, event.number))
+        return []
 
     def _ask(self, asked: Asked, now: float) -> list[Action]:
         key = (asked.key, asked.nbytes)
@@ -316,10 +331,13 @@ class Ledger:
         if epoch <= self._epochs.get(runner, epoch - 1):
             return []
         self._epochs[runner] = epoch
-        for block in self._blocks.values():
-            block.waiting = [asked for asked in block.waiting if asked.holder.runner != runner]
+        self._forget_questions(lambda asked: asked.holder.runner == runner)
         held = [(block, who) for block in self._blocks.values() for who in block.refs if who.runner == runner]
         return [action for block, who in held for action in self._unref(block, who, now)]
+
+    def _forget_questions(self, whose: Callable[[Asked], bool]) -> None:
+        for block in self._blocks.values():
+            block.waiting = [asked for asked in block.waiting if not whose(asked)]
 
     def _cheapest(self, nbytes: int) -> list[_Block]:
         """Return blocks of at least *nbytes* that nobody refers to, all of them if that is less."""

@@ -26,6 +26,8 @@ class Waiting:
     priority: Priority = "normal"
     share_s: float = 0.0
     """What its client was charged for it; see `falctl.core.fair`."""
+    direct: bool = True
+    """Its client waits for an answer; False: it is a job of the durable queue."""
 
     @property
     def hint(self) -> Hint | None:

@@ -109,17 +109,19 @@ class Room:
     """Name and bytes on the device of each pinned model that nobody uses."""
     leased: tuple[tuple[str, int], ...] = ()
     """Likewise of each that somebody uses."""
-    in_use: bool = False
-    """Whether others run the model at this moment, so that it has to stay as it is."""
+    expected_bytes: int = 0
+    """What the drawings that run now are still expected to take."""
 
     @property
     def most_bytes(self) -> int:
         """Return what the model can have, weights that are there and drawing together, if all that may leaves."""
-        return max(0, self.own_bytes + self.idle_bytes + self.free_bytes - self.reserve_bytes)
+        kept_free = self.reserve_bytes + self.expected_bytes
+        return max(0, self.own_bytes + self.idle_bytes + self.free_bytes - kept_free)
 
     def lacking(self, need_bytes: int) -> int:
         """Return how many bytes must be evicted for a model that needs *need_bytes* in all; 0: none."""
-        return max(0, need_bytes - self.own_bytes - self.free_bytes + self.reserve_bytes)
+        kept_free = self.reserve_bytes + self.expected_bytes
+        return max(0, need_bytes - self.own_bytes - self.free_bytes + kept_free)
 
     def told(self, need_bytes: int) -> str:
         """Return for a person why *need_bytes* can or cannot be had."""
@@ -127,6 +129,8 @@ class Room:
         for what, models in (("in use", self.leased), ("pinned", self.pinned)):
             if models:
                 text += f"; {what}: " + ", ".join(f"{name} ({size_text(size)})" for name, size in models)
+        if self.expected_bytes:
+            text += f"; to be taken by what is drawn now: {size_text(self.expected_bytes)}"
         return text
 
 

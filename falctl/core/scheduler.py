@@ -3,7 +3,7 @@ The request state machine: events in, actions out, one owner, no locks.
 
 A request waits in the one central queue until a runner has a free slot for it (late binding); the policy says
 which request and which runner, and which model is loaded where. The driver performs the returned actions in order,
-with no ``await`` between `Scheduler.handle` and the last of them. `falctl.core.bookkeeping` keeps the policy's
+with no ``await`` between `Scheduler.handle` and the last of them. `falctl.core.learning` keeps the policy's
 knowledge: what is here, what it costs, what is wanted.
 """
 
@@ -24,6 +24,7 @@ from falctl.core.events import (
     Dispatch,
     Drains,
     Event,
+    Failure,
     HintsChanged,
     Load,
     LoadEnded,
@@ -45,6 +46,9 @@ from falctl.core.policies.explain import plain
 from falctl.core.queue import Waiting, WaitingQueue
 from falctl.core.types import Epoch, RequestId, RunnerId
 from falctl.core.wishes import Wishes
+
+NO_ROOM: Final = Failure(507, "model_too_large", "its runner has no room for its model")
+"""Its own words went to the client whose request was refused so."""
 
 BOUNCES_MAX: Final = 10
 """A request bounced this often is refused: fal's own bound on attempts (fal-client 1.0.3, MAX_ATTEMPTS)."""
@@ -79,10 +83,14 @@ class Scheduler:
         """Apply *event* at monotonic instant *now*; return what to do, in order."""
         if isinstance(event, Arrived):
             event = self.entrance.named(event)
+        if self.state.refusals.expire(now=now):
+            self.state.changes.all = True
         refused = self._apply(event, now)
         refused += [*self.entrance.refuse_late(now=now), *self.entrance.refuse_unfit(event)]
-        actions = [*refused, *self.wishes.settle(), *self._grant(now, first=True), *self._decide(now)]
-        actions += [*self._grant(now, first=False), *self._give_up()]
+        wished = self.wishes.pending  # hardly ever: a decision is asked for thousands of times as often
+        asked = [*self.wishes.settle(), *self._grant(now, first=True)] if wished else []
+        actions = [*refused, *asked, *self._decide(now)]
+        actions += [*(self._grant(now, first=False) if wished else ()), *self._give_up()]
         self.entrance.pace.watch(waiting=bool(self.state.queue), now=now)
         for action in actions:
             if isinstance(action, Refuse):
@@ -181,12 +189,13 @@ class Scheduler:
                 return self._return_to_queue(request, now)
             case HintsChanged():
                 view.hints = view.counted(event.hints)
-                self.state.fleet.found(view.hints or ())
+                self.state.found(view)
                 self.state.changes.note(None, view.runner)
                 if event.stock is not None:
                     self.state.take_stock(view, event.stock)
             case PinsChanged(_, _, pinned):
                 view.pinned = pinned
+                self.state.refusals.forget(view.runner)
             case RunnerDrains():
                 view.accepting = False
             case _:
@@ -205,6 +214,8 @@ class Scheduler:
             learn_release(self.state.costs, view, running, event, now=now)
             if event.exec_s is not None and running.hint is not None and view.lacks(running):
                 self.state.fleet.missed(running.hint)
+            if event.least_bytes and running.hint is not None and not view.in_use:
+                self.state.refused(running.hint, view, event.least_bytes, NO_ROOM, now=now)
 
     def _loaded(self, event: LoadEnded, view: Runner, now: float) -> None:
         source = source_of(view.loads_from(event.hint), event.tier)
@@ -216,14 +227,18 @@ class Scheduler:
             self.ended.loaded(event.hint, event.load_s, source)
             if event.load_s > 0:  # else it was there, and nothing is known about loads
                 self.state.costs.loaded(event.hint, source, event.load_s)
-            self.state.fleet.found([event.hint])
             if view.hints is not None:
                 view.hints |= {event.hint}
+            self.state.fleet.found([event.hint])
+            self.state.refusals.found([event.hint], view.runner)
             view.loaded = {h: v for h, v in view.loaded.items() if view.hints and h in view.hints}
             view.loaded[event.hint] = Loaded(now, event.load_s, event.tier)
-        else:
+            return
+        if event.least_bytes and event.failure is not None and not view.in_use:
+            self.state.refused(event.hint, view, event.least_bytes, event.failure, now=now)
+        if not self.state.avoids(event.hint, view):
             self.state.fleet.give_up(event.hint)
-            self.state.changes.all = True
+        self.state.changes.all = True
 
     def _return_to_queue(self, request: RequestId, now: float) -> list[Action]:
         entry = self._in_flight.pop(request, None)
@@ -259,7 +274,7 @@ class Scheduler:
         known.hints = known.counted(event.hints)
         if event.stock is not None:
             self.state.take_stock(known, event.stock)
-        self.state.fleet.found(known.hints or ())
+        self.state.found(known)
         self.decisions.loads_known(event.runner, event.loading, now=now)
         ours = {q for q, (r, _, _) in self._in_flight.items() if r == event.runner}
         unknown = Running(None, now)
@@ -269,6 +284,7 @@ class Scheduler:
         fleet = self.state.fleet
         fleet.runners.pop(runner, None)
         fleet.forget(runner)
+        self.state.refusals.forget(runner)
         (fleet.returning.add if returns else fleet.returning.discard)(runner)
         for request in [q for q, (r, _, _) in self._in_flight.items() if r == runner]:
             del self._in_flight[request]

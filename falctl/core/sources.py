@@ -7,7 +7,9 @@ disk   anything else, also a model that no one here has ever held
 
 A hint is opaque. That one model is the base of another is known only where the runner's app has said by which text it
 joins the two (`Caps.joint`), and only of a base that the runner lists; never guessed from a character in a hint. How the
-two are joined is said here once, for the app and for those who look for a runner that holds the result.
+two are joined is said here once, for the app and for those who look for a runner that holds the result. Such a model
+waits for a busy holder of its base for as long as that saves at most, the base is not its victim, and whoever wants it
+wants the base.
 """
 
 from __future__ import annotations

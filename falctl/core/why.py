@@ -42,6 +42,8 @@ class RunnerWhy:
     """Until it should have a free slot; 0: it has one."""
     executing: tuple[Task, ...]
     loading: tuple[Task, ...]
+    refused_s: float | None = None
+    """Seconds since it, or one like it, said that it has no room for the model, if that is believed; None: it is not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,16 +120,18 @@ def _rows(state: State, policy: Policy, hint: Hint, now: float) -> tuple[RunnerW
         candidates = policy.weigh(state, hint, now=now)
     else:
         candidates = tuple(Candidate(r.runner, standing(state, hint, r)) for r in runners.values())
-    rows = (_row(state, runners[candidate.runner], candidate, now) for candidate in candidates)
+    rows = (_row(state, runners[candidate.runner], candidate, hint, now=now) for candidate in candidates)
     return tuple(sorted(rows, key=lambda row: row.candidate.runner))
 
 
-def _row(state: State, runner: Runner, candidate: Candidate, now: float) -> RunnerWhy:
+def _row(state: State, runner: Runner, candidate: Candidate, hint: Hint, *, now: float) -> RunnerWhy:
+    refusal = state.refusals.of(hint, runner)
     return RunnerWhy(
         candidate,
         free_in_s(state, runner, now=now),
         tuple(Task(running.hint, now - running.started_at) for running in runner.in_use.values()),
-        tuple(Task(hint, now - since) for hint, since in runner.loading.items()),
+        tuple(Task(loading, now - since) for loading, since in runner.loading.items()),
+        None if refusal is None else now - refusal.at,
     )
 
 
@@ -144,7 +148,18 @@ def _conclusion(
         return begin + (_goes(move) if move else _waits(state, hint, rows))
     holders = [row.candidate.runner for row in rows if row.candidate.standing in ("warm", "warm, busy")]
     begin = f"nobody waits; {'warm on ' + _names(holders) if holders else 'nobody holds it'}; a request now "
+    if not holders and rows and not state.fleet.returning and (least := _refused_by_all(rows)) is not None:
+        return (
+            begin
+            + f"would be refused: no runner had room for it when it was last asked, {_seconds(least)} ago"
+        )
     return begin + ("would be " + _goes(move) if move else "would wait: " + _waits(state, hint, rows))
+
+
+def _refused_by_all(rows: Sequence[RunnerWhy]) -> float | None:
+    """Return when the last runner refused it, if none is worth asking; None: one is."""
+    times = [row.refused_s for row in rows if row.refused_s is not None]
+    return min(times) if len(times) == len(rows) else None
 
 
 def _goes(move: Move) -> str:
@@ -202,6 +217,9 @@ def _cannot(row: RunnerWhy) -> str:
     match candidate.standing:
         case "no room":
             return f"runner {candidate.runner} has nothing to evict for it"
+        case "refused it":
+            assert row.refused_s is not None, "somebody has refused it"
+            return f"runner {candidate.runner} had no room for it {_seconds(row.refused_s)} ago"
         case "busy":
             return f"runner {candidate.runner} is busy, {_left(row.free_in_s)}"
         case _:

@@ -46,6 +46,11 @@ class Wishes:
             self._waiting.pop(event.number, None)
             self._under_way.pop(event.number, None)
 
+    @property
+    def pending(self) -> bool:
+        """Return whether anybody waits for one."""
+        return bool(self._waiting or self._under_way)
+
     def settle(self) -> list[TellWish]:
         """Tell of each wish what can be told without a load: that it is fulfilled, under way, or beyond hope."""
         told = [news for number in tuple(self._under_way) if (news := self._look_after(number)) is not None]

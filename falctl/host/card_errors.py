@@ -25,6 +25,15 @@ _TEXTS: Final = (
     "uncorrectable NVLink error",
 )
 """The errors of which CUDA says that "the process must be terminated and relaunched" (driver API, CUresult)."""
+_HARMLESS: Final = (
+    "invalid argument",
+    "invalid configuration argument",
+    "invalid device function",
+    "no kernel image is available for execution on the device",
+    "operation not supported",
+    "too many resources requested for launch",
+)
+"""Of one call, as CUDA refused it: the app's own mistake, or a torch that was not built for this card."""
 
 
 def breaks_the_card(error: BaseException) -> bool:
@@ -34,9 +43,10 @@ def breaks_the_card(error: BaseException) -> bool:
 
 def _breaks(error: BaseException) -> bool:
     names = {kind.__name__ for kind in type(error).__mro__}
-    if "AcceleratorError" in names:
-        return not runs_out_of_memory(error)
     text = str(error) if isinstance(error, RuntimeError) else ""
+    if "AcceleratorError" in names:
+        first_line = text.partition("\n")[0]
+        return not (runs_out_of_memory(error) or first_line.endswith(_HARMLESS))
     return "CUDA" in text and any(one in text for one in _TEXTS)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import cached_property, partial
@@ -62,6 +62,7 @@ class Context:
             leased=_leased,
             idle=self.tending.wake,
             kept=_kept,
+            holder=self._holder,
             cancelled=_cancelled,
             run=threads.run,
         )
@@ -157,6 +158,11 @@ class Context:
     ) -> AbstractContextManager[dict[str, Any]]:
         """Report each step of a diffusers pipeline; see `RunnerContext`."""
         return watched(pipeline, self.progress, total=total, size=size, callback=callback)
+
+    def _holder(self) -> Hashable:
+        """Return for whom this code leases: a request, a thread of the app's own; None: the app, as in ``setup``."""
+        ticket = CURRENT.get()
+        return ticket or (None if self._threads.inside else threading.get_ident())
 
     def _serve(self, cache: ModelCache[M]) -> ModelCache[M]:
         self._report.caches.append(cache)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterable
 from typing import Final
 
+from fastapi.exception_handlers import request_validation_exception_handler
+from fastapi.exceptions import RequestValidationError
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
@@ -52,6 +55,16 @@ async def answer_error(request: Request, error: Exception) -> Response:
     return render(expected(error))
 
 
+async def answer_invalid(request: Request, error: Exception) -> Response:
+    """Return FastAPI's own 422, without what the client sent where JSON cannot say that: NaN, or half a character."""
+    assert isinstance(error, RequestValidationError)
+    try:
+        return await request_validation_exception_handler(request, error)
+    except (ValueError, RecursionError):
+        told = [{key: fault[key] for key in ("type", "loc", "msg")} for fault in error.errors()]
+        return Response(json.dumps({"detail": told}), 422, media_type="application/json")
+
+
 def render(error: RequestError) -> Response:
     """Return *error* as fal's body, with its type in the header too."""
     headers = {H_ERROR_TYPE: error.error_type}
@@ -73,6 +86,11 @@ def bounced() -> Response:
     response = render(_BusyError("This runner has no free slot"))
     response.headers[H_BOUNCED] = "1"
     return response
+
+
+def least_bytes(error: BaseException) -> int:
+    """Return what the model takes that *error* says to have no room; 0: it says no such thing."""
+    return (error.least_bytes or 0) if isinstance(error, ModelTooLargeError) else 0
 
 
 def _out_of_memory_beside(models: Iterable[str], error: BaseException) -> str:
@@ -99,6 +117,8 @@ def expected(error: Exception) -> RequestError:
             ticket.broke_card = True
         return _CardBrokenError("The GPU failed; its runner restarts")
     if isinstance(error, RequestError):
+        if ticket is not None:
+            ticket.least_bytes = least_bytes(error)
         if error.__cause__ is not None:
             log.warning(
                 "request.refused request=%s status=%d", request, error.status, exc_info=from_the_app(error)
@@ -106,9 +126,10 @@ def expected(error: Exception) -> RequestError:
         return error
     if runs_out_of_memory(error):
         log.error("request.out_of_memory request=%s", request, exc_info=from_the_app(error))
-        if ticket is not None and ticket.leases:
+        if ticket is not None:
             ticket.ran_out = True
-            return ModelTooLargeError(_out_of_memory_beside(ticket.leases, error))
+            if ticket.leases:
+                return ModelTooLargeError(_out_of_memory_beside(ticket.leases, error))
         return _OutOfMemoryError("Out of memory")
     log.error("request.failed request=%s", request, exc_info=from_the_app(error))
     return _AppBugError("Internal Server Error")

@@ -100,7 +100,7 @@ class Gate:
         if ticket.broke_card:
             end_process(EXIT_CARD_BROKEN)
         if ticket.ends_runner:
-            log.warning("runner.retires request=%s: its app asks for another process", ticket.request)
+            log.warning("runner.retires request=%s: another process takes its place", ticket.request)
             await self._keeper.slots.wait_idle()  # no new request is let in
             end_process(EXIT_RETIRED)
 

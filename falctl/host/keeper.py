@@ -53,6 +53,9 @@ class Keeper:
         if ticket.ending:
             return
         ticket.ending = True
+        if ticket.ran_out and self._hints.given and not self.report.caches:
+            log.warning("request.ran_out request=%s: no cache of ours could let a model go", ticket.request)
+            ticket.ends_runner = True
         if ticket.broke_card or ticket.ends_runner:
             # Failing quickly would make this the runner that is always free, and draw every request here.
             self.slots.drain()

@@ -15,7 +15,7 @@ from falctl.host.start import Served, call_hook
 from falctl.host.telling import from_the_app
 from falctl.lifeline import Control
 from falctl.tasks import spawn
-from falctl.wire import EXIT_RETIRED, Drain, Drained, Ending, Message, Ready, Stop
+from falctl.wire import EXIT_RETIRED, Drain, Drained, Ending, LogLevel, Message, Ready, Stop
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +67,9 @@ class Life:
                         self._served.slots.leaving.set()
                 case Stop():
                     self._stopped.set()
+                case LogLevel(level):
+                    logging.getLogger().setLevel(level.upper())
+                    log.debug("log.level level=%s", level)
                 case other:
                     log.warning("control.unexpected kind=%s", type(other).__name__)
 

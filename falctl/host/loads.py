@@ -19,8 +19,8 @@ from falctl.host.ending import end_process
 from falctl.host.load_order import LoadOrder
 from falctl.host.prints.aside import aside
 from falctl.host.report import Report
-from falctl.host.telling import from_the_app, said
-from falctl.toolkit import ModelCache, RequestError
+from falctl.host.telling import from_the_app
+from falctl.toolkit import ModelCache
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +58,6 @@ class Loads:
                 end_process(EXIT_CARD_BROKEN)
             # The app's code; whoever asks for this model hears of it.
             log.warning("load.failed model=%s %s: %s", order.hint, type(error).__name__, error)
-            why = error.detail if isinstance(error, RequestError) else said(error)
-            self._report.soon(self._report.load_failed, order, why)
+            self._report.soon(self._report.load_failed, order, error)
         else:
             self._report.soon(self._report.load_ended, order, load_s, "ram" if tier == "ram" else "disk")

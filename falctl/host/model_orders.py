@@ -28,6 +28,12 @@ _SYNTAX: Final = (
 )
 
 
+_LOADS_ITSELF: Final = (
+    "this app loads its models itself: it has no model cache of ours with a load=, or more than one"
+)
+_KEEPS_THEM: Final = "this app keeps its models itself: it has no model cache of ours, or more than one"
+
+
 @dataclass(frozen=True, slots=True)
 class ModelOrder:
     """``do`` of ``model``; ``tier`` is where an unload ends, in host memory or with nothing but its files."""
@@ -63,9 +69,9 @@ class ModelOrders:
         Raises:
             RequestError: it cannot be, and why: there is no such model, it is pinned, or in use.
         """
-        cache = self._report.cache
+        cache = self._report.cache if order.do == "load" else self._report.only_cache
         if cache is None:
-            msg = "this app keeps its models itself: it has no model cache of ours, or more than one"
+            msg = _LOADS_ITSELF if order.do == "load" else _KEEPS_THEM
             raise BadRequestError(msg)
         beside = order.do == "load" and cache.may_overlap(order.model, tier="ram")
         run = asyncio.to_thread if beside else self._threads.run

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Final
 
 from falctl.board.board import Board
@@ -19,13 +20,15 @@ from falctl.core.residency import Resident
 from falctl.core.types import Epoch, Hint
 from falctl.host.device_use import reserved_bytes
 from falctl.host.events import EventHub
+from falctl.host.failures import least_bytes
 from falctl.host.hint_source import Asked, HintSource
 from falctl.host.limits import Limits
 from falctl.host.load_order import LoadOrder
 from falctl.host.previews import as_text
 from falctl.host.prints.logbook import Logbook
+from falctl.host.telling import said
 from falctl.host.ticket import Slots, Ticket
-from falctl.toolkit import ModelCache
+from falctl.toolkit import ModelCache, RequestError
 from falctl.wire import JOINED, Draining, Hello, HintsChanged, HostSpec, LoadEnded, Released, Stepped
 
 PROGRESS_PAUSE_S: Final = 0.05
@@ -61,6 +64,11 @@ class Report:
         """Return the cache that load jobs are for; None when the app has none, or several."""
         able = len(self.caches) == 1 and self.caches[0].loads and self._hints.given
         return self.caches[0] if able else None
+
+    @property
+    def only_cache(self) -> ModelCache[Any] | None:
+        """Return the app's cache, also one that the app fills itself; None when it has none, or several."""
+        return self.caches[0] if len(self.caches) == 1 else None
 
     @property
     def knows_loads(self) -> bool:
@@ -99,7 +107,9 @@ class Report:
         self._loads += loads
         self.changed(asked)
         exec_s, load_s = ticket.spent_s(knows_loads=self.knows_loads)
-        self.events.emit(Released(self._epoch, ticket.request, exec_s, load_s, _tier(ticket)))
+        self.events.emit(
+            Released(self._epoch, ticket.request, exec_s, load_s, _tier(ticket), ticket.least_bytes)
+        )
 
     def load_begins(self, hint: str) -> None:
         """Note that a load job has been taken."""
@@ -114,11 +124,16 @@ class Report:
         self.publish()
         self.events.emit(LoadEnded(self._epoch, order.hint, ok=True, load_s=load_s, tier=tier))
 
-    def load_failed(self, order: LoadOrder, why: str) -> None:
-        """Note that a load job is over, and has loaded nothing."""
+    def load_failed(self, order: LoadOrder, error: Exception) -> None:
+        """Note that a load job is over, and has loaded nothing, because of *error*."""
         self._loading.remove(order.hint)
         self.publish()
-        self.events.emit(LoadEnded(self._epoch, order.hint, ok=False, load_s=0.0, error=why))
+        ended = LoadEnded(self._epoch, order.hint, ok=False, load_s=0.0, least_bytes=least_bytes(error))
+        if isinstance(error, RequestError):
+            ended = replace(ended, error=error.detail, status=error.status, error_type=error.error_type)
+        else:
+            ended = replace(ended, error=said(error))
+        self.events.emit(ended)
 
     def changed(self, asked: Asked | None) -> None:
         """Note that a model cache has changed, or that hints were asked for."""

@@ -14,11 +14,12 @@ from collections.abc import Callable
 from typing import Any
 
 from fastapi import FastAPI, WebSocket
+from fastapi.exceptions import RequestValidationError
 
 from falctl.app import App, endpoints_of
 from falctl.errors import ConfigError, RequestError
 from falctl.host.app_threads import AppThreads
-from falctl.host.failures import answer_error
+from falctl.host.failures import answer_error, answer_invalid
 from falctl.host.hint_source import Asked, HintSource
 from falctl.host.telling import said
 from falctl.host.ticket import CURRENT
@@ -33,6 +34,7 @@ def build_routes(app: App, *, threads: AppThreads, hints: HintSource) -> FastAPI
     """
     web = FastAPI(title=type(app).__name__, version="1", redoc_url=None, swagger_ui_oauth2_redirect_url=None)
     web.add_exception_handler(RequestError, answer_error)
+    web.add_exception_handler(RequestValidationError, answer_invalid)
     web.add_exception_handler(Exception, answer_error)
     web.add_api_route("/health", _health, methods=["GET"])
     for endpoint in endpoints_of(type(app)):

@@ -71,9 +71,11 @@ class Ticket:
     broke_card: bool = False
     """It met a CUDA error that no later call of this process survives."""
     ran_out: bool = False
-    """Memory did not suffice for it, with a model of ours in use."""
+    """Memory did not suffice for it."""
+    least_bytes: int = 0
+    """What its model takes at least, for which there was no room; 0: it did not end so."""
     ends_runner: bool = False
-    """By fal's rules its answer is the last of this process: another is to take its place."""
+    """By fal's rules its answer is the last of this process, or its app cannot free memory: another takes its place."""
     overdue: bool = False
     """It has run for longer than its app allows."""
     stops: threading.Event = field(default_factory=threading.Event, repr=False)

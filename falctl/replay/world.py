@@ -67,6 +67,8 @@ class Setting:
     """What host memory holds, in what a runner's limit counts: bytes or models; shared by all runners."""
     ram_load: float = 0.1
     """A load from there takes this share of one from disk, where the trace does not say."""
+    tells_tiers: bool = True
+    """The scheduler hears what is in host memory and where each load came from; else it sees only how long it took."""
     slower: tuple[tuple[float, int, float], ...] = ()
     """From this instant on, executions that begin on this runner take so many times as long; the last that applies does."""
 
@@ -247,7 +249,7 @@ class World:
             self._feed(HintsChanged(runner, FIRST, frozenset(card.resident)))
         if not self.setting.loads:
             return Released(request, runner, FIRST, exec_s + (load_s or 0.0), None)
-        return Released(request, runner, FIRST, exec_s, load_s or 0.0, card.tier)
+        return Released(request, runner, FIRST, exec_s, load_s or 0.0, self._told(card))
 
     def _load(self, runner: RunnerId, hint: Hint, evict: tuple[Hint, ...]) -> None:
         card = self.cards[runner]
@@ -270,7 +272,7 @@ class World:
         card = self.cards[runner]
         card.loading = None
         self._take_in(hint)
-        return LoadEnded(runner, FIRST, hint, ok=True, load_s=load_s, tier=card.tier)
+        return LoadEnded(runner, FIRST, hint, ok=True, load_s=load_s, tier=self._told(card))
 
     def _begin_load(self, card: Card, job: Job) -> float:
         """Return how long a load of *job*'s model takes that begins now."""
@@ -285,10 +287,17 @@ class World:
 
     def _take_in(self, hint: Hint) -> None:
         """Keep the bytes of *hint*, which has been loaded, in host memory, and have every runner tell of that."""
-        if self.ram.put(hint) and self.setting.loads:  # an app that only gives hints tells nothing of tiers
+        telling = (
+            self.setting.loads and self.setting.tells_tiers
+        )  # an app that only gives hints tells nothing of tiers
+        if self.ram.put(hint) and telling:
             stock = Stock(self.ram.held)
             for number, view in tuple(self.scheduler.fleet.runners.items()):
                 self._feed(HintsChanged(number, FIRST, view.hints, stock))
+
+    def _told(self, card: Card) -> Tier:
+        """Return where *card* says that its load came from."""
+        return card.tier if self.setting.tells_tiers else "disk"
 
     def _make_room(self, card: Card, hint: Hint) -> None:
         """Evict the least recently used, as an app on its own would."""

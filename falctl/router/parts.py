@@ -200,6 +200,7 @@ class Parts:
         self._edge.guard = self._guard(config)
         self._proxy.rules = self._queue.rules = _rules(config, self._edge.guard)
         self.keeper.store.limits = _store_limits(config)
+        self._standing.reload(config)
         logging.getLogger().setLevel(config.log.level.upper())
         self.ledger.note("configuration reloaded")
         log.info("router.reloaded")

@@ -17,6 +17,7 @@ from falctl.config import Config
 from falctl.config_values import FOR_EVER
 from falctl.core.host_memory import Holder
 from falctl.core.lifecycle import Begin, Condemned, LifeLimits, Struck, Tick, Vitals, Watched
+from falctl.core.lookout import Lookout
 from falctl.core.types import Epoch, RunnerId
 from falctl.home import Home
 from falctl.supervisor.child import Launch
@@ -24,7 +25,7 @@ from falctl.supervisor.host_memory import HostMemory
 from falctl.supervisor.listen import public_url
 from falctl.supervisor.member import Member
 from falctl.supervisor.plan import Plan, PlannedRunner, runner_environ
-from falctl.wire import HostSpec, Reload, RouterSpec, RunnerChanged
+from falctl.wire import HostSpec, LogLevel, Reload, RouterSpec, RunnerChanged
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +75,7 @@ class Fleet:
             ground.memory_bytes,
             keep_alive_s=None if keep_s == FOR_EVER else keep_s,
             changed=ground.board.put_memory,
+            registers=not ground.plan.on_cpu,
         )
         self.runners = {planned.runner: self._runner(planned) for planned in ground.plan.runners}
         self.router = Member(
@@ -83,6 +85,7 @@ class Fleet:
         """What of [runners] was written; a configuration that was reloaded does not tell any more."""
         self._sent_since: dict[RunnerId, float] = {}
         self._router_stopped_at = 0.0
+        self._lookout = Lookout()
         self._cwd = str(Path.cwd())  # once: it may have been deleted when a runner is restarted
 
     def begin(self) -> None:
@@ -93,6 +96,7 @@ class Fleet:
 
     def tick(self) -> None:
         """Let time pass in every life: pauses end, the hung are found."""
+        self._lookout.look(now=monotonic_s())
         self.router.feed(Tick())
         self._watch_router(self.ground.board.router())
         for runner, member in self.runners.items():
@@ -100,7 +104,10 @@ class Fleet:
             member.feed(Watched(member.life.epoch, self._vitals(runner)))
 
     def reload(self, config: Config) -> None:
-        """Let the router, and every later one, go by *config*, which differs from ours in what needs no restart."""
+        """Let the router, the runners, and all later ones, go by *config*, which differs from ours in what needs no restart."""
+        if config.log.level != self.config.log.level:
+            for member in self.runners.values():
+                member.send(LogLevel(config.log.level))
         self.config = config
         row = self.ground.board.fleet()
         assert row is not None, "written before anything started"
@@ -206,7 +213,8 @@ class Fleet:
             since = self._unheard_since(runner)
         else:
             self._sent_since.pop(runner, None)
-        return Vitals(since, row.beat_at, row.progress_at, row.progress_known)
+        watched_since = self._lookout.since_at
+        return Vitals(since, row.beat_at, row.progress_at, row.progress_known, watched_since)
 
     def _unheard_since(self, runner: RunnerId) -> float | None:
         """Return since when the router waits for a runner that does not even say that it executes, or loads."""
@@ -254,7 +262,8 @@ class Fleet:
             return
         if child.stopped():
             self._router_stopped_at = monotonic_s()  # when it goes on it needs a moment for its first beat
-        if monotonic_s() - max(row.beat_at, self._router_stopped_at) > ROUTER_SILENCE_MAX_S:
+        silent_from = max(row.beat_at, self._router_stopped_at, self._lookout.since_at)
+        if monotonic_s() - silent_from > ROUTER_SILENCE_MAX_S:
             log.warning("router.killed epoch=%d reason=no beat for %.0f s", row.epoch, ROUTER_SILENCE_MAX_S)
             child.kill()
 

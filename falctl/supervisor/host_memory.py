@@ -37,6 +37,7 @@ from falctl.core.host_memory import (
     Sealed,
     Squeezed,
     Ticked,
+    Withdrawn,
 )
 from falctl.supervisor.datagrams import Datagrams
 
@@ -56,8 +57,15 @@ class HostMemory:
     """
 
     def __init__(
-        self, budget_bytes: int, *, keep_alive_s: float | None, changed: Callable[[MemoryRow], None]
+        self,
+        budget_bytes: int,
+        *,
+        keep_alive_s: float | None,
+        changed: Callable[[MemoryRow], None],
+        registers: bool = False,
     ) -> None:
+        """*registers*: runners register blocks with CUDA, for which they map what is filled writable for a moment."""
+        self._registers = registers
         self._ledger = Ledger(budget_bytes, keep_alive_s=keep_alive_s)
         self._changed = changed
         self._fds: dict[int, int] = {}
@@ -96,15 +104,14 @@ class HostMemory:
             log.warning("memory.short bytes=%d: dropping what no runner uses", short_bytes)
             self._feed(Squeezed(short_bytes))
 
-    def close(self) -> None:
-        """Give all memory back that no runner has mapped, and hear nobody any more."""
+    async def close(self) -> None:
+        """Give all memory back that no runner has mapped, on several threads, and hear nobody any more."""
         for channel in self._channels.values():
             channel.close()
         if self._performing is not None:
             self._performing.cancel()
-        for fd in self._fds.values():
-            os.close(fd)
-        self._fds.clear()
+        fds, self._fds = self._fds, {}
+        await asyncio.gather(*(asyncio.to_thread(os.close, fd) for fd in fds.values()))
 
     def _hear(self, holder: Holder, datagram: bytes) -> None:
         try:
@@ -115,6 +122,8 @@ class HostMemory:
         match message:
             case wire.Obtain(number, key, nbytes):
                 self._feed(Asked(holder, number, key, nbytes))
+            case wire.Withdraw(number):
+                self._feed(Withdrawn(holder, number))
             case wire.Seal(block):
                 self._feed(Sealed(holder, block))
             case wire.Abandon(block):
@@ -167,6 +176,8 @@ class HostMemory:
         self._send(fill.holder, wire.Given(fill.number, fill.block, filled=False), fill.block)
 
     def _protect(self, block: int) -> None:
+        if self._registers:
+            return  # CUDA registers nothing that is mapped read-only, and nothing else may be mapped of what is sealed so
         try:
             fcntl.fcntl(self._fds[block], fcntl.F_ADD_SEALS, F_SEAL_FUTURE_WRITE)
         except OSError as error:

@@ -111,6 +111,7 @@ class Member:
         try:
             self.child = await spawn(self._launch(epoch), lambda message: self._hear(epoch, message))
         except OSError as error:
+            self._buried()
             self.feed(CouldNotStart(epoch, f"cannot be started: {error}"))
             self.feed(Exited(epoch, EXIT_FAILED))
             return

@@ -90,7 +90,7 @@ class Supervisor:
             ticking.cancel()
             self._gpus.stop()
             await self._end()
-            self._fleet.memory.close()
+            await self._fleet.memory.close()
         # Said last, where it is found, and when nothing is left of the attempt.
         self._announcer.note(outcome.line)
         self._announcer.done(exit_code=outcome.exit_code)

@@ -6,7 +6,7 @@ import asyncio
 import threading
 from collections.abc import Awaitable, Callable, Hashable, MutableMapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 from falctl.core.activations import Drawing
@@ -25,6 +25,13 @@ def _nobody_asked(name: str, verdict: Verdict, load_s: float) -> None: ...
 
 def _no_request() -> None:
     return None
+
+
+def _task_or_thread() -> Hashable:
+    try:
+        return asyncio.current_task() or threading.get_ident()
+    except RuntimeError:
+        return threading.get_ident()
 
 
 async def _aside(call: Callable[[], None]) -> None:
@@ -49,6 +56,12 @@ class CacheHooks:
     """A lease ended: `ModelCache.due_at` may have changed."""
     kept: Callable[[], Kept | None] = _no_request
     """Return what the request that this code serves holds until its end; None: it serves none."""
+    holder: Callable[[], Hashable] = _task_or_thread
+    """
+    Return for whom this code leases models: equal for what draws one thing at a time.
+
+    None: for nobody whose end can be waited for, as an app's ``setup``.
+    """
     cancelled: Callable[[], threading.Event] = threading.Event
     """Return what is set when the request that this code serves is to stop."""
     run: Callable[[Callable[[], None]], Awaitable[None]] = _aside
@@ -63,6 +76,8 @@ class Admitted:
     need_bytes: int
     detail: Hashable = None
     """What else tells this way from another, so that a model that runs otherwise is placed anew."""
+    plan: Any = field(default=None, compare=False)
+    """What whoever admitted it has to know of it, for `CachePolicy.arrange`."""
 
     def same_way(self, other: Admitted | None) -> bool:
         """Return whether a model that is placed as *other* can stay as it is."""
@@ -94,8 +109,11 @@ def _nothing_reserved() -> int:
     return 0
 
 
-def _bare(name: str, drawing: Drawing | None) -> AbstractContextManager[object]:
-    del name, drawing
+def _nothing_to_arrange(name: str, drawing: Drawing | None, admitted: Admitted) -> None: ...
+
+
+def _bare(name: str, drawing: Drawing | None, alone: Callable[[], bool]) -> AbstractContextManager[object]:
+    del name, drawing, alone
     return nullcontext()
 
 
@@ -119,12 +137,18 @@ class CachePolicy:
     """Return how much of the device is to be left free."""
     admit: Callable[[str, Drawing | None, Room], Admitted] | None = None
     """
-    Return how a model can run in the room that there is; None: whole or not at all.
+    Return how a model can run in the room that there is; None: whole or not at all. Changes nothing.
 
     Raises a `ModelTooLargeError`: in no way.
     """
-    around: Callable[[str, Drawing | None], AbstractContextManager[object]] = _bare
-    """Return a block for each call of `ModelCache.run`, entered when its model is leased: to measure it."""
+    arrange: Callable[[str, Drawing | None, Admitted], None] = _nothing_to_arrange
+    """Have a model that stands run as it was admitted from now on; called before it is placed, and at each lease."""
+    around: Callable[[str, Drawing | None, Callable[[], bool]], AbstractContextManager[object]] = _bare
+    """
+    Return a block for each call of `ModelCache.run`, entered when its model is leased: to measure it.
+
+    The last argument tells, until the block ends, whether nobody else has held a model since it began.
+    """
     recover: Callable[[OutOfMemory], Literal["retry", "raise"]] = _once_more
     """
     Say what becomes of a call that ran out of memory, after every idle model has left the device.

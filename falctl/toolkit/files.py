@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import mimetypes
 import os
 import re
@@ -16,6 +17,7 @@ from pydantic import BaseModel, Field
 
 from falctl.clock import wall_s
 from falctl.core.lifetimes import Lifetime
+from falctl.errors import StorageFullError
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PilImage
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 _NAME_BYTES: Final = 24
 """192 random bits: whoever does not know the URL does not find the file."""
 _NAME: Final = re.compile(r"[A-Za-z0-9_-]{20,200}(?:\.x[0-9]{1,12})?(?:\.[a-z0-9]{1,8})?")
+_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 _SUFFIX: Final = re.compile(r"\.[a-z0-9]{1,8}")
 _TYPES: Final = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
 _SUFFIXES: Final = {"image/png": ".png", "image/jpeg": ".jpg", "image/webp": ".webp"}
@@ -43,6 +46,10 @@ class FileStore:
         Write *data* under an unguessable name; return its URL. A reader sees all of it or nothing.
 
         It is kept as *lifetime* says, else as the current request does, else for `files.keep`.
+
+        Raises:
+            StorageFullError: the disk has no room for it.
+            OSError: it cannot be written for another reason.
         """
         lifetime = lifetime or self._lifetime()
         mark = "" if lifetime is None else lifetime.mark(wall_s())
@@ -51,9 +58,12 @@ class FileStore:
         try:
             self._write(draft, data)
             draft.replace(self._folder / name)
-        except OSError:
+        except OSError as error:
             with suppress(OSError):
                 draft.unlink()
+            if error.errno in _FULL:
+                msg = f"the answer's file of {len(data)} bytes could not be stored: {error.strerror}; ask again when there is room"
+                raise StorageFullError(msg) from error
             raise
         return f"{self._url}/{name}"
 
@@ -110,7 +120,8 @@ class File(BaseModel):
 
         Raises:
             RuntimeError: outside a running falctl.
-            OSError: it cannot be written.
+            StorageFullError: the disk is full, which answers the request with 507.
+            OSError: it cannot be written for another reason.
         """
         return store_file(data, content_type, file_name)
 

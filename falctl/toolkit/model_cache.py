@@ -9,20 +9,24 @@ gets to where it is wanted in `falctl.toolkit.model_loader`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Final, Generic, Literal, TypeVar, cast
 
 from falctl.clock import monotonic_s
 from falctl.core.activations import Drawing
 from falctl.core.residency import Resident, Tier
-from falctl.toolkit.cache_entry import Entry
+from falctl.toolkit.cache_entry import Claim
 from falctl.toolkit.cache_hooks import NO_HOOKS, NO_POLICY, CacheHooks, CachePolicy, OutOfMemory
-from falctl.toolkit.holdings import LOADING, Holdings
+from falctl.toolkit.holdings import Holdings
 from falctl.toolkit.lease import Lease, refuse_on_a_loop
+from falctl.toolkit.leaving import Leaving
 from falctl.toolkit.model_loader import ModelLoader
 from falctl.toolkit.model_store import ModelStore
+from falctl.toolkit.moving import LOADING
 from falctl.toolkit.opaque_store import OpaqueStore
 from falctl.toolkit.out_of_memory import runs_out_of_memory
+from falctl.toolkit.turns import Asked
 
 _ATTEMPTS_MAX: Final = 10
 """Of a call that runs out of memory, whatever the policy says."""
@@ -51,7 +55,8 @@ class ModelCache(Generic[M]):
         self._policy = policy
         self._hooks = hooks
         self._holdings = Holdings(store, policy)
-        self._loader = ModelLoader(store, self._holdings, policy, hooks)
+        self._leaving = Leaving(store, self._holdings)
+        self._loader = ModelLoader(store, self._holdings, self._leaving, policy=policy, hooks=hooks)
 
     @property
     def loads(self) -> bool:
@@ -83,9 +88,10 @@ class ModelCache(Generic[M]):
 
         ``with`` blocks while it loads, and raises RuntimeError on an event loop, where ``async with`` waits for
         a thread instead. Raises whatever the load raised, to every lease that waited for it, and a 507
-        (`ModelTooLargeError`) where there can be no room. *drawing* None: what the model usually draws.
+        (`ModelTooLargeError`) where there can be no room. *drawing* None: what the model usually draws. Where others
+        draw in the room that it needs it waits until they have ended.
         """
-        return Lease(partial(self._take, name, drawing), self._hooks.run)
+        return self._lease(self._asked(name, drawing))
 
     def run(self, name: str, call: Callable[[M], T], drawing: Drawing | None = None) -> T:
         """
@@ -94,11 +100,11 @@ class ModelCache(Generic[M]):
         When the call runs out of the device's memory every idle model leaves, and it is called again if
         `CachePolicy.recover` says so. Raises as `lease`, and what *call* raises.
         """
-        attempt = 0
+        attempt, asked = 0, self._asked(name, drawing)
         while True:
-            with self.lease(name, drawing) as model:
+            with self._lease(asked) as model:
                 try:
-                    with self._policy.around(name, drawing):
+                    with self._policy.around(name, drawing, self._holdings.alone()):
                         return call(model)
                 except Exception as error:
                     if not runs_out_of_memory(error):
@@ -106,10 +112,11 @@ class ModelCache(Generic[M]):
                     detail = str(error)
             # Outside the `except`: the error held the frames of the call, and all that they had allocated.
             attempt += 1
+            asked = replace(asked, alone=True)  # what others drew may have had the room
             self.evict_others(keep=name)
             answer = self._policy.recover(OutOfMemory(name, drawing, attempt, detail))
             if answer == "raise" or attempt >= _ATTEMPTS_MAX:
-                raise self._loader.too_large(name, drawing, f"ran out of memory ({detail})")
+                raise self._loader.too_large(asked, f"ran out of memory ({detail})")
 
     def __getitem__(self, name: str) -> M:
         """
@@ -127,7 +134,7 @@ class ModelCache(Generic[M]):
             raise RuntimeError(msg)
         key = (id(self), name)
         if key not in kept:
-            kept[key] = self._take(name, None)
+            kept[key] = self._take(self._asked(name, None))
         return cast("M", kept[key][0])
 
     def __setitem__(self, name: str, model: M) -> None:
@@ -140,12 +147,12 @@ class ModelCache(Generic[M]):
         if not isinstance(self._store, OpaqueStore):
             msg = "this cache loads its models itself: `models[name]` and `models.lease(name)` do"
             raise TypeError(msg)
-        entry = self._loader.adopt(name, model, self._store.put)
+        claim = self._loader.adopt(self._asked(name, None), model, self._store.put)
         kept = self._hooks.kept()
         if kept is None or (id(self), name) in kept:
-            self._give_back(entry)
+            self._give_back(claim)
         if kept is not None:
-            _, give_back = kept.get((id(self), name), (None, partial(self._give_back, entry)))
+            _, give_back = kept.get((id(self), name), (None, partial(self._give_back, claim)))
             kept[id(self), name] = model, give_back
 
     def __contains__(self, name: object) -> bool:
@@ -176,8 +183,11 @@ class ModelCache(Generic[M]):
             for victim in evict:
                 self.evict(victim)
         began_at = monotonic_s()
-        entry, verdict = self._loader.get(name, to=tier, first=frozenset(evict))
-        self._give_back(entry)
+        holder = self._hooks.holder()
+        # Whoever loads ahead of any request ends soon, too.
+        asked = Asked(name, object() if holder is None else holder, to=tier, first=frozenset(evict))
+        claim, verdict = self._loader.get(asked)
+        self._give_back(claim)
         return 0.0 if verdict == "hit" else monotonic_s() - began_at
 
     def evict(self, name: str, tier: Tier = "vram") -> bool:
@@ -190,10 +200,10 @@ class ModelCache(Generic[M]):
             return False
         with LOADING:
             if tier == "disk":
-                left = self._holdings.forget(name)
+                left = self._leaving.forget(name)
             else:
-                left = self._holdings.evict(name)
-                left = (tier == "ram" and self._holdings.drop(name)) or left
+                left = self._leaving.evict(name)
+                left = (tier == "ram" and self._leaving.drop(name)) or left
         if left:
             self._hooks.changed()
         return left
@@ -226,7 +236,7 @@ class ModelCache(Generic[M]):
     def evict_others(self, *, keep: str) -> None:
         """Have everything leave the device that nobody uses or has pinned, but *keep*; blocks."""
         with LOADING:
-            left = self._holdings.evict_idle(keep=keep)
+            left = self._leaving.evict_idle(keep=keep)
         if left:
             self._hooks.changed()
 
@@ -237,7 +247,7 @@ class ModelCache(Generic[M]):
     def tend(self) -> float | None:
         """Have leave what has idled for too long; blocks; return `due_at` after it. Raises what ``unload`` raises."""
         with LOADING:
-            left = [self._holdings.tend(), self._holdings.trim(incoming=0)]
+            left = [self._leaving.tend(), self._leaving.trim(incoming=0)]
         if any(left):
             self._hooks.changed()
         return self._holdings.due_at()
@@ -256,24 +266,30 @@ class ModelCache(Generic[M]):
 
     def _leave(self, lacking_bytes: int) -> bool:
         if self._store.free_bytes is None:
-            return self._holdings.evict_oldest()
-        before = self._holdings.idle_bytes()
-        if not self._holdings.make_room(lacking_bytes):
-            self._holdings.evict_idle()
-        return self._holdings.idle_bytes() < before
+            return self._leaving.evict_oldest()
+        before = self._leaving.idle_bytes()
+        if not self._leaving.make_room(lacking_bytes):
+            self._leaving.evict_idle()
+        return self._leaving.idle_bytes() < before
 
-    def _take(self, name: str, drawing: Drawing | None) -> tuple[M, Callable[[], None]]:
+    def _asked(self, name: str, drawing: Drawing | None) -> Asked:
+        return Asked(name, self._hooks.holder(), drawing=drawing)
+
+    def _lease(self, asked: Asked) -> Lease[M]:
+        return Lease(partial(self._take, asked), self._hooks.run)
+
+    def _take(self, asked: Asked) -> tuple[M, Callable[[], None]]:
         asked_at = monotonic_s()
-        entry, verdict = self._loader.get(name, drawing=drawing)
+        claim, verdict = self._loader.get(asked)
         try:
-            self._hooks.leased(name, verdict, 0.0 if verdict == "hit" else monotonic_s() - asked_at)
+            self._hooks.leased(asked.name, verdict, 0.0 if verdict == "hit" else monotonic_s() - asked_at)
         except BaseException:
-            self._give_back(entry)
+            self._give_back(claim)
             raise
-        return cast("M", entry.model), partial(self._give_back, entry)
+        return cast("M", claim.entry.model), partial(self._give_back, claim)
 
-    def _give_back(self, entry: Entry) -> None:
-        self._holdings.release(entry)
+    def _give_back(self, claim: Claim) -> None:
+        self._holdings.release(claim)
         due_at = self._holdings.due_at()
         # A load that is under way is not waited for: `tend` comes again.
         if due_at is not None and due_at <= monotonic_s() and LOADING.acquire(blocking=False):

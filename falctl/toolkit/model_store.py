@@ -6,11 +6,14 @@ with the tier that a part is in after each:
 
     construct   unknown -> ram or disk      runs the libraries; on an app's thread, one at a time in a process
     fill        disk    -> ram              moves bytes only; any thread, also beside an execution
-    place       ram     -> vram             one allocation and one copy for each part that is not there; from the disk,
-                                            where host memory has no room
+    place       ram     -> vram             one allocation and one copy for each part that is not there
+    place       disk    -> vram             likewise, its bytes copied as they are read; host memory has them, too, or not
     evict       vram    -> ram or disk      copies nothing back
     drop        ram     -> disk             host memory goes, the modules stay
     forget                -> unknown        all of a model that no other shares
+
+The first three are told by an event that the request they are for is cancelled: they end at their next step then, by
+whatever error, and what they had begun is as if they had not. Parts that were brought before stay where they came to.
 """
 
 from __future__ import annotations
@@ -39,6 +42,11 @@ class ModelStore(Protocol[M_co]):
         """Return what the device could have free, if no model were there; None: as above."""
         ...
 
+    @property
+    def drawn_bytes(self) -> int:
+        """Return what is taken of the device beside parts, by drawings; 0 where that is part of `free_bytes`."""
+        ...
+
     def check(self, name: str) -> None:
         """Raise what a load of *name* is bound to raise for a wrong name or a damaged folder; blocks for a stat or so."""
         ...
@@ -59,7 +67,15 @@ class ModelStore(Protocol[M_co]):
         """Return whether the modules of *name* stand."""
         ...
 
-    def construct(self, name: str) -> None:
+    def moved(self) -> Mapping[str, int]:
+        """
+        Return how many bytes of each part were read and copied since it began to come from the disk, by key.
+
+        As it is now; asked after `parts`, so that none is there and counted as on its way, too.
+        """
+        ...
+
+    def construct(self, name: str, cancelled: threading.Event | None = None) -> None:
         """Make the modules of *name*; blocking. Raises a RequestError for a folder that cannot be used."""
         ...
 
@@ -67,11 +83,19 @@ class ModelStore(Protocol[M_co]):
         """Read into host memory what *name* has on the disk only; blocking. Raises as `construct`, or when cancelled."""
         ...
 
-    def place(self, name: str, how: How = "whole") -> M_co:
+    def place(
+        self,
+        name: str,
+        how: How = "whole",
+        *,
+        filling: bool = False,
+        cancelled: threading.Event | None = None,
+    ) -> M_co:
         """
-        Return the model *name*, ready to run on the device; blocks for the copies.
+        Return the model *name*, ready to run on the device; blocks for the copies, and for what has to be read.
 
-        Raises torch.OutOfMemoryError; parts that were copied before the one that did not fit are on the device then.
+        What is read stays in host memory if *filling*, for which HostMemoryFullError is raised where it has no room; else
+        it passes through. Raises torch.OutOfMemoryError, before that part is read; and as `fill`.
         """
         ...
 

@@ -22,6 +22,7 @@ class OpaqueStore(Generic[M]):
 
     free_bytes: None = None
     total_bytes: None = None
+    drawn_bytes = 0
 
     def __init__(
         self,
@@ -60,8 +61,11 @@ class OpaqueStore(Generic[M]):
     def is_constructed(self, name: str) -> bool:
         return name in self._models
 
-    def construct(self, name: str) -> None:
-        """Call the app's ``load``. Raises what it raises, and KeyError if there is none."""
+    def moved(self) -> Mapping[str, int]:
+        return {}
+
+    def construct(self, name: str, cancelled: threading.Event | None = None) -> None:
+        """Call the app's ``load``, which nothing can stop. Raises what it raises, and KeyError if there is none."""
         if self._load is None:
             raise KeyError(name)
         self._models[name] = self._load(name)
@@ -69,7 +73,14 @@ class OpaqueStore(Generic[M]):
     def fill(self, name: str, cancelled: threading.Event) -> None:
         """Do nothing: host memory is the app's own business."""
 
-    def place(self, name: str, how: How = "whole") -> M:
+    def place(
+        self,
+        name: str,
+        how: How = "whole",
+        *,
+        filling: bool = False,
+        cancelled: threading.Event | None = None,
+    ) -> M:
         return self._models[name]
 
     def evict(self, key: str) -> None:

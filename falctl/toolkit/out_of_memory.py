@@ -5,7 +5,18 @@ from __future__ import annotations
 from typing import Final
 
 _NAMES: Final = frozenset({"OutOfMemoryError", "MemoryError"})
-_TEXTS: Final = ("CUDA out of memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+_TEXTS: Final = (
+    "CUDA out of memory",
+    "CUDA error: out of memory",
+    "CUDA driver error: out of memory",  # expandable segments
+    "CUDA_ERROR_OUT_OF_MEMORY",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate",  # there was no room for its workspace
+    "CUDNN_STATUS_ALLOC_FAILED",
+    # torch tries every way that cuDNN knows of, and forgets that none had room for its workspace. On a card that is too old
+    # for the dtype it says the same; then the second try says it, too.
+    "was unable to find an engine to execute this computation",
+)
 """The CUDA libraries raise plain RuntimeErrors for it."""
 
 

@@ -13,12 +13,14 @@ from benchmarks.scheduler import Fleet, Size, spent
 from falctl.core.policies import Auto, Fal, Policy
 from falctl.core.scheduler import Scheduler
 
+pytestmark = pytest.mark.process
+
 ROOT = Path(__file__).parents[2]
 
 
 def benchmark(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "benchmarks.scheduler", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=110, check=False)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500, check=False)
 
 
 def test_every_size_has_each_policy_against_the_baseline(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import _page_cache, swap
+from benchmarks import _page_cache, _wide_pipelines, swap
 from benchmarks._host_memories import MEMORIES, Private, memory_of
 from falctl.host.cache.device import CpuDevice
 from tests.host.cache import tiny_pipelines
@@ -63,7 +63,7 @@ def test_a_cold_row_reads_files_that_are_not_in_the_page_cache(tmp_path: Path, m
     measured = swap.Swap(tiny_pipelines.write(tmp_path, "ddpm"), CpuDevice(64 * MiB), Private())
     dropped(measured.paths)
     seen: list[float] = []
-    for name in ("preadv", "skeleton", "from_pretrained"):
+    for name in ("preadv", "skeleton", "disk", "from_pretrained"):
         whole = getattr(swap.Swap, name)
 
         def looked(self: swap.Swap, whole: Any = whole) -> Any:
@@ -72,7 +72,7 @@ def test_a_cold_row_reads_files_that_are_not_in_the_page_cache(tmp_path: Path, m
 
         monkeypatch.setattr(swap.Swap, name, looked)
     swap.measured(measured, rounds=1, cold=True)
-    assert len(seen) == 3
+    assert len(seen) == 4
     assert max(seen) <= 0.01
     swap.measured(measured, rounds=1, cold=False)
     assert max(seen) == 1.0
@@ -117,3 +117,11 @@ def test_goals_on_a_card_are_rates_and_a_tenth_of_the_usual_way_for_a_large_pipe
     assert len(swap.goals(ROW | {"bytes": 1 << 30}, cuda=True)) == 2
     assert "MISSED" in str(swap.goals(ROW, cuda=True)[0])
     assert "1170.0 of 1176.5 ms, met" in str(swap.goals(fast, cuda=True)[0])
+
+
+def test_the_pipeline_for_a_card_is_as_large_as_its_name_and_the_goals_say() -> None:
+    with torch.device("meta"):
+        unet = _wide_pipelines.widened(_wide_pipelines.LARGE).unet
+    nbytes = sum(parameter.numel() * parameter.element_size() for parameter in unet.parameters())
+    assert swap.LARGE_BYTES <= nbytes <= 7.5e9
+    assert 2 * nbytes < swap.BUDGET_BYTES, "it is in host memory beside what is read for the comparison"

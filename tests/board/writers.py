@@ -17,7 +17,7 @@ from falctl.board.board import Board
 from falctl.clock import monotonic_s
 from tests.board.samples import numbered_life, told_apart
 
-LIFETIME_S: Final = 60.0
+LIFETIME_S: Final = 600.0
 """It ends by then even if nobody kills it."""
 
 

@@ -157,7 +157,7 @@ def test_a_client_that_waits_no_longer_cancels(c: Calling, tmp_path: Path) -> No
         c.fal.subscribe(
             c.app,
             {"prompt": "x", "touch": str(begun), "until": str(tmp_path / "never")},
-            client_timeout=2,
+            client_timeout=4,
             on_enqueue=ids.append,
         )
     handle = c.fal.get_handle(c.app, ids[0])

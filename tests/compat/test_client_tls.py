@@ -21,7 +21,7 @@ from tests.wait import until
 pytestmark = pytest.mark.process
 
 STEP_S = 60.0
-CONFIG = '[server]\ntls_port = 0\nheader_timeout = "2s"\n'
+CONFIG = '[server]\ntls_port = 0\nheader_timeout = "5s"\n'
 SCRIPT = f"""
 import fal_client, fal_client.client as module
 assert module.RUN_URL_FORMAT.startswith("https://")

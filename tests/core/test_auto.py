@@ -9,12 +9,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from falctl.core.events import Action, Arrived, Dispatch, HintsChanged, Load, LoadEnded, Released, RunnerUp
+from falctl.core.events import (
+    Action,
+    Arrived,
+    Dispatch,
+    HintsChanged,
+    Load,
+    LoadEnded,
+    Released,
+    RunnerUp,
+    Tick,
+)
 from falctl.core.fleet import Runner
 from falctl.core.policies import Auto, Execute, Fal, Move, State
 from falctl.core.policies.base import LoadModel
 from falctl.core.policies.knobs import Knobs
-from falctl.core.policies.look import FRESH_S
+from falctl.core.policies.look import FRESH_S, OVERDUE, STRANGE_S
 from falctl.core.queue import Waiting
 from falctl.core.scheduler import Scheduler
 from falctl.core.types import Caps, Epoch, Hint, RequestId, RunnerId, Wanted
@@ -267,6 +277,24 @@ def test_those_who_wait_for_a_model_share_one_load() -> None:
     s = Scene(("", ""))
     assert s.come("x", "x", "x") == ["x>0"]
     assert s.feed(LoadEnded(RunnerId(0), E1, Hint("x"), ok=True, load_s=5.0)) == ["x1@0"]
+
+
+def test_the_first_load_of_a_model_may_take_far_longer_than_others_did_before_a_second_one_begins() -> None:
+    s = Scene(("", ""), overlaps=False)
+    s.learn("tiny", exec_s=0.1, load_s=0.2)
+    assert s.come("huge") == ["huge>0"]
+    s.now += OVERDUE * STRANGE_S - 1
+    assert s.feed(Tick()) == []
+    s.now += 2
+    assert s.feed(Tick()) == ["huge>1"], "by then it may hang"
+
+
+def test_a_load_that_takes_far_longer_than_those_of_the_same_model_did_is_not_waited_for() -> None:
+    s = Scene(("", ""), overlaps=False)
+    s.learn("x", exec_s=0.1, load_s=0.2)
+    assert s.come("x") == ["x>0"]
+    s.now += 2 * STRANGE_S
+    assert s.feed(Tick()) == ["x>1"]
 
 
 def test_a_request_holds_for_a_busy_holder_when_that_is_cheaper_than_a_load() -> None:

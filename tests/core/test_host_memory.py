@@ -26,6 +26,7 @@ from falctl.core.host_memory import (
     Sealed,
     Squeezed,
     Ticked,
+    Withdrawn,
 )
 from falctl.core.types import Epoch, RunnerId
 
@@ -194,6 +195,27 @@ def test_a_block_that_is_let_go_unsealed_is_forgotten() -> None:
     told.ask(A, "a")
     told.ask(B, "a")
     assert told(LetGo(A, 1)) == [Drop(1), Fill(B, 2, 2, P)]
+
+
+def test_who_waits_no_more_gets_nothing_and_the_others_go_on_waiting() -> None:
+    told = Told(pages=2)
+    told.ask(A, "a")
+    told.ask(B, "a")
+    told.ask(C, "a")
+    told.ask(C, "a")
+    assert told(Withdrawn(C, 3)) == []
+    assert told.ledger.waiting == 2
+    assert told(Abandoned(A, 1)) == [Fill(B, 2, 2, P)]
+    assert told(Sealed(B, 2)) == [Protect(2), Give(C, 4, 2, P)]
+
+
+def test_a_question_that_was_answered_or_is_anothers_cannot_be_withdrawn() -> None:
+    told = Told(pages=2)
+    told.ask(A, "a")
+    told.ask(B, "a")
+    assert told(Withdrawn(A, 1)) == told(Withdrawn(A, 2)) == []
+    assert (told.ledger.used_bytes, told.ledger.waiting) == (P, 1)
+    assert told(LetGo(A, 1)) == [Drop(1), Fill(B, 2, 2, P)], "as who gets a late answer does"
 
 
 def test_when_its_filler_dies_the_first_who_waits_fills() -> None:
@@ -365,6 +387,13 @@ class Machine(RuleBasedStateMachine):
         who, block = self.mapped.pop(at)
         self.filling.pop(block, None)
         self.tell(LetGo(who, block))
+
+    @precondition(lambda self: self.questions)
+    @rule(data=st.data())
+    def withdraw(self, data: st.DataObject) -> None:
+        number = data.draw(st.sampled_from(sorted(self.questions)))
+        who, *_ = self.questions.pop(number)
+        self.tell(Withdrawn(who, number))
 
     @rule(runner=st.integers(0, 2))
     def kill(self, runner: int) -> None:

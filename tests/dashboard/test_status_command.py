@@ -34,7 +34,7 @@ def status(home: Path, *flags: str, **env: str) -> subprocess.CompletedProcess[s
         env={**os.environ, "FALCTL_HOME": str(home), **env},
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=300,
         check=False,
     )
 
@@ -122,7 +122,7 @@ def test_a_reader_that_has_enough_is_no_failure(writer: Writer, flag: str) -> No
         env={**buffered, "FALCTL_HOME": str(writer.home.root)},
         stdout=writing,
         stderr=subprocess.PIPE,
-        timeout=30,
+        timeout=300,
         check=False,
     )
     os.close(writing)

@@ -70,7 +70,7 @@ def in_a_fresh_interpreter(program: str, **environment: str) -> subprocess.Compl
         capture_output=True,
         text=True,
         check=False,
-        timeout=90,
+        timeout=500,
     )
 
 

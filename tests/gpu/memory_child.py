@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 
 from falctl.host.cache.device import CudaDevice
-from falctl.host.cache.pinning import Pinning, card_pinning
+from falctl.host.cache.pinning import card_pinning, registration
 from falctl.host.cache.shared_memory import SharedBlock, SharedMemory
 from tests.supervisor.memory_server import MemoryServer
 
@@ -25,20 +25,15 @@ def block_of(memory: SharedMemory) -> SharedBlock:
 def main() -> None:
     device = CudaDevice()
     print(f"worth pinning: {card_pinning() is not None}")
-    with MemoryServer(NBYTES) as server:
-        runners = [
-            SharedMemory(
-                server.connect(number)[1],
-                pinning=Pinning(torch.cuda.cudart(), flush=torch.cuda.synchronize),
-            )
-            for number in range(2)
-        ]
+    with MemoryServer(NBYTES, registers=True) as server:
+        runners = [SharedMemory(server.connect(number)[1], pinning=registration()) for number in range(2)]
         first = block_of(runners[0])
         first.flat.copy_(torch.arange(NBYTES // 8, dtype=torch.int64).view(torch.uint8))
         first.seal()
-        assert first.flat.is_pinned(), "registered while it was writable"
         second = block_of(runners[1])
-        print(f"what is mapped read-only is pinned: {second.flat.is_pinned()}")
+        assert second.filled
+        for block in (first, second):
+            assert block.flat.is_pinned(), "registered while it was writable"
         for block in (first, second):
             flat = device.allocate(NBYTES)
             device.copy_in(flat, block.flat)

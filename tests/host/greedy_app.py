@@ -33,3 +33,7 @@ class Greedy(App):
                     "CUDA out of memory. Tried to allocate 2.00 GiB.\nSee the documentation"
                 )
             return os.getpid()
+
+    @endpoint("/alone")
+    def alone(self) -> None:
+        raise OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")

@@ -29,8 +29,8 @@ from falctl.wire import EVENTS_PATH, Failed, HostSpec, Message, Ready, Stop, dec
 from tests.wait import until
 
 REPOSITORY = Path(__file__).parents[2]
-START_S = 60.0
-STEP_S = 60.0
+START_S = 180.0
+STEP_S = 120.0
 
 
 M = TypeVar("M")

@@ -275,6 +275,10 @@ class Quiet(App):
     def echo(self, body: dict[str, Any]) -> dict[str, Any]:
         return body
 
+    @endpoint("/oom")
+    def oom(self) -> None:
+        raise OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
+
     @endpoint("/held")
     def held(self, gate: Gate) -> str:
         gate.enter()

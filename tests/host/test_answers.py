@@ -17,6 +17,7 @@ from falctl.core.lifetimes import ends_at
 from falctl.errors import EXIT_CARD_BROKEN
 from falctl.host import gate as host_gate
 from falctl.host.keeper import Keeper
+from falctl.wire import EXIT_RETIRED
 from tests.host.conftest import PROBE, Gate
 from tests.host.harness import STEP_S, Host, idle
 
@@ -137,6 +138,20 @@ def test_a_body_that_is_no_json_is_422(probe: Host) -> None:
     assert reply.json["detail"][0]["type"] == "json_invalid"
 
 
+@pytest.mark.parametrize("value", [b"1e999", b"NaN", b'"half \\ud800"', b'{"\\ud800": -Infinity}'])
+def test_bad_input_that_json_cannot_say_is_422_too(probe: Host, value: bytes) -> None:
+    reply = probe.ask("POST", "/hints", b'{"hints": [], "fail": %s}' % value)
+    assert reply.status == 422
+    assert reply.json["detail"][0]["loc"] == ["body", "fail"]
+    assert reply.json["detail"][0]["msg"]
+
+
+def test_a_body_nested_as_deeply_as_can_just_be_read_is_no_bug_of_the_app(probe: Host) -> None:
+    depths = range(940, 1000, 2)  # the last of them are too deep for Python's parser
+    replies = [probe.ask("POST", "/hints", b'{"fail": %s%s}' % (b"[" * n, b"]" * n)) for n in depths]
+    assert {reply.status for reply in replies} == {400, 422}
+
+
 @pytest.mark.parametrize("path", ["/boom", "/aboom", "/wrong-output", "/exit", "/aexit", "/stop-iteration"])
 def test_a_bug_in_the_app_is_500_and_its_traceback_goes_to_the_log_only(probe: Host, path: str) -> None:
     reply = probe.post(path, headers={"x-fal-request-id": f"bug{path}"})
@@ -167,13 +182,22 @@ def test_an_http_exception_is_answered_as_fastapi_does(probe: Host) -> None:
 
 
 @pytest.mark.parametrize("path", ["/oom", "/cublas"])
-def test_out_of_memory_is_503(probe: Host, path: str) -> None:
-    reply = probe.post(path)
-    assert (reply.status, reply.json) == (
-        503,
-        {"detail": "Out of memory", "error_type": "runner_server_error"},
-    )
-    assert "x-falctl-bounced" not in reply.headers
+def test_out_of_memory_is_503_and_where_only_the_app_could_free_some_another_process_takes_its_place(
+    path: str,
+) -> None:
+    with Host(f"{PROBE}::Probe") as host:
+        reply = host.post(path)
+        assert (reply.status, reply.json) == (
+            503,
+            {"detail": "Out of memory", "error_type": "runner_server_error"},
+        )
+        assert "x-falctl-bounced" not in reply.headers
+        assert host.process.wait(timeout=STEP_S) == EXIT_RETIRED
+
+
+def test_an_app_that_gives_no_hints_goes_on_after_it_ran_out_of_memory(quiet: Host) -> None:
+    assert quiet.post("/oom").status == 503
+    assert quiet.post("/", {}).status == 200
 
 
 def test_a_broken_card_is_answered_and_ends_the_process() -> None:

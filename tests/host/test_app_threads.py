@@ -11,7 +11,7 @@ import pytest
 
 from falctl.host.app_threads import AppThreads
 
-WAIT_S = 10.0
+WAIT_S = 60.0
 
 
 def name() -> str:

@@ -15,7 +15,7 @@ ILLEGAL = "CUDA error: an illegal memory access was encountered"
     "error",
     [
         torch.AcceleratorError(ILLEGAL),
-        torch.AcceleratorError("CUDA error: no kernel image is available for execution on the device"),
+        torch.AcceleratorError("CUDA error: an error that nobody has listed here"),
         RuntimeError(f"{ILLEGAL}\nCUDA kernel errors might be asynchronously reported"),
         RuntimeError("CUDA error: device-side assert triggered"),
         RuntimeError("CUDA driver error: unspecified launch failure"),
@@ -30,7 +30,14 @@ def test_a_broken_context_is_known_by_its_type_or_its_text(error: Exception) -> 
     [
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
         torch.AcceleratorError("CUDA error: out of memory"),
+        torch.AcceleratorError(
+            "CUDA error: no kernel image is available for execution on the device\nSearch for ..."
+        ),
+        torch.AcceleratorError("CUDA error: invalid configuration argument\nCUDA kernel errors might"),
+        RuntimeError("CUDA driver error: out of memory"),
         RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate(handle)"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"),
+        RuntimeError("GET was unable to find an engine to execute this computation"),
         RuntimeError("misaligned address"),
         ValueError(f"the log says: {ILLEGAL}"),
         RequestError("no"),

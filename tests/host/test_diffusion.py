@@ -165,6 +165,9 @@ def test_a_folder_that_is_no_whole_safetensors_pipeline_is_refused_and_the_runne
 def test_an_allowed_hub_id_that_is_not_there_is_unusable_not_a_crash(artist: Host) -> None:
     reply = artist.post("/", ask("some/model"))
     assert (reply.status, reply.json["error_type"]) == (422, "model_unusable")
+    said = "Model 'some/model' cannot be loaded: it is not (all) on this machine, and could not be fetched from the Hub: "
+    assert reply.json["detail"].startswith(said)
+    assert "local_files_only" not in reply.json["detail"], "advice to who calls diffusers"
 
 
 @process
@@ -286,7 +289,10 @@ def test_what_follows_a_plus_is_a_lora_unless_the_folder_is_called_so(folders: P
     assert found("with+plus") == ("with+plus", ())
     assert found("with+plus+b+a.safetensors") == ("with+plus", ("b.safetensors", "a.safetensors"))
     assert found("some/model+a") == ("model", ("a.safetensors",))
-    for name in ("good+", "good+c", "good+c.bin", "good+../a", "good+good", "with+a", "+a"):
+    for name, said in (("good+", "names no LoRA behind its last"), ("+a", r"Model '\+a' is neither")):
+        with pytest.raises(UnknownModelError, match=said):
+            found(name)
+    for name in ("good+c", "good+c.bin", "good+../a", "good+good", "with+a", "+a"):
         with pytest.raises(UnknownModelError, match=r"paths = "):
             found(name)
 

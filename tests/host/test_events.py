@@ -8,7 +8,7 @@ from typing import Any
 from falctl.host.events import LAG_MAX, EventHub
 from falctl.wire import Released, decode
 
-WAIT_S = 10.0
+WAIT_S = 60.0
 
 
 class Peer:

@@ -63,5 +63,5 @@ def test_a_check_that_hangs_fails_and_is_not_asked_a_second_time_beside_itself()
 
 def test_failures_within_the_start_period_do_not_count() -> None:
     web = Web([500] * 5)
-    sick(web, replace(CHECK, every_s=0.001, start_period_s=0.2, failures_max=1))
+    sick(web, replace(CHECK, every_s=0.001, start_period_s=1.0, failures_max=1))
     assert web.calls > 1

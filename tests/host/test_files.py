@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 from PIL import Image as Pil
 
+from falctl.errors import StorageFullError
 from falctl.toolkit import File, Image
 from falctl.toolkit.files import FileStore, use_store
 
@@ -61,15 +63,21 @@ def test_the_folder_is_made_again_when_somebody_removed_it(folder: Path) -> None
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
 
 
-def test_a_write_that_fails_leaves_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("number", "kind"),
+    [(errno.ENOSPC, StorageFullError), (errno.EDQUOT, StorageFullError), (errno.EROFS, OSError)],
+)
+def test_a_write_that_fails_leaves_nothing_and_says_so_where_room_is_all_that_lacks(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, number: int, kind: type[Exception]
+) -> None:
     File.from_bytes(b"x")
     before = list(folder.iterdir())
 
     def full(self: Path, target: Path) -> None:
-        raise OSError(28, "No space left on device")
+        raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(Path, "replace", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(kind, match=os.strerror(number)):
         File.from_bytes(b"y")
     assert list(folder.iterdir()) == before
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from falctl.wire import Declared, Drain, Drained, Failed, Ready, Stage
+from falctl.wire import Declared, Drain, Drained, Failed, LogLevel, Ready, Stage
 from tests.host.conftest import PROBE, Gate
 from tests.host.harness import START_S, STEP_S, Host
 from tests.wait import until
@@ -272,3 +272,9 @@ def test_a_stopped_host_goes_on_where_it_was(probe: Host, gate: Gate) -> None:
     assert not running.done
     os.kill(probe.process.pid, signal.SIGCONT)
     assert running.reply().status == 200
+
+
+def test_it_logs_from_the_level_on_that_a_reload_brings() -> None:
+    with Host("runners.echo:Echo") as host:
+        host.send(LogLevel("debug"))
+        until(lambda: "log.level level=debug" in host.output(), within_s=STEP_S, what="a line of that level")

@@ -13,7 +13,7 @@ from falctl.toolkit.cache_hooks import CacheHooks, CachePolicy
 from falctl.toolkit.opaque_store import OpaqueStore
 from tests.wait import until
 
-WAIT_S = 10.0
+WAIT_S = 60.0
 
 
 @dataclass

@@ -58,6 +58,23 @@ def test_a_pin_is_on_the_board_and_holds(host: Host) -> None:
     assert order(host, "unload", "p").status == 200
 
 
+def test_a_cache_that_its_app_fills_itself_is_pinned_and_emptied_by_hand_too() -> None:
+    with Host("tests/host/probe_app.py::Ported", config={"cache": {"max_models": 2}}) as host:
+        for model in ("a", "b"):
+            host.post("/", {"model": model})
+        assert order(host, "pin", "a").json == {"tier": "vram", "changed": True}
+        host.post("/", {"model": "c"})
+        assert models(host) == {"a": True, "c": False}, "b left for it"
+        assert order(host, "unload", "a").status == 409
+        assert order(host, "unload", "c").json == {"tier": None, "changed": True}
+        assert host.post("/", {"model": "a"}).json["unloaded"] == ["B", "C"]
+        reply = order(host, "load", "d", tier="ram")
+        assert (reply.status, reply.json["detail"]) == (
+            400,
+            "this app loads its models itself: it has no model cache of ours with a load=, or more than one",
+        )
+
+
 def test_an_unload_waits_for_what_executes(host: Host) -> None:
     busy = host.later("/", {"model": "long", "exec_s": 0.5})
     until(lambda: host.row.executing, within_s=30, what="it executes")

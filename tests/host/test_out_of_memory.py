@@ -26,3 +26,11 @@ def test_a_lease_that_runs_out_is_a_507_and_the_idle_models_leave() -> None:
         assert host.row.hints == ("c",)
         assert "request.out_of_memory" in host.output()
         assert host.post("/lease", {"model": "a"}).json == process, "the runner lives on"
+
+
+def test_what_runs_out_beside_the_cache_is_a_503_and_the_idle_models_leave() -> None:
+    with Host(APP, config={"cache": {"max_models": 4}}) as host:
+        process = host.post("/lease", {"model": "a"}).json
+        assert host.post("/alone").status == 503
+        assert host.row.hints == ()
+        assert host.post("/lease", {"model": "b"}).json == process, "the runner lives on"

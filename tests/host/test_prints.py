@@ -21,7 +21,7 @@ from falctl.lifeline import NativeFds
 from falctl.wire import Hello, Message, Printed, Released
 from tests.host.test_events import Peer, settle
 
-WAIT_S = 10.0
+WAIT_S = 60.0
 
 
 def lines_of(*pieces: bytes, now: Iterable[float] = ()) -> list[str]:

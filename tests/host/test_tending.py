@@ -15,7 +15,7 @@ from falctl.toolkit.cache_hooks import CacheHooks, CachePolicy
 from falctl.toolkit.opaque_store import OpaqueStore
 from tests.toolkit.counted_store import CountedStore, Model
 
-WAIT_S = 20.0
+WAIT_S = 60.0
 
 
 async def seen(condition: Callable[[], object], what: str) -> None:

@@ -31,13 +31,13 @@ from typing import Any, Final, Self
 from falctl.board.board import Board
 from falctl.board.rows import GpuRow, LifeRow
 from falctl.home import Home
-from tests.wait import until
+from tests.wait import PATIENCE_S, until
 
 REPOSITORY: Final = Path(__file__).parents[2]
-START_S: Final = 60.0
-END_S: Final = 30.0
-REQUEST_S: Final = 30.0
-GONE_S: Final = 5.0
+START_S: Final = 180.0
+END_S: Final = 60.0
+REQUEST_S: Final = 120.0
+GONE_S: Final = PATIENCE_S
 """SIGKILL has been sent when `falctl up` ends; the kernel may take a moment to carry it out."""
 
 _LISTENS: Final = re.compile(r"^falctl: .* behind (http://\S+)$")
@@ -156,7 +156,7 @@ class Falctl:
 
     def wait(self, *, within_s: float = END_S) -> int:
         """Wait for it to end, and return its exit code; minus a number is the signal that killed it."""
-        code = self.process.wait(within_s)
+        code = self.process.wait(max(within_s, PATIENCE_S))
         if self._reader is not None:
             self._reader.join(END_S)
         return code

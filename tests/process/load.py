@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from tests.process.harness import Falctl, Reply
+from tests.process.harness import REQUEST_S, Falctl, Reply
 
 BROKEN: Final = 0
 """Stands for a status where the connection broke instead of an answer."""
@@ -75,7 +75,7 @@ def load(
     finally:
         one._stop.set()
         for thread in threads:
-            thread.join(60.0)
+            thread.join(REQUEST_S)
     assert not any(thread.is_alive() for thread in threads), "a client still waits for its answer"
 
 
@@ -89,9 +89,9 @@ class Background:
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
-    def result(self, *, within_s: float = 30.0) -> Reply | None:
+    def result(self, *, within_s: float = REQUEST_S) -> Reply | None:
         """Wait for its end; None: the connection broke."""
-        self._thread.join(within_s)
+        self._thread.join(max(within_s, REQUEST_S))
         assert not self._thread.is_alive(), "still waits for its answer"
         if self.error is not None and not isinstance(self.error, http.client.HTTPException | ConnectionError):
             raise self.error

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import re
+import signal
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -65,12 +67,17 @@ class Followed:
         self._url = (urlsplit(f.url).netloc, f"/falctl/requests/{name}/events{query}")
         self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
+        until(lambda: self.events, within_s=WITHIN_S, what="its first event")
 
     def _read(self) -> None:
         connection = http.client.HTTPConnection(self._url[0], timeout=WITHIN_S)
-        connection.request("GET", self._url[1])
-        response = connection.getresponse()
-        assert response.status == 200
+        status = 404
+        while status == 404:  # the request may be overtaken by who asks for it
+            connection.request("GET", self._url[1])
+            response = connection.getresponse()
+            if (status := response.status) != 200:
+                response.read()
+        assert status == 200
         while line := response.readline():
             if line.startswith(b"data: "):
                 self.events.append(json.loads(line.removeprefix(b"data: ")))
@@ -95,7 +102,8 @@ class Followed:
 
 
 def test_a_client_that_leaves_ends_the_drawing_and_the_model_stays_usable(one: Falctl) -> None:
-    client, followed = Client(one, "leaves-it", prompt(STEPS)), Followed(one, "leaves-it", "?preview=1")
+    client = Client(one, "leaves-it", prompt(STEPS, images=16))
+    followed = Followed(one, "leaves-it", "?preview=1")
     followed.draws()
     until(lambda: any("preview" in e for e in followed.events), within_s=WITHIN_S, what="a picture")
     client.leave()
@@ -128,8 +136,11 @@ def test_a_queued_job_is_followed_and_cancelled_like_a_direct_request(one: Falct
 def test_one_that_is_to_finish_goes_on_without_its_client_and_stores_what_it_draws(one: Falctl) -> None:
     files = one.home.files
     before = set(files.iterdir())
-    client = Client(one, "finishes", prompt(40), **{"X-Falctl-On-Disconnect": "finish"})
+    runner = one.pids()["runner0"]
+    os.kill(runner, signal.SIGSTOP)  # so that it cannot be over before it is followed
+    client = Client(one, "finishes", prompt(100), **{"X-Falctl-On-Disconnect": "finish"})
     followed = Followed(one, "finishes")
+    os.kill(runner, signal.SIGCONT)
     followed.draws()
     client.leave()
     assert followed.end() == {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from collections.abc import Iterator
 
@@ -84,6 +85,14 @@ def test_a_load_is_told_on_a_terminal_while_it_runs() -> None:
     with Falctl("runners.simulated:SimulatedModels", args=("--runners", "1")) as f:
         command = f._command("load", "slow@1.5")
         with PtyScreen(command, columns=80, rows=5, env=f.environ) as screen:
-            assert screen.until(lambda s: "slow@1.5 loads on runner 0" in s.text, within_s=30)
-            assert screen.end(within_s=30) == 0
-            assert screen.text.startswith("slow@1.5 is loaded on runner 0 in 1.")
+            assert screen.until(lambda s: "slow@1.5 loads on runner 0" in s.text, within_s=120)
+            assert screen.end(within_s=120) == 0
+            assert re.match(r"slow@1.5 is loaded on runner 0 in [1-9]\d*\.", screen.text)
+        f.wait_line(r"runner\.loaded runner=0 model=slow@1\.5 from=disk s=[1-9]")
+        command = f._command("load", "slow@9")
+        with PtyScreen(command, columns=120, rows=5, env=f.environ) as screen:
+            assert screen.until(lambda s: "slow@9 loads on runner 0" in s.text, within_s=120)
+            os.kill(f.pids()["router"], signal.SIGKILL)
+            assert screen.end(within_s=120) == 1
+            assert "slow@9 may be loaded yet: the router ended before it could tell" in screen.text
+        assert "slow@9 is " in said(f, "load", "slow@9"), "waited for, or found"

@@ -66,20 +66,20 @@ def test_requests_restarts_and_the_end_go_on_while_nobody_reads() -> None:
             for _ in range(20):
                 assert f.post("/", {"chars": 100_000}).status == 200
             assert f.run("down").returncode == 0
-            assert unread.wait(30) == 0
+            assert unread.wait(120) == 0
         finally:
             unread.kill()
             unread.communicate()
 
 
-@pytest.mark.parametrize("closed", [(0,), (1,), (2,), (0, 1), (0, 1, 2)])
+@pytest.mark.parametrize("closed", [(0,), (1,), (2,), (0, 1, 2)])
 def test_a_detached_start_works_with_closed_streams(closed: tuple[int, ...]) -> None:
     with Falctl(start=False) as f:
         script = "import os, sys\n" + "".join(f"os.close({n})\n" for n in closed)
         script += f"os.execv({sys.executable!r}, [{sys.executable!r}, '-P', '-m', 'falctl', *sys.argv[1:]])\n"
         arguments = ["up", "-d", "--port", "0", "--runners", "1", "runners.echo:Echo"]
         done = subprocess.run(
-            [sys.executable, "-c", script, *arguments], cwd=f.cwd, env=f.environ, timeout=90, check=False
+            [sys.executable, "-c", script, *arguments], cwd=f.cwd, env=f.environ, timeout=300, check=False
         )
         assert done.returncode == 0
         assert f.status()["runners"][0]["state"] == "ready"

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from falctl.replay.trace import FIELDS, Missing, read_trace
+from falctl.replay.trace import FIELDS, Job, Missing, read_trace
 from tests.process.harness import Falctl, Reply
 from tests.wait import until
 
@@ -99,7 +99,8 @@ def test_a_request_that_made_a_load_with_an_eviction_is_explained() -> None:
 def test_why_a_model_waits_for_its_busy_holder_is_told() -> None:
     with Falctl(SIMULATED, config=AUTO, args=ONE) as f, ThreadPoolExecutor(2) as pool:
         f.post("/", {"model": "m", "exec_s": 0})
-        busy: list[Future[Reply]] = [pool.submit(f.post, "/", {"model": "m", "exec_s": 15})]
+        long = {"model": "m", "exec_s": 3600, "steps": 10_000}
+        busy: list[Future[Reply]] = [pool.submit(f.post, "/", long)]
         until(lambda: f.status()["router"]["in_flight"] == [1], within_s=20.0, what="one executes")
         busy.append(pool.submit(f.post, "/", {"model": "m", "exec_s": 0}))
         [queued] = until(lambda: f.status()["queue"], within_s=20.0, what="one waits")
@@ -115,7 +116,9 @@ def test_why_a_model_waits_for_its_busy_holder_is_told() -> None:
         assert "runner 0 busy" in f.run("status", "--once").stdout
         other = told(f, "why", "other")
         assert other["conclusion"].startswith("nobody waits; nobody holds it; a request now would ")
-        assert [future.result().status for future in busy] == [200, 200]
+        [running] = [job for job in told(f, "jobs")["jobs"] if job["state"] == "running"]
+        assert f.run("cancel", running["request"]).returncode == 0
+        assert [future.result().status for future in busy] == [499, 200]
 
 
 def test_what_nobody_remembers_and_nobody_runs_is_said_in_one_line() -> None:
@@ -140,42 +143,47 @@ def test_what_nobody_remembers_and_nobody_runs_is_said_in_one_line() -> None:
         assert not (f.cwd / "t.csv").exists()
 
 
-COSTS = {"slow": (1.2, 0.05), "quick": (0.1, 0.6)}
+COSTS = {"slow": (2.0, 0.05), "quick": (0.1, 2.0)}
 """Seconds of load and of execution that the simulated runner is told to take."""
 
 
-@pytest.mark.parametrize("name", ["t.csv.gz", "t.jsonl"])
-def test_what_is_recorded_can_be_replayed_and_costs_what_the_runner_was_told(name: str) -> None:
+def test_what_is_recorded_can_be_replayed_and_costs_what_the_runner_was_told() -> None:
+    names = ("t.csv.gz", "t.jsonl")
     config = "[cache]\nmax_models = 1\n[routing]\npolicy = 'affinity'\n"
     with Falctl(SIMULATED, config=config, args=ONE) as f:
         f.post("/", {"model": "before", "load_s": 0, "exec_s": 0})
-        with recording(f, name) as process:
+        with recording(f, names[0]) as first, recording(f, names[1]) as second:
             for model in ("slow", "slow", "quick", "slow"):
                 load_s, exec_s = COSTS[model]
                 assert f.post("/", {"model": model, "load_s": load_s, "exec_s": exec_s}).status == 200
             assert f.post("/", {"model": ""}).status == 422
-            until(lambda: read_rows(f, name) >= 4, within_s=30.0, what="all stand in the file")
-            process.send_signal(signal.SIGINT)
-            out, _ = process.communicate()
-            assert process.returncode == 0
-        assert out.startswith(f"{name}: 4 requests\n")
-        assert "1 that failed" in out
-        jobs = read_trace(f.cwd / name)
-        assert [job.hint for job in jobs] == ["slow", "slow", "quick", "slow"]
-        assert [job.t_s for job in jobs] == sorted(job.t_s for job in jobs)
-        assert len({job.client for job in jobs}) == 1
-        assert jobs[0].client.startswith("c")
-        for job in jobs:
-            load_s, exec_s = COSTS[job.hint]
-            assert job.load_s >= load_s, "a hit costs what the last load of its model did"
-            assert job.exec_s >= exec_s
-            assert (job.load_s > job.exec_s) is (load_s > exec_s)
-        replayed = told(f, "replay", name, "--policy", "auto,fal", "--runners", "1", "--slots", "1")
-        assert replayed["policies"]["fal"]["requests"] == 4
-        assert replayed["policies"]["fal"]["loads_per_1k"] == 750.0
-        again = f.run("record", name)
+            for name, process in zip(names, (first, second), strict=True):
+                until(lambda n=name: read_rows(f, n) >= 4, within_s=30.0, what="all stand there")  # type: ignore[misc]
+                process.send_signal(signal.SIGINT)
+                out, _ = process.communicate()
+                assert process.returncode == 0
+                assert out.startswith(f"{name}: 4 requests\n")
+                assert "1 that failed" in out
+        for name in names:
+            is_what_was_told(read_trace(f.cwd / name))
+            replayed = told(f, "replay", name, "--policy", "auto,fal", "--runners", "1", "--slots", "1")
+            assert replayed["policies"]["fal"]["requests"] == 4
+            assert replayed["policies"]["fal"]["loads_per_1k"] == 750.0
+        again = f.run("record", names[0])
         assert again.returncode == 2
-        assert again.stderr == f"falctl: {name} is there already; name another file, or remove it\n"
+        assert again.stderr == f"falctl: {names[0]} is there already; name another file, or remove it\n"
+
+
+def is_what_was_told(jobs: list[Job]) -> None:
+    assert [job.hint for job in jobs] == ["slow", "slow", "quick", "slow"]
+    assert [job.t_s for job in jobs] == sorted(job.t_s for job in jobs)
+    assert len({job.client for job in jobs}) == 1
+    assert jobs[0].client.startswith("c")
+    for job in jobs:
+        load_s, exec_s = COSTS[job.hint]
+        assert job.load_s >= load_s, "a hit costs what the last load of its model did"
+        assert job.exec_s >= exec_s
+        assert (job.load_s > job.exec_s) is (load_s > exec_s)
 
 
 def read_rows(f: Falctl, name: str) -> int:

@@ -72,7 +72,7 @@ def test_ctrl_c_goes_to_falctl_alone() -> None:
 
 def test_a_second_ctrl_c_ends_it_at_once() -> None:
     with OnTerminal(ECHO, args=ONE) as f:
-        asked = working(f, 60.0)
+        asked = working(f, 600.0)
         f.press(CTRL_C)
         f.wait_line("falctl: stopping", within_s=5.0)
         f.press(CTRL_C)
@@ -163,8 +163,8 @@ def test_down_lets_a_running_request_finish() -> None:
 
 def test_down_now_does_not_wait() -> None:
     with Falctl(ECHO, args=ONE) as f:
-        asked = working(f, 60.0)
-        down = f.run("down", "--now", "--timeout", "5")
+        asked = working(f, 600.0)
+        down = f.run("down", "--now", "--timeout", "60")
         assert (down.returncode, down.stderr) == (0, "falctl: stopped\n")
         assert f.wait(within_s=1.0) == 130
         assert broken_or_503(asked)
@@ -172,7 +172,7 @@ def test_down_now_does_not_wait() -> None:
 
 def test_down_now_is_understood_by_a_falctl_that_is_too_busy_to_look_twice() -> None:
     with Falctl(ECHO, args=ONE) as f:
-        asked = working(f, 60.0)
+        asked = working(f, 600.0)
         f.process.send_signal(signal.SIGSTOP)  # then what it is sent piles up, one of a kind
         down = threading.Thread(target=f.run, args=("down", "--now"))
         down.start()
@@ -192,7 +192,7 @@ def pending(f: Falctl) -> set[int]:
 
 def test_down_that_runs_out_of_time_says_so() -> None:
     with Falctl(ECHO, args=ONE) as f:
-        asked = working(f, 60.0)
+        asked = working(f, 600.0)
         down = f.run("down", "--timeout", "0.5")
         assert down.returncode == 1
         assert down.stderr == (
@@ -215,7 +215,7 @@ def test_down_when_nothing_runs_has_its_own_code() -> None:
 def test_a_drain_that_takes_too_long_is_cut_short() -> None:
     config = "[runners]\ndrain_timeout = 1.0\nteardown_timeout = 1.0\n"
     with Falctl(ECHO, config=config, args=ONE) as f:
-        asked = working(f, 60.0)
+        asked = working(f, 600.0)
         assert f.stop(within_s=STOPPED_S) == 0
         assert broken_or_503(asked)
 

@@ -156,7 +156,7 @@ def test_a_deleted_working_directory_is_named(how: tuple[str, ...]) -> None:
         gone.mkdir()
         command = [*f._command("up", *how, "--port", "0", ECHO)]
         shell = ["sh", "-c", 'cd "$1" && rmdir "$1" && shift && exec "$@"', "sh", str(gone), *command]
-        up = subprocess.run(shell, env=f.environ, capture_output=True, text=True, timeout=60, check=False)
+        up = subprocess.run(shell, env=f.environ, capture_output=True, text=True, timeout=300, check=False)
         said(
             Ended(up.returncode, up.stderr.splitlines()),
             "the current directory has been deleted; cd to one that exists",

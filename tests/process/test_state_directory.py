@@ -41,7 +41,23 @@ def wipe_whole(root: Path) -> None:
     shutil.rmtree(root)
 
 
-WIPES: Final = {"contents": wipe_contents, "whole": wipe_whole}
+def until_it_is_done(wipe: Callable[[Path], None]) -> Callable[[Path], None]:
+    """Return *wipe*, begun anew where what it has removed was back before it came to the end."""
+
+    def wiped(root: Path) -> bool:
+        try:
+            wipe(root)
+        except OSError:
+            return False
+        return True
+
+    def repeated(root: Path) -> None:
+        until(lambda: wiped(root), within_s=HEALED_S, what="it is wiped")
+
+    return repeated
+
+
+WIPES: Final = {"contents": until_it_is_done(wipe_contents), "whole": until_it_is_done(wipe_whole)}
 
 
 def wait_healed(f: Falctl) -> None:
@@ -103,7 +119,7 @@ def test_after_a_wipe_images_status_restarts_and_down_work(how: str) -> None:
 def test_a_router_that_dies_after_a_wipe_finds_the_runners_again() -> None:
     with Falctl(ECHO, config=QUICK, args=ONE) as f:
         before = f.pids()
-        wipe_contents(f.home.root)
+        WIPES["contents"](f.home.root)
         sockets = f.home.sockets
         until(lambda: list(sockets.glob("*.sock")), within_s=3.0, what="the runner's socket is back")
         os.kill(before["router"], signal.SIGKILL)
@@ -174,7 +190,7 @@ def test_what_a_dead_predecessor_left_disturbs_nobody(litter: Callable[[Falctl],
 def test_a_directory_that_another_has_taken_after_a_wipe_is_left_as_it_is() -> None:
     with Falctl(ECHO, args=ONE) as f:
         f.process.send_signal(signal.SIGSTOP)
-        wipe_contents(f.home.root)
+        WIPES["contents"](f.home.root)
         with f.home.lock.open("w") as lock:  # a second falctl, quicker than the first could heal
             fcntl.flock(lock, fcntl.LOCK_EX)
             f.home.token.write_text("the second one's")

@@ -8,9 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks.replay import RUNNERS
+import pytest
+
+from benchmarks.replay import RAM_SIZES, RUNNERS, UNTOLD
 from tests.replay.traces import drawn
 from tests.replay.written import write_trace
+
+pytestmark = pytest.mark.process
 
 ROOT = Path(__file__).parents[2]
 
@@ -19,7 +23,7 @@ def benchmark(*arguments: str, **environ: str) -> subprocess.CompletedProcess[st
     environment = {k: v for k, v in os.environ.items() if k != "FALCTL_TRACES"}
     command = [sys.executable, "-m", "benchmarks.replay", *arguments]
     return subprocess.run(
-        command, cwd=ROOT, env=environment | environ, capture_output=True, text=True, timeout=110, check=False
+        command, cwd=ROOT, env=environment | environ, capture_output=True, text=True, timeout=500, check=False
     )
 
 
@@ -33,11 +37,16 @@ def test_every_table_has_auto_and_its_baselines_and_no_path(tmp_path: Path) -> N
     done = benchmark("--json", str(found), FALCTL_TRACES=str(tmp_path))
     assert done.returncode == 0, done.stderr
     tables = {table["title"]: table["rows"] for table in json.loads(found.read_text())["tables"]}
+    with_ram = {title: rows for title, rows in tables.items() if ", RAM for " in title}
+    assert len(with_ram) == len(RAM_SIZES) + 7
+    for rows in with_ram.values():
+        assert {"auto", f"auto, {UNTOLD}", "fal", "least-loaded", "ModelMesh"} <= rows.keys()
+    assert any(rows["fal"]["from RAM/1k#"] > 0 for rows in with_ram.values())
     compared = [rows for rows in tables.values() if "bound" in rows]
     assert len(compared) == len(RUNNERS) + 5
     for rows in compared:
-        assert {"auto", "fal", "ModelMesh", "SwarmUI, 3 slots", "Tideline (peeks)"} <= rows.keys()
-    assert len(tables) == len(compared) + 4
+        assert {"auto", "affinity", "fal", "ModelMesh", "SwarmUI, 3 slots", "Tideline (peeks)"} <= rows.keys()
+    assert len(tables) == len(compared) + len(with_ram) + 4
     assert str(tmp_path) not in found.read_text() + done.stdout
 
 

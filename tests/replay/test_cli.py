@@ -18,6 +18,8 @@ from tests.replay.traces import FIVE, drawn
 from tests.replay.written import write_trace
 from tests.wait import until
 
+pytestmark = pytest.mark.process
+
 ROOT = Path(__file__).parents[2]
 ONE = ("--runners", "1", "--slots", "1")
 
@@ -70,7 +72,7 @@ def falctl(folder: Path, *arguments: str, **environ: str) -> subprocess.Complete
         env=environment | {"PYTHONPATH": str(ROOT)} | environ,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
     )
 
@@ -158,7 +160,7 @@ def test_a_terminal_sees_a_progress_bar_and_it_is_gone_at_the_end(folder: Path) 
         stderr=theirs,
     ) as process:
         os.close(theirs)
-        output, _ = process.communicate(timeout=60)
+        output, _ = process.communicate(timeout=300)
     assert process.returncode == 0
     assert json.loads(output)["policies"]["auto"]["requests"] == 300
     seen = bytearray()

@@ -101,3 +101,14 @@ def test_a_fleet_whose_host_memory_is_ten_times_as_fast_waits_less_for_loads(
     )
     assert with_it.load_s_per_request < 0.7 * without.load_s_per_request
     assert with_it.mean_s < without.mean_s
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_a_scheduler_that_is_not_told_of_tiers_sees_only_how_long_loads_take(*, told: bool) -> None:
+    world = World(turns("aba"), Fal(), replace(ALONE, tells_tiers=told))
+    outcome = world.run()
+    assert [load_s for *_, load_s in outcome.loads] == [4, 4, 2]
+    (runner,) = world.scheduler.fleet.runners.values()
+    assert runner.in_ram == ({A, B} if told else set())
+    learnt_s = world.scheduler.state.costs.load_s(A)
+    assert learnt_s == 4 if told else learnt_s < 4, "told of none, it takes the cheap load for one from disk"

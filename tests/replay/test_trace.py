@@ -16,7 +16,9 @@ from falctl.replay.trace import FIELDS, Job, Missing, read_trace
 from tests.replay.traces import FIVE, five
 from tests.replay.written import write_trace
 
-on_files = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+on_files = settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], deadline=None
+)
 
 
 def written(folder: Path, content: str | bytes, name: str = "trace.csv") -> Path:

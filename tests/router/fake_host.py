@@ -22,7 +22,7 @@ from falctl.board.board import Board
 from falctl.board.rows import ModelRow, RunnerRow
 from falctl.core.types import Epoch, Hint
 
-PATIENCE_S = 15.0
+PATIENCE_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ async def answer(
 
 async def wait_on_loop(event: threading.Event) -> None:
     """Wait for what another thread sets, without holding a thread: hundreds of requests may wait."""
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(600):
         while not event.is_set():  # noqa: ASYNC110 - the event is a thread's, not the loop's
             await asyncio.sleep(0.01)
 

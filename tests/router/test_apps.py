@@ -377,7 +377,7 @@ def test_a_reload_and_a_drain_are_for_all_apps(two: Setup) -> None:
             later.ask(two, path=f"/run/me/{alias}")
             until(partial(is_so, two, alias, waiting), within_s=PATIENCE_S, what="it is there")
         assert ask(two, path=f"/run/me/{alias}").status == 429
-    two.router.send(wire.Drain(5.0))
+    two.router.send(wire.Drain(600.0))
     until(lambda: sum(queued(two).values()) == 0, within_s=PATIENCE_S, what="those that wait are refused")
     gate.opened.set()
     assert sorted(reply.status for reply in later.all()) == [200, 200, 503, 503]

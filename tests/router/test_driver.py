@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import tempfile
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,17 +12,21 @@ from typing import Any, cast
 import pytest
 from starlette.types import Message, Send
 
+from falctl import wire
+from falctl.board.board import Board
 from falctl.config import Config
 from falctl.core.admission import ByteBudget
 from falctl.core.events import Arrived, Dispatch, Refuse, RunnerDown, RunnerUp
 from falctl.core.types import Epoch, RequestId, RunnerId
 from falctl.errors import ClientGoneError
+from falctl.home import Home
 from falctl.router.dispatch.activity import Activity
-from falctl.router.dispatch.apps import LocalApp
+from falctl.router.dispatch.apps import Apps, LocalApp
 from falctl.router.dispatch.driver import Driver
 from falctl.router.edge.body import Intake
 from falctl.router.edge.call import Call
 from falctl.router.own.ledger import Ledger
+from falctl.router.own.steps import Steps
 from falctl.router.passing.proxy import Proxy, ProxyRules
 from falctl.router.passing.reach import Target
 from falctl.router.runners.fleet import FleetLinks
@@ -162,3 +167,27 @@ def test_a_hold_ends_in_time_although_nothing_happens() -> None:
             queue = float((reply.value("server-timing") or "").partition("queue;dur=")[2].partition(",")[0])
             assert 450 < queue < 3000
             release.set()
+
+
+def test_the_last_picture_of_a_request_goes_with_its_runner() -> None:
+    async def run(home: Home, board: Board) -> None:
+        fleet = FleetLinks(board, home, Apps([LocalApp("", frozenset({FIRST}), driver())]), Ledger())
+        steps = Steps(fleet, news=lambda _: None)
+        fleet.learn(FIRST, 1, "ready")
+        link = fleet.find(FIRST, Epoch(1))
+        assert link is not None
+        link._held[A] = None
+        link._strangers.add(B)
+        for request in (A, B):
+            fleet.stepped(wire.Stepped(1, request, 1, 20, "a picture"))
+            assert steps.preview(request) is not None
+        fleet.learn(FIRST, 1, "backoff")
+        assert (steps.preview(A), steps.preview(B)) == (None, None)
+        await fleet.close()
+
+    with tempfile.TemporaryDirectory(prefix="f", dir="/tmp") as folder:
+        home = Home(Path(folder))
+        home.create()
+        board = Board.create(home.board, runners=1, gpus=1)
+        asyncio.run(run(home, board))
+        board.close()

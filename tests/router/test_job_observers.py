@@ -51,7 +51,7 @@ def test_every_change_of_a_job_is_heard_and_its_end_is_on_the_disk_by_then(tmp_p
         keeper.observers.append(observe)
         await keeper.submit(JOB, ENVELOPE, b"{}")
         driver.handle(RunnerUp(RunnerId(0), Epoch(1), 1, (), None))
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             await over.wait()
         saved = await store.find(JOB)
         assert saved is not None

@@ -75,7 +75,7 @@ def test_a_full_disk_refuses_and_spoils_nothing(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=True,
-        timeout=100,
+        timeout=500,
     )
     said = done.stdout.splitlines()
     full = said.index("full -")

@@ -179,12 +179,10 @@ def test_a_reload_takes_effect_at_once(one: Setup) -> None:
     assert ask(one, headers=key, body=b"x" * 3000).status == 413
     assert ask(one, headers=key, body=b'{"ckpt": "c", "model": "m"}').status == 200
     assert one.hosts[0].seen[-1].values(wire.H_WANTED) == [b'"c"']
-    assert "request.done" in log_of(one)
+    until(lambda: "request.done" in log_of(one), within_s=PATIENCE_S, what="it is logged")
     with Raw(one, request_bytes("/", b"Authorization: Key k")) as raw:
         raw.read_until(b"ok")
-        started_at = monotonic_s()
-        assert raw.read_all() == b""
-        assert monotonic_s() - started_at < 5.0
+        assert raw.read_all() == b"", "closed long before the usual keep_alive"
 
 
 def test_what_a_client_writes_forges_no_lines_of_the_log() -> None:
@@ -204,7 +202,7 @@ def test_draining_refuses_what_waits_and_finishes_what_runs(one: Setup) -> None:
     until(lambda: one.hosts[0].executing, within_s=PATIENCE_S, what="executing")
     waiting.ask(one)
     waits(one, 1)
-    one.router.send(wire.Drain(30.0))
+    one.router.send(wire.Drain(600.0))
     for reply in (*waiting.all(), ask(one)):
         assert reply.status == 503
         assert reply.json()["error_type"] == "runner_scheduling_failure"
@@ -219,7 +217,7 @@ def test_draining_refuses_what_waits_and_finishes_what_runs(one: Setup) -> None:
 
 def test_an_idle_router_is_drained_at_once(one: Setup) -> None:
     assert one.router is not None
-    one.router.send(wire.Drain(30.0))
+    one.router.send(wire.Drain(600.0))
     one.router.expect(wire.Drained)
 
 
@@ -255,10 +253,8 @@ def test_stop_does_not_wait_for_a_job_that_goes_on(one: Setup) -> None:
     assert one.router is not None
     with Raw(one, request_bytes()):
         until(lambda: one.hosts[0].executing, within_s=PATIENCE_S, what="executing")
-        started_at = monotonic_s()
         one.router.send(wire.Stop())
         assert one.router.process.wait(PATIENCE_S) == 0
-        assert monotonic_s() - started_at < 8.0
     assert "router.stopped" in log_of(one)
     assert "Traceback" not in log_of(one)
 

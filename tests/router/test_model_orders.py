@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from falctl import wire
+from falctl.config import Config
 from tests.router.client import Reply, ask
 from tests.router.fake_host import PATIENCE_S, Gate
 from tests.router.harness import ADMIN_TOKEN, Setup, log_of
@@ -254,7 +256,7 @@ def test_a_preload_takes_only_free_room() -> None:
         assert hosts[0].orders == []
 
 
-def test_a_preload_whose_runner_dies_is_not_tried_again() -> None:
+def test_a_preload_whose_runner_dies_is_not_tried_again_at_once_but_after_a_reload() -> None:
     never = threading.Event()
     with models((), config={"cache": {"preload": ["a"]}}, loads_wait=never) as (setup, hosts):
         until(lambda: hosts[0].orders, within_s=PATIENCE_S, what="the load is asked for")
@@ -266,6 +268,32 @@ def test_a_preload_whose_runner_dies_is_not_tried_again() -> None:
         setup.wait_up(0, 2)
         assert ask(setup, body=b"{}", headers={"x-fal-runner-hint": "b"}).status == 200
         assert [order["hint"] for order in again.orders] == ["b"]
+        assert "tried again in 60 s" in log_of(setup)
+        reload(setup, cache={"preload": ["a"]})
+        until(lambda: "a" in again.tiers, within_s=PATIENCE_S, what="it is loaded after all")
+
+
+def test_a_reload_loads_what_it_adds_and_waits_no_more_for_what_it_leaves_out() -> None:
+    wait = threading.Event()
+    with models((), config={"cache": {"preload": ["a", "b@0"]}}, loads_wait=wait) as (setup, hosts):
+        [host] = hosts
+        until(lambda: host.orders, within_s=PATIENCE_S, what="the first load is asked for")
+        [first] = [order["hint"] for order in host.orders]
+        reload(setup, cache={"preload": [first if first == "a" else "b@0", "c"]})
+        wait.set()
+        until(lambda: set(host.tiers) == {first, "c"}, within_s=PATIENCE_S, what="what is named is loaded")
+        reload(setup, cache={"preload": []})
+        assert [order["hint"] for order in host.orders] == [first, "c"], (
+            "nothing is loaded twice, nor unloaded"
+        )
+
+
+def reload(setup: Setup, **sections: Any) -> None:
+    """Have the router take another configuration, and wait until it has."""
+    assert setup.router is not None
+    times = log_of(setup).count("router.reloaded")
+    setup.router.send(wire.Reload(Config.model_validate(sections).model_dump(mode="json")))
+    until(lambda: log_of(setup).count("router.reloaded") > times, within_s=PATIENCE_S, what="it is reloaded")
 
 
 # --- who is meant --------------------------------------------------------------------------------

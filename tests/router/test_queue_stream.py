@@ -207,7 +207,7 @@ def test_a_drain_ends_streams_cleanly_after_what_ran_has_ended() -> None:
         first.wait("IN_PROGRESS")
         second.wait("IN_QUEUE")
         assert setup.router is not None
-        setup.router.send(wire.Drain(30.0))
+        setup.router.send(wire.Drain(600.0))
         until(lambda: setup.status()["draining"], within_s=PATIENCE_S, what="it has heard that it ends")
         gate.opened.set()
         setup.router.expect(wire.Drained)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import pytest
+from starlette.types import Send
 
 from falctl import wire
 from falctl.board.rows import ModelRow, RunnerRow
@@ -14,7 +15,7 @@ from falctl.core.sources import Stock
 from falctl.core.types import Epoch, Hint, RunnerId
 from falctl.router.runners.news import released, stock_of
 from tests.router.client import Later, ask
-from tests.router.fake_host import PATIENCE_S
+from tests.router.fake_host import PATIENCE_S, FakeHost, Seen, answer
 from tests.router.harness import Setup, serving, waits
 from tests.router.queue_calls import result, submit
 from tests.wait import until
@@ -91,6 +92,73 @@ def test_a_model_goes_where_its_base_is_if_the_app_says_what_joins_them() -> Non
                 what="hints of runner 2",
             )
             assert ask(setup, headers={HINT: "base+lora"}).value("x-falctl-runner") == str(runner)
+
+
+def asked(setup: Setup, *, but: Collection[int]) -> FakeHost:
+    """Return the next host that has been asked for a load, of those *but* which there are."""
+
+    def those() -> list[FakeHost]:
+        return [host for host in setup.hosts.values() if host.ordered and host.runner not in but]
+
+    [host] = until(those, within_s=PATIENCE_S, what="a load is asked for")
+    return host
+
+
+def test_a_507_of_one_runner_is_no_answer_while_another_may_have_room(three: Setup) -> None:
+    failed: list[int] = []
+    first, second = wanting(three, "m"), wanting(three, "m")
+    for _ in three.hosts:
+        host = asked(three, but=failed)
+        assert not first.replies + second.replies
+        failed.append(host.runner)
+        said = f"runner {host.runner} has no room"
+        told: dict[str, Any] = {
+            "error": said,
+            "status": 507,
+            "error_type": "model_too_large",
+            "least_bytes": 20 << 30,
+        }
+        host.tell(wire.LoadEnded(host.epoch, "m", ok=False, load_s=0.0, **told))
+    assert sorted(failed) == [0, 1, 2]
+    for reply in (*first.all(), *second.all(), ask(three, headers={HINT: "m"})):
+        assert (reply.status, reply.value("x-fal-error-type")) == (507, "model_too_large")
+        assert reply.json()["detail"] == said
+    assert all(len(host.ordered) == 1 and not host.seen for host in three.hosts.values())
+    why = ask(three, "GET", "/falctl/why?model=m").json()
+    assert "would be refused: no runner had room for it" in why["conclusion"]
+    assert all(row["refused_s"] >= 0 for row in why["runners"])
+
+
+def test_a_507_of_an_execution_sends_the_next_one_elsewhere() -> None:
+    with serving(runners=3) as setup:
+
+        async def too_large(seen: Seen, send: Send) -> None:
+            host = next(h for h in setup.hosts.values() if seen in h.seen)
+            host.executing.remove(seen.request)
+            host.put_row()
+            host._emit(wire.Released(host.epoch, seen.request, least_bytes=20 << 30))
+            await answer(send, b"no room", status=507)
+
+        for host in setup.hosts.values():
+            host.handler = too_large
+        replies = [ask(setup, headers={HINT: "m"}) for _ in range(4)]
+        assert [reply.status for reply in replies] == [507] * 4
+        assert {reply.value("x-falctl-runner") for reply in replies[:3]} == {"0", "1", "2"}
+        assert replies[3].value("x-falctl-origin") == "router", "nobody is left to ask"
+
+
+def test_all_who_wait_for_a_model_that_there_is_not_are_answered_by_the_load_that_failed(
+    three: Setup,
+) -> None:
+    laters = [wanting(three, "nonsense") for _ in range(3)]
+    waits(three, 3)
+    host = asked(three, but=[])
+    told: dict[str, Any] = {"error": "there is no nonsense", "status": 404, "error_type": "model_not_allowed"}
+    host.tell(wire.LoadEnded(host.epoch, "nonsense", ok=False, load_s=0.0, **told))
+    for reply in [reply for later in laters for reply in later.all()]:
+        assert (reply.status, reply.value("x-fal-error-type")) == (404, "model_not_allowed")
+        assert reply.json() == {"detail": "there is no nonsense", "error_type": "model_not_allowed"}
+    assert not any(h.seen for h in three.hosts.values())
 
 
 WITH_LORA = b'{"model": "base", "loras": [{"path": "lora.safetensors", "scale": 0.5}]}'

@@ -328,7 +328,7 @@ def test_a_drain_waits_for_those_that_are_being_called_but_not_for_long() -> Non
             last = submit(setup, receiver.url)
             becomes(setup, last, "IN_PROGRESS")
             assert setup.router is not None
-            setup.router.send(wire.Drain(30.0))
+            setup.router.send(wire.Drain(600.0))
             gate.opened.set()
             setup.router.expect(wire.Drained)
             assert len(receiver.about(last)) == 1

@@ -231,7 +231,7 @@ def test_when_the_router_stops_it_ends_with_1001() -> None:
 def test_a_drain_waits_for_it() -> None:
     with serving() as setup, talking(setup) as websocket:
         assert setup.router is not None
-        setup.router.send(wire.Drain(30.0))
+        setup.router.send(wire.Drain(600.0))
         assert refused(setup)[0] == 503
         assert not setup.router.heard(wire.Drained, within_s=0.5)
         websocket.send("still there")

@@ -21,7 +21,7 @@ from falctl.supervisor.host_memory import HostMemory
 from tests.wait import until
 
 REPOSITORY: Final = Path(__file__).parents[2]
-STEP_S: Final = 60.0
+STEP_S: Final = 180.0
 T = TypeVar("T")
 
 
@@ -77,9 +77,12 @@ class Runner:
 class MemoryServer:
     """A block in which the memory is there; its end gives all of it back, and ends runners that are left."""
 
-    def __init__(self, budget_bytes: int, *, keep_alive_s: float | None = None) -> None:
+    def __init__(
+        self, budget_bytes: int, *, keep_alive_s: float | None = None, registers: bool = False
+    ) -> None:
         self._budget_bytes = budget_bytes
         self._keep_alive_s = keep_alive_s
+        self._registers = registers
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._epochs: dict[int, int] = {}
@@ -90,7 +93,10 @@ class MemoryServer:
     def __enter__(self) -> Self:
         self._thread.start()
         self.memory = HostMemory(
-            self._budget_bytes, keep_alive_s=self._keep_alive_s, changed=self.rows.append
+            self._budget_bytes,
+            keep_alive_s=self._keep_alive_s,
+            changed=self.rows.append,
+            registers=self._registers,
         )
         return self
 
@@ -100,10 +106,14 @@ class MemoryServer:
         for runner in self._runners:
             if runner.process.returncode is None:
                 runner.kill()
-        self.call(lambda memory: memory.close())
+        self.close_memory()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(STEP_S)
         self._loop.close()
+
+    def close_memory(self) -> None:
+        """Have the memory closed, and wait for it."""
+        asyncio.run_coroutine_threadsafe(self.memory.close(), self._loop).result(STEP_S)
 
     def call(self, what: Callable[[HostMemory], T]) -> T:
         """Return what *what* does to the memory on its loop."""

@@ -14,7 +14,7 @@ from falctl.supervisor import datagrams
 from falctl.supervisor.datagrams import Datagrams
 
 BYTES_MAX = 1 << 12
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0
 
 
 @pytest.fixture

@@ -116,8 +116,28 @@ def test_what_a_killed_runner_held_is_found_by_its_successor_and_leaks_nothing(s
     assert again.ask("obtain", "unet", 8 * MB) == "filled"
     assert again.ask("read") == str(5 * 8 * MB)
     again.kill()
-    server.call(lambda memory: memory.close())
+    server.close_memory()
     assert shared_kib(os.getpid()) == 0
+
+
+@pytest.mark.process
+def test_memory_is_given_back_beside_the_loop(server: MemoryServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    runner = server.start(0)
+    runner.ask("obtain", "unet", 8 * MB)
+    runner.ask("seal")
+    runner.kill()
+    [fd], closed_by, close = server.memory._fds.values(), [], os.close
+
+    def watched(number: int) -> None:
+        if number == fd:
+            closed_by.append(threading.current_thread())
+        close(number)
+
+    monkeypatch.setattr(os, "close", watched)
+    server.close_memory()
+    loop = server.call(lambda _: threading.current_thread())
+    assert len(closed_by) == 1
+    assert closed_by != [loop], "which would stand still for 0.1 s a GB"
 
 
 @pytest.mark.process

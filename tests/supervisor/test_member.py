@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
+from collections.abc import Callable
+
 from falctl import wire
 from falctl.core.lifecycle import Begin, LifeLimits, Watched
 from falctl.core.types import Epoch
@@ -32,3 +36,24 @@ def test_what_an_app_declares_reaches_its_life_and_its_name_is_kept() -> None:
     assert member.life.handle(Watched(epoch, None), now=1601.0) != []
     member._hear(epoch, wire.Ready(1, 5.0, "my-app"))
     assert (member.app_name, member.grace_s, member.life.state) == ("my-app", 5.0, "ready")
+
+
+def test_what_was_made_for_a_child_that_cannot_be_started_is_taken_back() -> None:
+    buried: list[None] = []
+
+    def fail(_: Epoch) -> Launch:
+        raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    async def begin() -> None:
+        member = Member("m", LIMITS, launch=fail, changed=lambda: None, buried=lambda: buried.append(None))
+        member.feed(Begin())
+        await asyncio.wait_for(_until(lambda: member.life.state == "backoff"), 60)
+        await member.stop(within_s=0)
+
+    asyncio.run(begin())
+    assert buried == [None]
+
+
+async def _until(condition: Callable[[], bool]) -> None:
+    while not condition():  # noqa: ASYNC110 - the machine has no event for it
+        await asyncio.sleep(0.01)

@@ -197,22 +197,25 @@ def probe_elsewhere(environ: dict[str, str], *, within_s: float) -> str:
         cwd=REPOSITORY,
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=300,
         check=True,
     ).stdout
 
 
+@pytest.mark.process
 def test_a_process_can_leave_while_its_probe_hangs(make_nvml: MakeNvml) -> None:
     fake = make_nvml(card(0))
     fake.hold(hang=True)
     assert "the NVIDIA driver hangs" in probe_elsewhere(fake.environ, within_s=0.2)
 
 
+@pytest.mark.process
 def test_a_library_that_cannot_be_loaded_is_no_machine(tmp_path: Path) -> None:
     (tmp_path / "libnvidia-ml.so.1").touch()
-    assert probe_elsewhere({"LD_LIBRARY_PATH": str(tmp_path)}, within_s=10.0) == "None\n"
+    assert probe_elsewhere({"LD_LIBRARY_PATH": str(tmp_path)}, within_s=60.0) == "None\n"
 
 
+@pytest.mark.process
 def test_the_loader_finds_the_fake_as_it_finds_the_drivers(make_nvml: MakeNvml) -> None:
     fake = make_nvml(card(0))
-    assert fake.uuids[0] in probe_elsewhere(fake.environ, within_s=10.0)
+    assert fake.uuids[0] in probe_elsewhere(fake.environ, within_s=60.0)

@@ -20,7 +20,7 @@ from tests.fakes.nvml import DOUBLE_BIT_ECC_EVENT, GPU_IS_LOST, FakeCard, FakeNv
 from tests.fakes.nvml.fixtures import MakeNvml
 from tests.wait import until
 
-WITHIN_S = 30.0
+WITHIN_S = 60.0
 
 
 @pytest.fixture

@@ -41,6 +41,11 @@ class Model:
         return self.name.upper()
 
 
+def _stop_if(cancelled: threading.Event | None) -> None:
+    if cancelled is not None and cancelled.is_set():
+        raise InterruptedError
+
+
 @dataclass(eq=False)
 class CountedStore:
     """
@@ -60,13 +65,21 @@ class CountedStore:
     moves: Counter[str] = field(default_factory=Counter)
     taken_bytes: int = 0
     """By others on the device."""
+    drawn_bytes: int = 0
+    """By drawings that run."""
     lies: bool = False
     """Whether `free_bytes` leaves out what others have taken."""
     stuck: frozenset[str] = frozenset()
     """Parts that no file brings back: they stay in host memory."""
     busy: str = ""
     """The move that is under way."""
+    waiting: str = ""
+    """The move that is at its gate."""
+    refused: int = 0
+    """How often host memory was full."""
     hows: dict[str, How] = field(default_factory=dict)
+    moved_bytes: dict[str, int] = field(default_factory=dict)
+    """Of parts that are on their way from the disk."""
 
     def __post_init__(self) -> None:
         self._parts: dict[str, Part] = {}
@@ -87,7 +100,7 @@ class CountedStore:
 
     @property
     def free_bytes(self) -> int:
-        return self.total_bytes - self.used_bytes - (0 if self.lies else self.taken_bytes)
+        return self.total_bytes - self.used_bytes - (0 if self.lies else self.taken_bytes) - self.drawn_bytes
 
     def check(self, name: str) -> None:
         if name not in self.models:
@@ -112,8 +125,12 @@ class CountedStore:
 
     # Moves
 
-    def construct(self, name: str) -> None:
+    def moved(self) -> Mapping[str, int]:
+        return dict(self.moved_bytes)
+
+    def construct(self, name: str, cancelled: threading.Event | None = None) -> None:
         with self._one("construct", name):
+            _stop_if(cancelled)
             self._versions[name] += 1
             self._made[name] = self._versions[name], self.models[name]
             with self._bytes:
@@ -126,23 +143,33 @@ class CountedStore:
             if self.parts()[key].tier != "disk":
                 continue
             self._perhaps_fail("fill", name)
-            if cancelled.is_set():
-                raise InterruptedError
+            _stop_if(cancelled)
             with self._bytes:
                 part = self._parts[key]
                 if part.nbytes + sum(p.nbytes for p in self._parts.values() if p.host) > self.host_bytes:
+                    self.refused += 1
                     raise HostMemoryFullError(f"no {part.nbytes} bytes")
                 if part.tier == "disk":
                     self._parts[key] = replace(part, tier="ram", host=True)
             self.moves[f"fill {key}"] += 1
 
-    def place(self, name: str, how: How = "whole") -> Model:
+    def place(
+        self,
+        name: str,
+        how: How = "whole",
+        *,
+        filling: bool = False,
+        cancelled: threading.Event | None = None,
+    ) -> Model:
         with self._one("place", name):
+            _stop_if(cancelled)
+            if filling:
+                self.fill(name, cancelled or threading.Event())
             version, sizes = self._made[name]
             for key in sizes:
                 part = self.parts()[key]
                 if part.tier != "vram":
-                    if self.used_bytes + self.taken_bytes + part.nbytes > self.total_bytes:
+                    if self.used_bytes + self.taken_bytes + self.drawn_bytes + part.nbytes > self.total_bytes:
                         raise OutOfMemoryError(f"no room for {key}")
                     self._set(key, replace(part, tier="vram"))
                     self.moves[f"place {key}"] += 1
@@ -192,6 +219,8 @@ class CountedStore:
 
     def _perhaps_fail(self, move: str, what: str) -> None:
         if (gate := self.gates.get(f"{move} {what}")) is not None:
-            assert gate.wait(20.0)
+            self.waiting = f"{move} {what}"
+            assert gate.wait(60.0)
+            self.waiting = ""
         if (error := self.broken.pop(f"{move} {what}", None)) is not None:
             raise error

@@ -7,21 +7,23 @@ import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any, Literal
 
 import pytest
 
 from falctl.core.activations import Drawing
-from falctl.core.residency import Room
-from falctl.errors import ModelTooLargeError, NotFoundError
+from falctl.core.residency import Part, Room
+from falctl.errors import FilesChangedError, ModelTooLargeError, NotFoundError
 from falctl.toolkit import ModelCache, RequestCancelled
+from falctl.toolkit.cache_entry import Load
 from falctl.toolkit.cache_hooks import Admitted, CacheHooks, CachePolicy, OutOfMemory
-from falctl.toolkit.holdings import LOADING
+from falctl.toolkit.moving import LOADING
 from falctl.toolkit.opaque_store import OpaqueStore
 from tests.toolkit.counted_store import CountedStore, Model, OutOfMemoryError
 from tests.wait import until
 
-WAIT_S = 20.0
+WAIT_S = 60.0
 SIZES = {
     "a": {"a.text": 20, "a.unet": 50},
     "b": {"b.text": 10, "b.unet": 40},
@@ -446,6 +448,27 @@ def test_an_idle_model_leaves_the_device_and_then_host_memory_when_it_is_tended(
     assert cache.tend() is None
 
 
+def test_what_no_file_brings_back_leaves_host_memory_with_all_of_its_model_when_that_is_to_go() -> None:
+    store = store_of(stuck=frozenset({"c.unet"}))
+    cache = cache_of(store)
+    for tier in ("vram", "ram"):
+        use(cache, "c")
+        assert cache.evict("c", tier)
+        assert tiers(cache) == ({"c": "ram"} if tier == "vram" else {}), "off the device it is kept"
+    assert store.used_host_bytes == 0
+    assert not cache.evict("c", "ram")
+    use(cache, "c")
+    assert store.moves["construct c"] == 2
+
+
+def test_what_no_file_brings_back_does_not_idle_in_host_memory_for_ever() -> None:
+    store = store_of(stuck=frozenset({"c.unet"}))
+    cache = cache_of(store, keep_alive_s=lambda _name: 0.0)
+    use(cache, "c")
+    cache.tend()
+    assert (tiers(cache), store.used_host_bytes, cache.due_at()) == ({}, 0, None)
+
+
 def test_the_last_lease_says_for_how_long() -> None:
     keep_s = 3600.0
     cache = cache_of(store_of(), keep_alive_s=lambda _name: keep_s)
@@ -591,15 +614,129 @@ def test_everybody_can_see_where_a_model_is_and_how_far_its_load_has_come() -> N
     use(cache, "c")
     with ThreadPoolExecutor(1) as pool:
         loading = pool.submit(use, cache, "b")
-        until(lambda: store.used_host_bytes == 85, within_s=WAIT_S, what="b has been read")
+        until(lambda: store.busy == "place b", within_s=WAIT_S, what="b is on its way")
         seen = cache.residents()[0]
-        assert (seen.name, seen.state, seen.tier, seen.loaded) == ("b", "loading", "ram", 1.0)
-        assert (seen.device_bytes, seen.host_bytes, seen.leases) == (0, 50, 1)
+        assert (seen.name, seen.state, seen.tier, seen.loaded) == ("b", "loading", "disk", 0.0)
+        assert (seen.device_bytes, seen.host_bytes, seen.leases) == (0, 0, 1)
+        store.moved_bytes = {"b.unet": 60}
+        assert cache.residents()[0].loaded == 0.6, "40 of 50 bytes were read and 20 of 50 copied"
+        store.moved_bytes = {}
+        assert cache.residents()[0].loaded == 0.6, "what is begun anew counts when it is further than it was"
         store.gates["place b"].set()
         loading.result(WAIT_S)
     seen = cache.residents()[0]
     assert (seen.state, seen.tier, seen.loaded, seen.device_bytes) == ("ready", "vram", None, 50)
     assert seen.load_s > 0
+
+
+def share(load: Load, *parts: Part, **moved: int) -> float | None:
+    return load.share(parts, moved)
+
+
+def test_of_a_load_those_bytes_count_that_it_has_to_move() -> None:
+    disk, ram, there = Part("disk", 10, "disk"), Part("ram", 10, "ram"), Part("vram", 10, "vram")
+    load = Load("vram", "disk", begun={"disk": "disk", "ram": "ram", "vram": "vram"})
+    assert share(load, disk, ram, there) == 0.0
+    assert share(load, disk, ram, there, disk=15) == 0.5
+    assert share(load, replace(disk, tier="ram"), ram, there) == 0.5, "never less than before"
+    assert share(load, replace(disk, tier="vram"), ram, there) == pytest.approx(2 / 3)
+    assert share(load, replace(disk, tier="vram"), replace(ram, tier="vram"), there) == 1.0
+    to_ram = Load("ram", "disk", begun={"ram": "ram", "vram": "vram"})
+    assert share(to_ram, disk, ram, there, disk=7) == 0.7
+    assert share(to_ram, disk, ram, there, disk=99) == 1.0
+    assert share(Load("ram", "ram", begun={"ram": "ram"}), ram) is None, "it moves nothing"
+
+
+def test_what_comes_to_the_device_only_while_it_runs_is_no_part_of_a_load() -> None:
+    load = Load("vram", "disk", how="staged")
+    assert share(load, Part("unet", 10, "disk"), unet=5) == 0.5
+    assert share(load, Part("unet", 10, "ram")) == 1.0
+
+
+def test_how_a_model_is_to_run_is_known_when_its_load_is_looked_at() -> None:
+    store = store_of(gates={"place b": threading.Event()})
+    cache = cache_of(store, admit=lambda _name, _drawing, _room: Admitted("staged", 50))
+    with ThreadPoolExecutor(1) as pool:
+        loading = pool.submit(use, cache, "b")
+        until(lambda: store.busy == "place b", within_s=WAIT_S, what="b is placed")
+        assert (store.used_host_bytes, cache.residents()[0].loaded) == (50, 1.0)
+        store.gates["place b"].set()
+        loading.result(WAIT_S)
+
+
+# Nobody waits for what nobody wants
+
+
+class Wanted:
+    """A cache, and for each thread whether the request that it works for was cancelled."""
+
+    def __init__(self, store: CountedStore) -> None:
+        self.local = threading.local()
+        hooks = CacheHooks(cancelled=lambda: getattr(self.local, "stop", threading.Event()))
+        self.cache = ModelCache(store, hooks=hooks)
+
+    def load(self, name: str, tier: Literal["vram", "ram"], stop: threading.Event) -> None:
+        self.local.stop = stop
+        self.cache.load(name, tier)
+
+
+@pytest.mark.parametrize("joined", [True, False])
+def test_who_waits_for_its_turn_to_load_stops_when_it_is_cancelled(*, joined: bool) -> None:
+    store, stop = store_of(), threading.Event()
+    wanted = Wanted(store)
+    cache = wanted.cache
+    with ThreadPoolExecutor(2) as pool:
+        with LOADING:
+            first = pool.submit(wanted.load, "a", "vram", stop)
+            until(lambda: len(cache.residents()) == 1, within_s=WAIT_S, what="the first waits for its turn")
+            if joined:
+                second = pool.submit(use, cache, "a")
+                until(lambda: cache.residents()[0].leases == 2, within_s=WAIT_S, what="the second joins it")
+            stop.set()
+            with pytest.raises(RequestCancelled):
+                first.result(WAIT_S)
+        if joined:
+            second.result(WAIT_S)
+    assert store.moves["construct a"] == int(joined), "who joined it has loaded it"
+    use(cache, "a")
+    assert cache.residents()[0].leases == 0
+
+
+@pytest.mark.parametrize("step", ["construct a", "place a", "fill a"])
+def test_a_load_that_is_cancelled_at_any_step_raises_that_and_the_next_one_works(step: str) -> None:
+    store, stop = store_of(), threading.Event()
+    wanted = Wanted(store)
+    gate = store.gates[step] = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        loading = pool.submit(wanted.load, "a", "vram", stop)
+        until(lambda: store.waiting == step, within_s=WAIT_S, what=f"it is at {step}")
+        stop.set()
+        gate.set()
+        with pytest.raises(RequestCancelled):
+            loading.result(WAIT_S)
+    assert (wanted.cache.resident, store.used_bytes) == ((), 0)
+    use(wanted.cache, "a")
+
+
+def test_who_waits_to_have_others_leave_host_memory_stops_when_it_is_cancelled() -> None:
+    store, stop = store_of(host_bytes=70), threading.Event()
+    wanted = Wanted(store)
+    cache = wanted.cache
+    for name in ("a", "b"):
+        cache.load(name, "ram")
+    assert tiers(cache) == {"a": "disk", "b": "ram"}
+    gate = store.gates["fill a"] = threading.Event()
+    with ThreadPoolExecutor(1) as pool, LOADING:
+        loading = pool.submit(wanted.load, "a", "ram", stop)
+        until(lambda: store.waiting == "fill a", within_s=WAIT_S, what="it reads")
+        store.gates = {}
+        gate.set()
+        until(lambda: store.refused == 2, within_s=WAIT_S, what="it has no room, and waits for its turn")
+        stop.set()
+        with pytest.raises(RequestCancelled):
+            loading.result(WAIT_S)
+    assert tiers(cache) == {"a": "disk", "b": "ram"}
+    cache.load("a", "ram")
 
 
 def test_a_model_store_takes_no_objects() -> None:
@@ -734,3 +871,52 @@ def test_an_unload_that_fails_while_a_model_is_put_leaves_that_name_free() -> No
     with cache.lease("b") as model:
         assert model == "B"
     assert cache.residents()[0].leases == 0
+
+
+class Replaced(CountedStore):
+    """The files of "a" are others while they are read for the first *times* times; nobody may construct unguarded."""
+
+    times = 0
+    fails = True
+    """Whether the reader notices."""
+
+    def fill(self, name: str, cancelled: threading.Event) -> None:
+        if self.times == 0:
+            return super().fill(name, cancelled)
+        self.times -= 1
+        self.models = {**SIZES, "a": {"a.text": 20, f"a.new{self.times}": 40}}
+        if self.fails:
+            raise FilesChangedError("replaced while it was read")
+        return None
+
+    def construct(self, name: str, cancelled: threading.Event | None = None) -> None:
+        with ThreadPoolExecutor(1) as other:
+            assert not other.submit(LOADING.acquire, blocking=False).result(WAIT_S), "nobody holds it"
+        super().construct(name)
+
+
+@pytest.mark.parametrize("fails", [True, False])
+@pytest.mark.parametrize("tier", ["ram", "vram"])
+def test_a_model_that_is_replaced_while_it_is_read_is_loaded_as_it_is_now(
+    tier: Literal["ram", "vram"], fails: bool
+) -> None:
+    store = Replaced(SIZES, 100)
+    cache = cache_of(store)
+    use(cache, "a")
+    assert cache.evict("a", "ram")
+    store.times, store.fails = 1, fails or tier == "vram"
+    cache.load("a", tier)
+    assert {r.name: (r.tier, r.host_bytes, r.leases) for r in cache.residents()} == {"a": (tier, 60, 0)}
+    use(cache, "a")
+    assert store.moves["construct a"] == 2
+    assert store.used_bytes == 60
+
+
+def test_one_that_is_replaced_again_and_again_is_told() -> None:
+    store = Replaced(SIZES, 100)
+    cache = cache_of(store)
+    store.times = 2
+    with pytest.raises(FilesChangedError):
+        use(cache, "a")
+    assert cache.residents()[0].leases == 0
+    use(cache, "a")

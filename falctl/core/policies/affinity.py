@@ -7,7 +7,7 @@ In this order, for the free slots at hand:
 2. **Hits.** The oldest request that is warm on a free runner, or that wants no hint in particular.
 3. **Cold.** The oldest request that nobody is warm for or about to be; or whose warm runners have all been busy
    since it came, `hold_s` ago or longer, or as long ago as a load takes from host memory or beside its base, where a
-   free runner has that. It goes to the runner that loads it from nearest, then gives up least: empty, fewest models.
+   free runner has that. One that has said that it has no room for the model is left out while another may have. It goes to the runner that loads it from nearest, then gives up least: empty, fewest models.
 
 So a request is passed by younger ones for `bypass_max_s` at most; from then on only by older ones, whose number
 is fixed at that instant. Requests for one model share one load, because a runner that executes a request for a
@@ -41,14 +41,19 @@ class Affinity:
         free = state.fleet.free()
         if oldest is None or not free:
             return None
-        if now - oldest.arrived_at >= self.bypass_max_s:
-            return _overdue(oldest, free, state)
+        overdue = _overdue(oldest, free, state) if now - oldest.arrived_at >= self.bypass_max_s else None
+        if overdue is not None:
+            return overdue
         heads = sorted(state.queue.heads(), key=lambda w: w.order)
         return _hit(heads, free, state) or self._cold(heads, free, state, now)
 
     def _cold(self, heads: list[Waiting], free: list[Runner], state: State, now: float) -> Execute | None:
         for waiting in heads:
-            hint, runner = waiting.hint, _cheapest(free, waiting.hint, state.costs)
+            hint = waiting.hint
+            able = [r for r in free if not state.avoids(hint, r)]
+            if not able:
+                continue
+            runner = _cheapest(able, hint, state.costs)
             held = hint is not None and any(state.fleet.warming(hint))
             if not held or now - waiting.arrived_at >= self._hold_s(hint, runner, state.costs):
                 reason = "held long enough for a busy warm runner" if held else "nobody is warm for it"
@@ -63,10 +68,15 @@ class Affinity:
         )
 
 
-def _overdue(waiting: Waiting, free: list[Runner], state: State) -> Execute:
-    choice = _hit([waiting], free, state)
-    runner = _cheapest(free, waiting.hint, state.costs).runner
-    return choice or Execute(waiting.request, runner, "overdue: next, warm or not")
+def _overdue(waiting: Waiting, free: list[Runner], state: State) -> Execute | None:
+    """Return where an overdue request goes; None: who has room for its model is busy."""
+    if (choice := _hit([waiting], free, state)) is not None:
+        return choice
+    able = [runner for runner in free if not state.avoids(waiting.hint, runner)]
+    if not able:
+        return None
+    runner = _cheapest(able, waiting.hint, state.costs).runner
+    return Execute(waiting.request, runner, "overdue: next, warm or not")
 
 
 def _hit(heads: list[Waiting], free: list[Runner], state: State) -> Execute | None:

@@ -2,7 +2,11 @@
 `auto`: hits first by due time, copies that pay for themselves, victims by what they are worth.
 
 Two kinds of move, both ordered by a virtual due time, ``due + head start * own cost``: short work first, but nothing
-that became due later than the head start can overtake. That bounds bypassing, whatever the length of the queue.
+that became due later than the head start can overtake. That bounds bypassing, whatever the length of the queue: with
+H the longest head start, a slot that could run *q* is never given to what is due more than H after *q*; no model is
+loaded where *q*'s could be, and no slot pins the last room for *q*'s load, for such a request either; what is evicted
+as the only copy of a model that somebody waits for goes to one that is due before. After that *q* waits for what has
+begun: one execution, one load, its own load.
 
     execute  over free runners and the models resident there that somebody waits for: the least due time; a model
              that only this runner holds goes before one that others can run, too

@@ -8,18 +8,23 @@ from typing import Final, Literal, Protocol, TypeAlias, runtime_checkable
 
 from falctl.core.costs import Costs
 from falctl.core.demand import Demand
+from falctl.core.events import Failure
 from falctl.core.fleet import Fleet, Runner
 from falctl.core.queue import WaitingQueue
+from falctl.core.refusals import Refusals
 from falctl.core.sources import Source, Stock
 from falctl.core.types import Hint, RequestId, RunnerId
 
 CHANGES_MAX: Final = 1024
 """Models noted one by one; beyond it everything has changed."""
 
-Standing: TypeAlias = Literal["warm", "warm, busy", "loading it", "open", "no room", "busy", "takes nothing"]
+Standing: TypeAlias = Literal[
+    "warm", "warm, busy", "loading it", "open", "no room", "refused it", "busy", "takes nothing"
+]
 """
 How a runner stands to a model at one instant. warm: it holds it and has a free slot; open: it could begin a load, or
-a cold execution, now; no room: it could if there were something to evict; takes nothing: it drains or is not heard of.
+a cold execution, now; no room: it could if there were something to evict; refused it: it has said lately that there is no
+room for it there, or one like it has; takes nothing: it drains or is not heard of.
 """
 
 
@@ -126,6 +131,28 @@ class State:
     costs: Costs = field(default_factory=Costs)
     demand: Demand = field(default_factory=Demand)
     changes: Changes = field(default_factory=Changes)
+    refusals: Refusals = field(default_factory=Refusals)
+
+    def avoids(self, hint: Hint | None, runner: Runner) -> bool:
+        """
+        Return whether *hint* had better go to another than *runner*, which has no room for it.
+
+        If no other is left it may go anywhere: what is not answered by then is to hear why.
+        """
+        if hint is None or self.refusals.of(hint, runner) is None:
+            return False
+        return bool(self.fleet.returning) or not self.refusals.everywhere(hint, self.fleet.runners.values())
+
+    def refused(self, hint: Hint, runner: Runner, least_bytes: int, failure: Failure, *, now: float) -> None:
+        """*runner* says that it has no room for *hint*, which takes *least_bytes* at least."""
+        self.refusals.note(hint, runner, least_bytes, failure, now=now)
+        self.changes.all = True
+
+    def found(self, runner: Runner) -> None:
+        """Take in that *runner* holds what it holds."""
+        hints = runner.hints or ()
+        self.fleet.found(hints)
+        self.refusals.found(hints, runner.runner)
 
     def take_stock(self, runner: Runner, stock: Stock) -> None:
         """Take in what the host of *runner* tells of its models."""

@@ -34,6 +34,10 @@ def standing(state: State, hint: Hint | None, runner: Runner) -> Standing:
         return "warm" if runner.free_slots else "warm, busy"
     if not runner.takes_jobs and runner.executes(hint):
         return "loading it"
+    return "refused it" if state.avoids(hint, runner) else _cold(state, hint, runner)
+
+
+def _cold(state: State, hint: Hint, runner: Runner) -> Standing:
     # What could not be loaded is executed, so that its client hears why: that takes a slot.
     executes = runner.free_slots or hint not in state.fleet.unloadable
     return "open" if executes and runner.may_begin_load else "busy"

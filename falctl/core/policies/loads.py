@@ -63,7 +63,9 @@ def reservation(look: Look, open_runners: list[Runner]) -> Reservation | None:
     if not wishes or not runners:
         return None
     key, hint = min(wishes)
-    if any(look.room.victims(r, hint, key) is not None for r in open_runners):
+    runners = [r for r in runners if not look.state.avoids(hint, r)]
+    able = (r for r in open_runners if not look.state.avoids(hint, r))
+    if not runners or any(look.room.victims(r, hint, key) is not None for r in able):
         return None
     return Reservation(min(runners, key=lambda r: (len(r.in_use), r.runner)), key)
 
@@ -99,6 +101,8 @@ def _unheld(look: Look) -> Iterator[tuple[float, Hint]]:
 
 
 def _fits(look: Look, runner: Runner, hint: Hint, execute: Choice) -> bool:
+    if look.state.avoids(hint, runner):
+        return False
     keep = execute.hint if runner is execute.runner else None
     return look.room.victims(runner, hint, look.queues.load_key(hint), keep=keep) is not None
 
@@ -120,7 +124,7 @@ def _place(look: Look, hint: Hint, key: float, options: list[Runner]) -> Choice 
     best: tuple[float, int, int, int] | None = None
     chosen: tuple[Runner, tuple[Hint, ...], float] | None = None
     for runner in options:
-        if (found := look.room.victims(runner, hint, key)) is None:
+        if look.state.avoids(hint, runner) or (found := look.room.victims(runner, hint, key)) is None:
             continue
         loss = look.worth.horizon_s * found[1]
         crowd = len(look.state.fleet.held(runner)) + len(runner.loading)

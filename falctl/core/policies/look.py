@@ -17,11 +17,16 @@ from falctl.core.policies.knobs import Knobs
 from falctl.core.policies.queues import Queues, queues_at
 from falctl.core.policies.room import Room
 from falctl.core.policies.worth import Worth, worth_at
+from falctl.core.sources import Source
 from falctl.core.types import Hint, RunnerId
 
 FRESH_S: Final = 1.0
 OVERDUE: Final = 5.0
 """A load that has taken so many times as long as it should is not waited for if a copy elsewhere pays."""
+KNOWN_S: Final = 1.0
+STRANGE_S: Final = 60.0
+"""What it should take is at least this; the latter where its model was never seen to be loaded: what others took says
+little of one that may be a hundred times larger, and a second load of it would make both slower."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,13 +119,21 @@ class Look:
         coming: set[Hint] = set()
         for runner in self.runners:
             for hint, since in runner.loading.items():
-                if self.queues.now - since <= OVERDUE * max(
-                    self.queues.load_from_s(hint, runner.loads_from(hint)), 1.0
-                ):
+                if not self._is_late(hint, runner.loads_from(hint), self.queues.now - since):
                     coming.add(hint)
             if runner.hints is not None:
-                coming.update(r.hint for r in runner.in_use.values() if r.hint is not None and not r.warm)
+                for running in runner.in_use.values():
+                    if not running.warm and running.hint is not None:
+                        coming.add(running.hint)
         return coming
+
+    def _is_late(self, hint: Hint, source: Source, spent_s: float) -> bool:
+        """Return whether a load that has taken *spent_s* is far beyond its time; most are told by their age alone."""
+        if spent_s <= OVERDUE * KNOWN_S or spent_s <= OVERDUE * self.queues.load_from_s(hint, source):
+            return False
+        costs = self.state.costs
+        strange = costs.learnt_load_s(hint, source) is None and costs.learnt_load_s(hint) is None
+        return not strange or spent_s > OVERDUE * STRANGE_S
 
     def to_load(self, runners: list[Runner]) -> Iterator[tuple[Iterable[Hint | None], list[Runner]]]:
         """Iterate over models that wait, and those of *runners* on which a load of them may have become worthwhile."""

@@ -31,7 +31,7 @@ def place(
     chosen: Place | None = None
     for runner in runners:
         found = look.room.victims(runner, hint, LAST)
-        if found is None or (found[0] and not evicting):
+        if found is None or (not evicting and (found[0] or look.state.avoids(hint, runner))):
             continue
         full = False
         if not runner.can_load:

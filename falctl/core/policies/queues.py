@@ -14,7 +14,7 @@ from typing import Final
 from falctl.core.fleet import Runner
 from falctl.core.policies.base import State
 from falctl.core.policies.knobs import Knobs
-from falctl.core.sources import SOURCES, Source
+from falctl.core.sources import Source
 from falctl.core.types import Hint, RunnerId
 
 LEAST_S: Final = 1e-6
@@ -110,10 +110,18 @@ class Queues:
         """Return the cheapest source that any runner has for *hint*."""
         known = self._nearest.get(hint)
         if known is None:
-            known = self._nearest[hint] = min(
-                (runner.source(hint) for runner in self.runners), key=SOURCES.index, default="disk"
-            )
+            known = self._nearest[hint] = self._find_nearest(hint)
         return known
+
+    def _find_nearest(self, hint: Hint) -> Source:
+        found: Source = "disk"
+        for runner in self.runners:
+            source = runner.source(hint)
+            if source == "base":
+                return source
+            if source == "ram":
+                found = source
+        return found
 
     def load_key(self, hint: Hint) -> float:
         """Return when *hint* is due if it has to be loaded first; never before its `execute_key`."""

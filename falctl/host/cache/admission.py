@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 
 _RETRIES: Final = 2
 """As it was, then in tiles."""
+_PLANS_MAX: Final = 1024
+"""Remembered of drawings, and of models; those that are not asked for any more are forgotten."""
 _DETAIL_MAX: Final = 200
 """Characters of what the allocator said."""
 
@@ -71,7 +73,7 @@ class Admission:
         self._file = None if folder is None else PeakFile(folder, self._peaks)
         self._counts_drawings = counts_drawings
         self._lock = threading.Lock()  # of what was learnt
-        self._plans: dict[str, tuple[Drawing | None, Plan]] = {}
+        self._plans: dict[_Asked, Plan] = {}
         self._troubles: dict[_Asked, _Trouble] = {}
         self._told: dict[str, Plan] = {}
         if self._file is not None:
@@ -79,11 +81,13 @@ class Admission:
 
     def policy(self, base: CachePolicy) -> CachePolicy:
         """Return *base* with these decisions."""
-        return replace(base, admit=self.admit, around=self.measured, recover=self.recover)
+        return replace(
+            base, admit=self.admit, arrange=self.arrange, around=self.measured, recover=self.recover
+        )
 
     def admit(self, name: str, drawing: Drawing | None, room: Room) -> Admitted:
         """
-        Return how *name* runs in *room*, and have the store arrange it so.
+        Return how *name* can run in *room*; changes nothing.
 
         Raises:
             ModelTooLargeError: it does not fit in any way.
@@ -94,23 +98,33 @@ class Admission:
         if isinstance(plan, TooLarge):
             tried = "; ".join((*plan.tried, *self._store.left_out(name)))
             msg = f"Model {name!r} has no room: {room.told(plan.least_bytes)}; tried: {tried}"
-            raise ModelTooLargeError(msg)
-        self._plans[name] = drawing, plan
-        self._store.arrange(name, Arrangement(plan, peaks))
-        self._tell(name, plan)
+            alone = self._plan(name, self._expected(name, None), room, None)
+            least_bytes = alone.least_bytes if isinstance(alone, TooLarge) else None
+            raise ModelTooLargeError(msg, least_bytes=least_bytes)
         # After memory ran out it is placed anew, for another model may have changed what both have.
         attempts = 0 if trouble is None else len(trouble.tried)
         detail = (plan.tiled, plan.weights, plan.offloaded, attempts)
-        return Admitted(plan.how, plan.nbytes, detail=detail)
+        return Admitted(plan.how, plan.nbytes, detail=detail, plan=Arrangement(plan, peaks))
+
+    def arrange(self, name: str, drawing: Drawing | None, admitted: Admitted) -> None:
+        """Have *name*, which stands, run as it was *admitted* from now on, and say so in the log if that is news."""
+        arrangement: Arrangement = admitted.plan
+        self._plans.pop((name, drawing), None)
+        self._plans[name, drawing] = arrangement.plan
+        while len(self._plans) > _PLANS_MAX:
+            del self._plans[next(iter(self._plans))]
+        self._store.arrange(name, arrangement)
+        self._tell(name, arrangement.plan)
 
     @contextmanager
-    def measured(self, name: str, drawing: Drawing | None) -> Iterator[None]:
+    def measured(self, name: str, drawing: Drawing | None, alone: Callable[[], bool]) -> Iterator[None]:
         """
         Learn what *drawing* takes in this block beside the weights, if it ends well.
 
-        Only where the device sees drawings, and where the weights stay as they are meanwhile: whole models.
+        Only where the device sees drawings, where the weights stay as they are meanwhile (whole models), and while
+        nobody else draws or loads, whose bytes would count as its own: until the end, it was *alone*.
         """
-        plan = self._plan_of(name, drawing)
+        plan = self._plans.get((name, drawing))
         learns = self._store.device.measures_drawings and plan is not None and plan.how == "whole"
         weights = self._store.device.used_bytes if learns else 0
         if learns:
@@ -122,7 +136,12 @@ class Admission:
                 self._troubles.pop((name, drawing), None)
             raise
         self._troubles.pop((name, drawing), None)
-        if learns and plan is not None and (kind := self._kind(name, drawing, tiled=plan.tiled)) is not None:
+        if (
+            learns
+            and alone()
+            and plan is not None
+            and (kind := self._kind(name, drawing, tiled=plan.tiled)) is not None
+        ):
             took = self._store.device.peak_bytes - weights
             self._learn(lambda: self._peaks.seen(kind, took))
 
@@ -136,12 +155,14 @@ class Admission:
         gc.collect()
         self._store.device.give_back()
         asked = facts.name, facts.drawing
-        plan = self._plan_of(*asked)
+        plan = self._plans.get(asked)
         if plan is None:
             return "retry" if facts.attempt == 1 else "raise"
         expected = self._learn_more(facts.name, facts.drawing, plan)
         if facts.attempt == 1:
             self._troubles[asked] = _Trouble(plan)
+            while len(self._troubles) > _PLANS_MAX:
+                del self._troubles[next(iter(self._troubles))]
         trouble = self._troubles.setdefault(asked, _Trouble(plan))
         trouble.plan = plan
         trouble.tried.append(f"{plan.name}, {size_text(expected)} expected for the drawing")
@@ -179,21 +200,13 @@ class Admission:
 
     def _fitting(self, name: str, peaks: DrawingPeaks, room: Room) -> Plan | TooLarge:
         """Return how *name* fits, with its quantised weights only if it is loaded with them or must be."""
-        loaded, available_bytes = self._store.loaded_weights(name), room.most_bytes
-        if room.in_use and loaded is not None:
-            plan = fit(self._store.quantised(name)[loaded], peaks, available_bytes=available_bytes)
-            return plan if isinstance(plan, TooLarge) else replace(plan, weights=loaded)
-        plain = self._store.sizes(name)
+        plain, loaded = self._store.sizes(name), self._store.loaded_weights(name)
         if loaded is None:
-            plan = fit(plain, peaks, available_bytes=available_bytes)
-            if room.in_use or (isinstance(plan, Plan) and plan.how != "offloaded"):
+            plan = fit(plain, peaks, available_bytes=room.most_bytes)
+            if isinstance(plan, Plan) and plan.how != "offloaded":
                 return plan  # the headers of other files need not be read
         quantised = self._store.quantised(name)
-        return fit(plain, peaks, available_bytes=available_bytes, quantised=quantised, loaded=loaded)
-
-    def _plan_of(self, name: str, drawing: Drawing | None) -> Plan | None:
-        of, plan = self._plans.get(name, (None, None))
-        return plan if of == drawing else None
+        return fit(plain, peaks, available_bytes=room.most_bytes, quantised=quantised, loaded=loaded)
 
     def _expected(self, name: str, drawing: Drawing | None) -> DrawingPeaks:
         draws = self._store.draws(name, drawing)
@@ -231,7 +244,10 @@ class Admission:
         before = self._told.get(name)
         if (before is None and plan.name == "whole") or (before is not None and before.name == plan.name):
             return
+        self._told.pop(name, None)
         self._told[name] = plan
+        while len(self._told) > _PLANS_MAX:
+            del self._told[next(iter(self._told))]
         slowdown = "".join(f"; {blocks.slowdown(self._store.device.copy_rate)}" for blocks in plan.offloaded)
         why = f" because {'; '.join(plan.tried)}" if plan.tried else ""
         log.warning(

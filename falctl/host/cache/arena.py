@@ -14,7 +14,8 @@ component runs; a change of tier that raises has changed nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -33,18 +34,28 @@ def bind(tensors: Sequence[torch.Tensor], slots: Sequence[Slot], flat: torch.Ten
             tensor.data = view
 
 
+def _nobody(nbytes: int) -> None:
+    del nbytes
+
+
 class Arena:
     """The weights of *module*, packed: in the host tier at first. Whoever else holds its tensors sees them move, too."""
 
     def __init__(
-        self, module: torch.nn.Module, host: torch.Tensor | None = None, *, filled: bool = False
+        self,
+        module: torch.nn.Module,
+        host: torch.Tensor | None = None,
+        *,
+        filled: bool = False,
+        packed: Callable[[int], None] = _nobody,
     ) -> None:
         """
         Copy every weight of *module*, which must be in host memory, into one host buffer; blocks for the copy.
 
         The buffer is *host*, `survey`'s `nbytes` long, or a new one; *filled*: it has these very bytes, so that none is
         copied. Each weight's own memory is freed as it is copied. Raises `NotPackableError`, or OSError when there is
-        no memory for the buffer, or ValueError when it has another length; *module* is as it was then.
+        no memory for the buffer, or ValueError when it has another length; *module* is as it was then. *packed* is told the
+        bytes of each copy; what that raises leaves *module* in pieces.
         """
         self.layout, self._tensors = survey(module)
         self._buffers = tuple(_buffers_of(module))
@@ -59,10 +70,10 @@ class Arena:
         if filled:
             bind(self._tensors, self.layout.slots, flat)
         else:
-            self._pack(flat)
+            self._pack(flat, packed)
         self._host: torch.Tensor | None = flat
 
-    def _pack(self, flat: torch.Tensor) -> None:
+    def _pack(self, flat: torch.Tensor, packed: Callable[[int], None]) -> None:
         done: set[tuple[int, int]] = set()
         slots = self.layout.slots
         with torch.no_grad():
@@ -71,6 +82,7 @@ class Arena:
                 if place not in done:
                     view.copy_(tensor)
                     done.add(place)
+                    packed(slot.nbytes)
                 tensor.data = view
 
     @property
@@ -99,21 +111,27 @@ class Arena:
         """The host's flat buffer; None in the skeleton tier."""
         return self._host
 
-    def to_device(self, device: Device, host: torch.Tensor | None = None) -> None:
+    def to_device(self, device: Device) -> None:
         """
         Load it onto *device*: blocks for the one copy. Does nothing when it is there already.
 
-        *host* has the bytes of a skeleton, which stays without any in host memory. Raises torch.OutOfMemoryError with
-        every tensor where it was.
+        Raises torch.OutOfMemoryError with every tensor where it was.
         """
         if self._device is device:
             return
-        assert self._device is None, "evict it from one device before it goes to another"
-        source = host if self._host is None else self._host
-        assert source is not None, "a skeleton has no bytes; attach them first"
-        self._require_length(source)
+        assert self._host is not None, "a skeleton has no bytes; attach them first"
         flat = device.allocate(self.nbytes)
-        device.copy_in(flat, source)
+        device.copy_in(flat, self._host)
+        self.settle(device, flat)
+
+    def settle(self, device: Device, flat: torch.Tensor) -> None:
+        """
+        Be on *device*, where *flat* has the bytes of every slot; copies nothing.
+
+        Raises ValueError when the buffer is not of `nbytes` bytes; nothing has changed then.
+        """
+        assert self._device is None, "evict it from one device before it goes to another"
+        self._require_length(flat)
         self._bind(flat)
         self._device = device
 
@@ -125,6 +143,7 @@ class Arena:
         """
         if self._device is None:
             return
+        self._device.settle()
         self._bind(self._host)
         device, self._device = self._device, None
         device.give_back()
@@ -138,10 +157,14 @@ class Arena:
         if self._device is None:
             self._bind(None)
 
-    def write_kept(self, host: torch.Tensor) -> None:
-        """Write the bytes that no weight file has into *host*, beside those of files; where `host` is None only."""
-        for view, kept in zip(views(self._slots_kept, host), self._kept, strict=True):
+    def kept(self) -> torch.Tensor:
+        """Return a copy of the bytes that no weight file has, as they lie behind those of files; where `host` is None."""
+        begin = self.layout.file_nbytes
+        flat = torch.zeros(self.nbytes - begin, dtype=torch.uint8)
+        slots = [replace(slot, offset=slot.offset - begin) for slot in self._slots_kept]
+        for view, kept in zip(views(slots, flat), self._kept, strict=True):
             view.copy_(kept)
+        return flat
 
     def attach(self, host: torch.Tensor) -> None:
         """

@@ -2,8 +2,7 @@
 One held component: a module, where its bytes are, and which models use it.
 
 Most are *packed*: their weights are an `Arena`, whose host bytes are a block of a `HostMemory` and can be dropped once
-it is proved that the files bring them back. What cannot be packed (quantised weights are tensors of their own kinds) is
-*loose*: it moves by ``.to()``, tensor by tensor, and its bytes stay in memory until it is forgotten.
+it is proved that the files bring them back. What cannot be packed is *loose* (`loose_component.py`).
 
 A lock guards the moves of each component, since bytes may be filled beside an execution; what is asked takes none.
 """
@@ -15,7 +14,8 @@ import hashlib
 import logging
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Final
 
 import torch
@@ -25,16 +25,18 @@ from falctl.core.residency import Part, Tier
 from falctl.core.sizes import size_text
 from falctl.errors import HostMemoryFullError, ModelFilesError, ModelTooLargeError
 from falctl.host.cache.arena import Arena
-from falctl.host.cache.buffers import host_buffer
+from falctl.host.cache.arrival import Arrival
 from falctl.host.cache.device import Device
 from falctl.host.cache.float8 import beside_bytes
 from falctl.host.cache.folder import Component
 from falctl.host.cache.held_component import HeldComponent
 from falctl.host.cache.host_memory import HostBlock, HostMemory
 from falctl.host.cache.layout import Layout, NotPackableError, survey
+from falctl.host.cache.loose_component import LooseComponent
 from falctl.host.cache.offload import Offloaded, blocks_in, offloaded
 from falctl.host.cache.reading import Placement
-from falctl.host.cache.refill import read_again
+from falctl.host.cache.refill import pass_through, read_again, staging_sizes
+from falctl.host.cache.stopping import Move, holding, stop_if
 from falctl.host.cache.tensor_names import find_placements, moved_to
 
 log = logging.getLogger(__name__)
@@ -42,14 +44,17 @@ log = logging.getLogger(__name__)
 _TIERS: Final[dict[str, Tier]] = {"device": "vram", "host": "ram", "skeleton": "disk"}
 
 
-def hold(module: torch.nn.Module, source: Component, *, key: str, memory: HostMemory) -> HeldComponent:
+def hold(
+    module: torch.nn.Module, source: Component, *, key: str, memory: HostMemory, move: Move | None = None
+) -> HeldComponent:
     """
     Return *module*, just loaded from the files of *source*, as a held component; blocks for a copy of its weights.
 
-    Raises HostMemoryFullError where its bytes have no room in host memory and the files could not bring them back.
+    Raises HostMemoryFullError where its bytes have no room in host memory and the files could not bring them back, and
+    LoadCancelledError where *move* is cancelled: *module* is in pieces then.
     """
     try:
-        return PackedComponent(module, source, key=key, memory=memory)
+        return PackedComponent(module, source, key=key, memory=memory, move=move)
     except NotPackableError as error:
         log.warning(
             "cache.loose component=%s class=%s: %s; moved by .to()", source.name, source.class_name, error
@@ -60,8 +65,17 @@ def hold(module: torch.nn.Module, source: Component, *, key: str, memory: HostMe
 class PackedComponent:
     """A component in an arena."""
 
-    def __init__(self, module: torch.nn.Module, source: Component, *, key: str, memory: HostMemory) -> None:
+    def __init__(
+        self,
+        module: torch.nn.Module,
+        source: Component,
+        *,
+        key: str,
+        memory: HostMemory,
+        move: Move | None = None,
+    ) -> None:
         """Pack *module*, or attach the bytes that the memory has of it; see `hold`. Raises NotPackableError."""
+        move = move or Move()
         self.module = module
         self.users: set[str] = set()
         self._key = key
@@ -72,20 +86,22 @@ class PackedComponent:
         self._block: HostBlock | None = None
         self._placements: Sequence[Placement] | None = None
         self._unproved = False
+        self._abandoned = False
         self._plan: BlockPlan | None = None
         self._offloaded: Offloaded | None = None
+        self._move: Move | None = None
         self._beside_bytes = beside_bytes(module)
         layout, tensors = survey(module)
         self._block_key = f"{key}-{_fingerprint(layout, tensors)}"
         try:
-            block = memory.obtain(self._block_key, layout.nbytes)
+            block = memory.obtain(self._block_key, layout.nbytes, cancelled=move.cancelled)
         except HostMemoryFullError:
-            self._arena = Arena(module)
+            self._arena = Arena(module, packed=move.went_on)
             if not self._proved():
                 raise
             self._arena.drop_host()
         else:
-            self._arena = _arena_in(block, module)
+            self._arena = _arena_in(block, module, move)
             self._block = block
 
     @property
@@ -103,19 +119,23 @@ class PackedComponent:
                 self._others.append(source)
 
     def fill(self, cancelled: threading.Event) -> None:
-        with self._lock:
+        with holding(self._lock, cancelled):
+            stop_if(cancelled)
             if self._arena.tier != "skeleton":
                 return
-            block = self._memory.obtain(self._block_key, self._arena.nbytes)
-            try:
-                if not block.filled:
-                    self._read(block.flat, cancelled)
-                    block.seal()
-                self._arena.attach(block.flat)
-            except BaseException:
-                block.release()
-                raise
-            self._block = block
+            with self._moving(cancelled) as move:
+                block = self._memory.obtain(self._block_key, self._arena.nbytes, cancelled=cancelled)
+                try:
+                    self._fill(block, move)
+                except BaseException:
+                    block.release()
+                    raise
+            self._keep(block)
+
+    @property
+    def moved(self) -> int:
+        move = self._move
+        return move.nbytes if move is not None and self._arena.tier == "skeleton" else 0
 
     @property
     def beside_bytes(self) -> int:
@@ -152,18 +172,19 @@ class PackedComponent:
                 raise ModelTooLargeError(msg)
             self._plan, self._offloaded = plan, offloaded(modules, self._arena, plan)
 
-    def to_device(self, device: Device) -> None:
-        with self._lock:
+    def to_device(
+        self, device: Device, *, filling: bool = False, cancelled: threading.Event | None = None
+    ) -> None:
+        with holding(self._lock, cancelled):
+            stop_if(cancelled)
             if self._offloaded is not None:
                 self._offloaded.to_device(device)
                 return
             if self._arena.tier != "skeleton":
                 self._arena.to_device(device)
                 return
-            # Host memory has no room for it: its bytes only pass through.
-            passing = host_buffer(self._arena.nbytes)
-            self._read(passing, threading.Event())
-            self._arena.to_device(device, passing)
+            with self._moving(cancelled) as move:
+                self._bring(device, move, filling=filling)
 
     def evict(self) -> None:
         with self._lock:
@@ -199,6 +220,8 @@ class PackedComponent:
             self._release()
 
     def abandon(self) -> None:
+        # Without the lock, for a `fill` has it for as long as it reads: one of the two finds the block and the mark.
+        self._abandoned = True
         block, self._block = self._block, None
         if block is not None:
             weakref.finalize(self.module, block.release)
@@ -220,14 +243,59 @@ class PackedComponent:
                 )
         return self._placements is not None
 
-    def _read(self, flat: torch.Tensor, cancelled: threading.Event) -> None:
+    @contextmanager
+    def _moving(self, cancelled: threading.Event | None) -> Iterator[Move]:
+        self._move = Move(cancelled)
+        try:
+            yield self._move
+        finally:
+            self._move = None
+
+    def _bring(self, device: Device, move: Move, *, filling: bool) -> None:
+        """Have a skeleton on *device*: by way of host memory, where its bytes stay, if *filling*."""
+        arrival, block = device.arrival(self._arena.nbytes), None
+        try:
+            if filling:
+                block = self._memory.obtain(self._block_key, self._arena.nbytes, cancelled=move.cancelled)
+                self._fill(block, move, arrival)
+            else:
+                stagings = [device.staging(n) for n in staging_sizes(self._arena.layout.file_nbytes)]
+                self._read(
+                    move, lambda found: pass_through(self._arena, found, stagings, move, arrival=arrival)
+                )
+            flat = arrival.finish()
+        except BaseException:
+            arrival.abort()  # first: a copy may be reading from the block
+            if block is not None:
+                block.release()
+            raise
+        self._arena.settle(device, flat)
+        if block is not None:
+            self._keep(block)
+
+    def _keep(self, block: HostBlock) -> None:
+        self._arena.attach(block.flat)
+        self._block = block
+        if self._abandoned:
+            self.abandon()  # while it was read, when there was no block to leave yet
+
+    def _fill(self, block: HostBlock, move: Move, arrival: Arrival | None = None) -> None:
+        """Have *block* filled, and *arrival*."""
+        if not block.filled:
+            self._read(move, lambda found: read_again(self._arena, found, block.flat, move, arrival=arrival))
+            block.seal()
+        elif arrival is not None:
+            arrival.copy(0, block.flat)
+
+    def _read(self, move: Move, read: Callable[[Sequence[Placement]], None]) -> None:
         assert self._placements is not None, "only what is proved becomes a skeleton"
         while True:
             try:
-                read_again(self._arena, self._placements, flat, cancelled)
+                read(self._placements)
             except ModelFilesError:
                 if not self._others:
                     raise
+                move.restart()
                 # Its own files are gone or others by now; those of another model have the same bytes.
                 other = self._others.pop(0)
                 self._placements = moved_to(other, self._placements, self._source)
@@ -241,87 +309,11 @@ class PackedComponent:
             block.release()
 
 
-class LooseComponent:
-    """A component that moves tensor by tensor."""
-
-    blocks: tuple[int, ...] = ()
-    beside_bytes: int = 0
-
-    def __init__(self, module: torch.nn.Module, *, key: str, once: bool) -> None:
-        self.module = module
-        self.users: set[str] = set()
-        self._key = key
-        self._nbytes = _element_bytes(module)
-        self._once = once
-        self._device: Device | None = None
-        self._reserved: torch.Tensor | None = None
-
-    @property
-    def part(self) -> Part:
-        here = self._device is None
-        return Part(self._key, self._nbytes, "ram" if here else "vram", host=here, once=self._once)
-
-    @property
-    def whole_bytes(self) -> int:
-        return self._nbytes
-
-    @property
-    def device_bytes(self) -> int:
-        return self._nbytes
-
-    def offload(self, plan: BlockPlan | None, modules: Sequence[torch.nn.Module]) -> None:
-        del modules
-        assert plan is None, "it has no blocks"
-
-    def has_also(self, source: Component) -> None:
-        """Do nothing: it never reads its files again."""
-
-    def fill(self, cancelled: threading.Event) -> None:
-        """Do nothing: its bytes are never on the disk only."""
-
-    def to_device(self, device: Device) -> None:
-        if self._device is not None:
-            return
-        try:
-            if device.torch_device.type == "cpu":
-                # Its tensors are where they have to be already; the budget counts them all the same.
-                self._reserved = device.allocate(self._nbytes)
-            else:
-                self._move(device.torch_device)
-        except torch.OutOfMemoryError:
-            self._move(torch.device("cpu"))  # some of its tensors had moved
-            device.give_back()
-            raise
-        self._device = device
-
-    def evict(self) -> None:
-        if self._device is None:
-            return
-        self._move(torch.device("cpu"))
-        self._reserved = None
-        device, self._device = self._device, None
-        gc.collect()
-        device.give_back()
-
-    def drop(self) -> None:
-        """Do nothing: what a quantised weight is made of cannot be put back byte by byte."""
-
-    def forget(self) -> None:
-        self.evict()
-
-    def abandon(self) -> None:
-        """Do nothing: its tensors are the module's own."""
-
-    def _move(self, where: torch.device) -> None:
-        # The class's method: staging puts another on the module, which would have it moved, by this, first.
-        type(self.module).to(self.module, where)
-
-
-def _arena_in(block: HostBlock, module: torch.nn.Module) -> Arena:
+def _arena_in(block: HostBlock, module: torch.nn.Module, move: Move) -> Arena:
     try:
         if block.filled:
             return Arena(module, block.flat, filled=True)
-        arena = Arena(module, block.flat)
+        arena = Arena(module, block.flat, packed=move.went_on)
         block.seal()
         arena.attach(block.flat)
     except BaseException:
@@ -342,8 +334,3 @@ def _fingerprint(layout: Layout, tensors: Sequence[torch.Tensor]) -> str:
 
 def _runs_once(source: Component) -> bool:
     return role_of(source.name) == "encoder"
-
-
-def _element_bytes(module: torch.nn.Module) -> int:
-    tensors = {id(tensor): tensor for tensor in [*module.parameters(), *module.buffers()]}
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Final
 
 from falctl.clock import wall_s
-from falctl.errors import ModelFilesError
+from falctl.errors import FilesChangedError, ModelFilesError
 from falctl.host.cache.digest_file import DigestFile
 from falctl.host.cache.folder import Component
 from falctl.host.cache.headers import Stamp, WeightFile, open_regular
@@ -126,12 +126,12 @@ def require_unchanged(file: WeightFile, stamp: Stamp) -> None:
     Return if *stamp* is the one that *file* had when its header was read.
 
     Raises:
-        ModelFilesError: it is another.
+        FilesChangedError: it is another.
 
     """
     if stamp != file.stamp:
         msg = f"{file.path} was written or replaced while it was read; try again when that has ended"
-        raise ModelFilesError(msg)
+        raise FilesChangedError(msg)
 
 
 def _hashed(file: WeightFile) -> str:

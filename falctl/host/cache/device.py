@@ -1,22 +1,26 @@
 """
 Where a model runs, as a place for flat buffers of bytes: a CUDA card, or the CPU with a budget that is as hard.
 
-A buffer is used as long as any tensor views it, so there is no call that frees one: drop every view, then call
-`give_back`. That is what the card does, and the CPU device counts in the same way, so that a view that somebody kept
+A buffer is used as long as any tensor views it, so there is no call that frees one: `settle`, drop every view, then call
+`give_back` (why in that order: `falctl.host.cache.streams`). That is what the card does, and the CPU device counts in the same way, so that a view that somebody kept
 shows as bytes in use on both. All calls come from a runner's one executor thread unless they say otherwise.
 """
 
 from __future__ import annotations
 
 import itertools
+import logging
 import threading
 from typing import Final, Protocol
 
 import torch
 
 from falctl.clock import monotonic_s
+from falctl.host.cache.arrival import Arrival, PlainArrival, StreamArrival
 from falctl.host.cache.buffers import host_buffer
 from falctl.host.cache.recovery import wait_recovered
+
+log = logging.getLogger(__name__)
 
 _TELLING_BYTES: Final = 1 << 20
 """A smaller copy tells of calls, not of rates."""
@@ -70,6 +74,18 @@ class Device(Protocol):
 
     def copy_in(self, flat: torch.Tensor, host: torch.Tensor) -> None:
         """Copy all of *host* over all of *flat*, which are equally long, in one copy; blocks until it has arrived."""
+        ...
+
+    def arrival(self, nbytes: int) -> Arrival:
+        """Return a new buffer that bytes come into piece by piece. Raises torch.OutOfMemoryError with nothing changed."""
+        ...
+
+    def staging(self, nbytes: int) -> torch.Tensor:
+        """Return *nbytes* of host memory of the kind that copies to it are fastest from; raises OSError."""
+        ...
+
+    def settle(self) -> None:
+        """Block until nothing that was queued uses any buffer; called before the last view of one is dropped."""
         ...
 
     def give_back(self) -> None:
@@ -158,6 +174,15 @@ class CpuDevice:
         flat.copy_(host)
         self._copies.took(flat.numel(), monotonic_s() - began_at)
 
+    def arrival(self, nbytes: int) -> Arrival:
+        return PlainArrival(self.allocate(nbytes), self.give_back)
+
+    def staging(self, nbytes: int) -> torch.Tensor:
+        return host_buffer(nbytes)
+
+    def settle(self) -> None:
+        """Do nothing: calls return when their work is done."""
+
     def give_back(self) -> None:
         """Do nothing: a buffer of this device is unmapped with its last view."""
 
@@ -221,10 +246,24 @@ class CudaDevice:
         torch.cuda.synchronize(self._device)
         self._copies.took(flat.numel(), monotonic_s() - began_at)
 
+    def arrival(self, nbytes: int) -> Arrival:
+        return StreamArrival(self.allocate(nbytes), self.give_back)
+
+    def staging(self, nbytes: int) -> torch.Tensor:
+        """As `Device.staging`: pinned, by torch's allocator, which keeps it for the next time, or else pageable."""
+        try:
+            return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
+        except RuntimeError as error:  # no more may be pinned, which some systems bound
+            log.warning("cache.pageable bytes=%d: %s; copies from it are slower", nbytes, error)
+            return host_buffer(nbytes)
+
+    def settle(self) -> None:
+        torch.cuda.synchronize(self._device)
+
     def give_back(self) -> None:
         """As `Device.give_back`; returns when the card has it, or after `RECOVERY_S` seconds."""
-        # At once, or small activations settle in the segment that was dropped, and it cannot return.
-        torch.cuda.synchronize(self._device)
+        # At once, or small activations find a place in the segment that was dropped, and it cannot return.
+        self.settle()
         free_bytes, held_bytes = self._card_free_bytes(), torch.cuda.memory_reserved(self._device)
         with torch.cuda.device(self._device):
             torch.cuda.empty_cache()

@@ -34,8 +34,20 @@ class HeldComponent(Protocol):
         """Note that the files of *source* have the same bytes as those that it was loaded from."""
         ...
 
-    def to_device(self, device: Device) -> None:
-        """Bring it onto *device*; blocking. Raises torch.OutOfMemoryError with it where it was."""
+    def to_device(
+        self, device: Device, *, filling: bool = False, cancelled: threading.Event | None = None
+    ) -> None:
+        """
+        Bring it onto *device*; blocking.
+
+        From the disk by way of host memory, where its bytes stay, if *filling*, else through small buffers. Whatever it
+        raises leaves it where it was: torch.OutOfMemoryError; HostMemoryFullError, if *filling*; LoadCancelledError.
+        """
+        ...
+
+    @property
+    def moved(self) -> int:
+        """Return how many bytes of it were read and copied since its way from the disk began; 0: it is not on it."""
         ...
 
     def evict(self) -> None:

@@ -7,6 +7,7 @@ nobody writes to it.
 
 from __future__ import annotations
 
+import threading
 from typing import Protocol
 
 import torch
@@ -41,10 +42,11 @@ class HostBlock(Protocol):
 class HostMemory(Protocol):
     """Gives blocks. Thread-safe."""
 
-    def obtain(self, key: str, nbytes: int) -> HostBlock:
+    def obtain(self, key: str, nbytes: int, *, cancelled: threading.Event | None = None) -> HostBlock:
         """
         Return the block of *key*, to be filled by the caller unless it is; blocks while another runner fills it.
 
-        Raises `HostMemoryFullError`.
+        Raises `HostMemoryFullError`, and `LoadCancelledError` where *cancelled* is set while it waits: the other's
+        fill goes on, and nothing is held.
         """
         ...

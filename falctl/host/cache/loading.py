@@ -18,25 +18,28 @@ from typing import Any, Final
 
 import torch
 
-from falctl.errors import HostMemoryFullError, ModelFilesError, RequestError
+from falctl.errors import FilesChangedError, HostMemoryFullError, ModelFilesError, RequestError
 from falctl.host.cache.content_key import require_unchanged
 from falctl.host.cache.estimate import Wanted
 from falctl.host.cache.float8 import store_as_float8
 from falctl.host.cache.folder import Component
 from falctl.host.cache.headers import Stamp
-from falctl.host.cache.reading import ReadCancelledError
 from falctl.host.cache.recipes import VARIANTS, Recipe
+from falctl.host.cache.stopping import LoadCancelledError
+from falctl.host.telling import said
 from falctl.toolkit.model_source import ModelSource
 from falctl.toolkit.out_of_memory import runs_out_of_memory
 
 CONSTRUCTING: Final = threading.RLock()
 """Held while a library constructs; modules must not be made or moved beside it."""
+_LIBRARIES: Final = ("diffusers", "transformers")
+"""Whose components are loaded by their class, as diffusers does it; others are of a pipeline's own module."""
 _NOT_THE_FOLDERS_FAULT: Final = (
     RequestError,
     MemoryError,
     torch.OutOfMemoryError,
     HostMemoryFullError,
-    ReadCancelledError,
+    LoadCancelledError,
 )
 
 
@@ -56,15 +59,50 @@ def fetch(source: ModelSource, dtype: Wanted) -> Path:
     """
     Return the folder of the Hub id *source*, fetched in the variant of *dtype* if it has one. Blocking, for long.
 
-    Raises what huggingface_hub and diffusers raise: many kinds.
+    Raises:
+        ModelFilesError: the Hub gives none, or cannot be reached, and not all of it is here; with what the Hub said.
+        Exception: what else huggingface_hub and diffusers raise: many kinds.
+
     """
     from diffusers import DiffusionPipeline
 
     settings = {"use_safetensors": True, "trust_remote_code": False}
     try:
-        return Path(DiffusionPipeline.download(source.place, variant=VARIANTS[dtype], **settings))
-    except ValueError:  # it has no such variant
-        return Path(DiffusionPipeline.download(source.place, **settings))
+        try:
+            return Path(DiffusionPipeline.download(source.place, variant=VARIANTS[dtype], **settings))
+        except ValueError:  # it has no such variant
+            return Path(DiffusionPipeline.download(source.place, **settings))
+    except OSError as error:
+        why: BaseException = error.__cause__ or error  # diffusers' own text gives advice to its caller
+        msg = f"it is not (all) on this machine, and could not be fetched from the Hub: {said(why)}"
+        raise ModelFilesError(msg) from error
+
+
+def load_component(part: Component, recipe: Recipe) -> torch.nn.Module | None:
+    """
+    Return *part* of *recipe* as `load_pipeline` would make it, but by itself; None: only a pipeline knows how. Blocking.
+
+    So a load that is cancelled can end between two components. It cannot end within one: diffusers puts the default
+    dtype of the process back only if nothing raises, so that to raise from a hook, or out of a read, would leave every
+    later module in the dtype of this one.
+    """
+    if part.library not in _LIBRARIES:
+        return None
+    kind: Any = getattr(importlib.import_module(part.library), part.class_name, None)
+    if not hasattr(kind, "from_pretrained"):
+        return None  # the pipeline says what is the matter
+    dtype = getattr(torch, recipe.dtype)
+    with CONSTRUCTING:
+        module: torch.nn.Module = kind.from_pretrained(
+            str(part.folder),
+            dtype=dtype,
+            use_safetensors=True,
+            local_files_only=True,
+            **({"variant": part.variant} if part.variant else {}),
+        )
+    if part.float8:
+        store_as_float8(module, part, dtype)
+    return module
 
 
 def load_pipeline(recipe: Recipe, held: Mapping[str, torch.nn.Module]) -> Any:
@@ -80,8 +118,6 @@ def load_pipeline(recipe: Recipe, held: Mapping[str, torch.nn.Module]) -> Any:
     from diffusers import DiffusionPipeline
 
     with CONSTRUCTING:
-        # Alone and one after the other: each is twice its size until it is float8 again.
-        float8 = {part.name: _load_float8(part, recipe) for part in recipe.weighty if _lacks(part, held)}
         pipeline = DiffusionPipeline.from_pretrained(
             str(recipe.folder.root),
             dtype=getattr(torch, recipe.dtype),
@@ -91,23 +127,9 @@ def load_pipeline(recipe: Recipe, held: Mapping[str, torch.nn.Module]) -> Any:
             trust_remote_code=False,
             **dict.fromkeys(recipe.folder.absent),
             **held,
-            **float8,
         )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
-
-
-def _lacks(part: Component, held: Mapping[str, torch.nn.Module]) -> bool:
-    return part.float8 and part.name not in held
-
-
-def _load_float8(part: Component, recipe: Recipe) -> torch.nn.Module:
-    dtype = getattr(torch, recipe.dtype)
-    module: torch.nn.Module = getattr(importlib.import_module(part.library), part.class_name).from_pretrained(
-        str(part.folder), dtype=dtype, variant=part.variant, use_safetensors=True, local_files_only=True
-    )
-    store_as_float8(module, part, dtype)
-    return module
 
 
 def require_same(recipe: Recipe) -> None:
@@ -115,7 +137,7 @@ def require_same(recipe: Recipe) -> None:
     Return if the weight files are those that *recipe* saw. Blocking: a stat of each.
 
     Raises:
-        ModelFilesError: one was written, replaced or removed meanwhile.
+        FilesChangedError: one was written, replaced or removed meanwhile.
 
     """
     for component in recipe.parts:
@@ -124,7 +146,7 @@ def require_same(recipe: Recipe) -> None:
                 stamp = Stamp.of(file.path.stat())
             except OSError as error:
                 msg = f"{file.path} was removed while it was loaded"
-                raise ModelFilesError(msg) from error
+                raise FilesChangedError(msg) from error
             require_unchanged(file, stamp)
 
 
@@ -144,7 +166,9 @@ def told_of(name: str) -> Iterator[None]:
         if error.detail.startswith(_refusal(name)):
             raise
         msg = f"{_refusal(name)}{error}"
-        raise ModelFilesError(msg) from error
+        raise type(error)(
+            msg
+        ) from None  # it says all: how we came to it is nothing to whoever has the folder
     except _NOT_THE_FOLDERS_FAULT:
         raise
     except Exception as error:

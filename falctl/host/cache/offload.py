@@ -13,7 +13,7 @@ import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import torch
 
@@ -22,6 +22,7 @@ from falctl.core.fit import BlockPlan
 from falctl.host.cache.arena import Arena, Tier, bind
 from falctl.host.cache.device import Device
 from falctl.host.cache.layout import ALIGN_BYTES, Layout, Slot
+from falctl.host.cache.streams import Copies, InlineCopies, copies_for
 
 _NO_BLOCK: Final = -1
 
@@ -89,7 +90,7 @@ class Offloaded:
         assert host is not None
         rest = device.allocate(self._rest.nbytes)
         ring = [device.allocate(self._slot_bytes) for _slot in range(self._slots)]
-        self._rest.copy(rest, host, _InlineCopies(device))
+        self._rest.copy(rest, host, InlineCopies(device))
         self._rest.bind(rest)
         self._loaded = _Loaded(device, _Ring(self._groups, ring, host, copies_for(device)))
         for module in self._modules:
@@ -102,7 +103,7 @@ class Offloaded:
         loaded, self._loaded = self._loaded, None
         for handle in loaded.handles:
             handle.remove()
-        loaded.ring.close()
+        loaded.device.settle()  # a block may be on its way into a slot
         assert self._arena.host is not None
         bind(self._arena.tensors, self._arena.layout.slots, self._arena.host)
         device = loaded.device
@@ -138,68 +139,6 @@ class _Loaded:
     device: Device
     ring: _Ring
     handles: list[Any] = field(default_factory=list)
-
-
-class Copies(Protocol):
-    """Moves a block's bytes into its slot."""
-
-    def begin(self, pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> object:
-        """Copy each second tensor over its first, after all that was queued before; return what `wait` needs."""
-        ...
-
-    def wait(self, copy: object) -> None:
-        """Let what is queued from now on run after *copy*."""
-        ...
-
-    def close(self) -> None:
-        """Block until no copy is under way."""
-        ...
-
-
-class _InlineCopies:
-    """Copies that have arrived when `begin` returns."""
-
-    def __init__(self, device: Device) -> None:
-        self._device = device
-
-    def begin(self, pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> object:
-        for flat, host in pairs:
-            self._device.copy_in(flat, host)
-        return None
-
-    def wait(self, copy: object) -> None:
-        del copy
-
-    def close(self) -> None: ...
-
-
-class _StreamCopies:
-    """Copies on a stream of their own beside what runs; the host's bytes should be pinned, else they block for it."""
-
-    def __init__(self, where: torch.device) -> None:
-        self._where = where
-        self._stream = torch.cuda.Stream(where)
-
-    def begin(self, pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> object:
-        # Whoever used the slot is queued on the stream that computes; the copy must come after that.
-        self._stream.wait_stream(torch.cuda.current_stream(self._where))
-        with torch.cuda.stream(self._stream):
-            for flat, host in pairs:
-                flat.copy_(host, non_blocking=True)
-            return self._stream.record_event()
-
-    def wait(self, copy: object) -> None:
-        torch.cuda.current_stream(self._where).wait_event(copy)
-
-    def close(self) -> None:
-        torch.cuda.synchronize(self._where)
-
-
-def copies_for(device: Device) -> Copies:
-    """Return how blocks are copied to *device*: beside what runs where it can."""
-    if device.torch_device.type == "cuda":
-        return _StreamCopies(device.torch_device)
-    return _InlineCopies(device)
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,6 +208,8 @@ class _Ring:
         self._arriving: dict[int, object] = {}
         self._after = {i: (i + 1) % len(groups) for i in range(len(groups))}
         self._running = _NO_BLOCK
+        for flat in flats:
+            copies.mark(flat)
 
     def __deepcopy__(self, memo: object) -> _Ring:
         """Return itself: a module is cloned with its hooks, which must not clone the bytes of the host and the slots."""
@@ -279,6 +220,7 @@ class _Ring:
         """Have block *i* in a slot, and the one after it on its way."""
         if i == self._running:
             return
+        self._copies.take_over()
         if self._running != _NO_BLOCK:
             self._after[self._running] = i
         self._running = _NO_BLOCK
@@ -293,9 +235,6 @@ class _Ring:
         following = self._after[i]
         if len(self._turns) > 1 and following not in self._holders:
             self._fill(following)
-
-    def close(self) -> None:
-        self._copies.close()
 
     def _fill(self, i: int) -> None:
         slot = self._turns[0]

@@ -51,7 +51,8 @@ def wanted_dtype(configured: Wanted | Literal["auto"], *, cuda: bool) -> Wanted:
         return configured
     if not cuda:
         return "float32"
-    return "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
+    # Older cards than Ampere emulate it, many times slower.
+    return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
 
 
 def import_libraries() -> None:

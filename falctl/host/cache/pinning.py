@@ -4,10 +4,16 @@ Host memory registered with CUDA, so that copies to a card run at the speed of t
 Pages are registered where they are (`cudaHostRegister`): `Tensor.pin_memory` would make a second copy, in a buffer that
 is rounded up to a power of two and never given back. It is a gain and no more: whatever fails leaves the memory as
 pageable as it was, which one line in the log tells.
+
+What is mapped read-only cannot be registered on most machines: not as what it is (cudaErrorNotSupported where the device
+attribute HostRegisterReadOnlySupported is 0, as on x86 with a B300 and driver 610: vllm-omni #6240; llama.cpp #6136 met
+it before), nor as if it were writable (cudaErrorInvalidValue). So memory is registered as long as its mapping is
+writable, and made read-only where it is afterwards: pages stay registered.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable
 from typing import Any, Final, Protocol
@@ -24,7 +30,7 @@ CHUNK_BYTES: Final = 64 << 30
 
 _PORTABLE: Final = 1
 _READ_ONLY: Final = 8
-"""What is mapped read-only can only be registered so; not every platform can."""
+"""What is mapped read-only can only be registered so; few platforms can."""
 
 _PROBE_BYTES: Final = 64 << 20
 _PROBES: Final = 3
@@ -43,11 +49,16 @@ class Cudart(Protocol):
 
 
 class Pinning:
-    """Registers memory with *cudart*; *flush* takes an error of its off the card's queue. Thread-safe."""
+    """
+    Registers memory with *cudart*. Thread-safe.
 
-    def __init__(self, cudart: Cudart, *, flush: Callable[[], None]) -> None:
+    *flush* takes an error of its off the card's queue, *settle* blocks until the card reads nothing that it was told to.
+    """
+
+    def __init__(self, cudart: Cudart, *, flush: Callable[[], None], settle: Callable[[], None]) -> None:
         self._cudart = cudart
         self._flush = flush
+        self._settle = settle
         self._told = False
 
     def pin(self, address: int, nbytes: int, *, read_only: bool) -> Callable[[], None] | None:
@@ -69,8 +80,13 @@ class Pinning:
         return lambda: self._undo(done)
 
     def _undo(self, starts: list[int]) -> None:
-        for start in starts:
-            self._cudart.cudaHostUnregister(start)
+        if starts:
+            # Whoever dropped the last view did not wait for the copies that he had queued, nor could the collector.
+            self._settle()
+        codes = [int(self._cudart.cudaHostUnregister(start)) for start in starts]
+        if any(codes):
+            log.debug("cache.unregistered codes=%s", codes)
+            self._flush()
 
     def _tell(self, nbytes: int, code: int, *, read_only: bool) -> None:
         if not self._told:
@@ -82,6 +98,11 @@ class Pinning:
             )
 
 
+def registration() -> Pinning:
+    """Return the registration of memory for this process's card, whether or not it is worth it. Makes a CUDA context."""
+    return Pinning(torch.cuda.cudart(), flush=_flush, settle=_settle)
+
+
 def card_pinning() -> Pinning | None:
     """
     Return the registration of memory for this process's card; None: there is none, or copies are no faster for it.
@@ -90,16 +111,23 @@ def card_pinning() -> Pinning | None:
     """
     if not torch.cuda.is_available():
         return None
-    pinning = Pinning(torch.cuda.cudart(), flush=_flush)
+    pinning = registration()
     pageable, pinned = host_buffer(_PROBE_BYTES), host_buffer(_PROBE_BYTES)
+    # What was never written is one page of zeroes again and again, which the processor has at hand.
+    pageable.fill_(1)
     end = pinning.pin(pinned.data_ptr(), _PROBE_BYTES, read_only=False)
     if end is None:
         return None
     try:
         target = torch.empty(_PROBE_BYTES, dtype=torch.uint8, device="cuda")
         pageable_s, pinned_s = _copy_s(target, pageable), _copy_s(target, pinned)
+    except torch.OutOfMemoryError:  # others have the card at the moment
+        log.info("cache.pinning worth=unknown: no room on the card to measure it")
+        return pinning
     finally:
         end()
+    del target
+    torch.cuda.empty_cache()
     worth = pinned_s * _FASTER < pageable_s
     log.info(
         "cache.pinning worth=%s pinned_gbps=%.1f pageable_gbps=%.1f",
@@ -117,6 +145,11 @@ def _copy_s(target: torch.Tensor, source: torch.Tensor) -> float:
         torch.cuda.synchronize()
         taken_s.append(monotonic_s() - began_at)
     return min(taken_s[1:])
+
+
+def _settle() -> None:
+    with contextlib.suppress(RuntimeError):  # of a context that is broken, on which nothing runs any more
+        torch.cuda.synchronize()
 
 
 def _flush() -> None:

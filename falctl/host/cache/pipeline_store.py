@@ -32,6 +32,7 @@ from falctl.host.cache.host_memory import HostMemory
 from falctl.host.cache.loading import (
     CONSTRUCTING,
     fetch,
+    load_component,
     load_pipeline,
     local_folder,
     require_same,
@@ -39,6 +40,7 @@ from falctl.host.cache.loading import (
 )
 from falctl.host.cache.loras import add_loras, read_loras
 from falctl.host.cache.recipes import Recipe, Recipes
+from falctl.host.cache.stopping import Move, stop_if
 from falctl.toolkit.model_source import ModelSource
 
 
@@ -69,10 +71,12 @@ class PipelineStore:
         self._recipes = Recipes(dtype, digests or FileDigests())
         self._models: dict[str, _Model] = {}
         self._components: dict[str, HeldComponent] = {}
+        self._packing: dict[str, Move] = {}
+        """Of those that are being made."""
         self._sizes: dict[
             str, int
         ] = {}  # of components that were held once, where the estimate was a bit off
-        self._lock = threading.Lock()  # of the three above; held for no move
+        self._lock = threading.Lock()  # of the four above; held for no move
         self._arrangements = Arrangements(device)
 
     # --- questions: any thread ----------------------------------------------------------------------
@@ -83,8 +87,13 @@ class PipelineStore:
 
     @property
     def total_bytes(self) -> int:
-        there = sum(part.nbytes for part in self.parts().values() if part.tier == "vram")
-        return self.device.free_bytes + there
+        return self.device.free_bytes + self._weights_bytes()
+
+    @property
+    def drawn_bytes(self) -> int:
+        if not self.device.measures_drawings:
+            return 0
+        return max(0, self.device.used_bytes - self._weights_bytes())
 
     def check(self, name: str) -> None:
         self._recipe(name)
@@ -165,6 +174,11 @@ class PipelineStore:
         with self._lock:
             return {key: component.part for key, component in self._components.items()}
 
+    def moved(self) -> Mapping[str, int]:
+        with self._lock:
+            on_their_way = {key: component.moved for key, component in self._components.items()}
+            return {key: move.nbytes for key, move in self._packing.items()} | on_their_way
+
     def is_constructed(self, name: str) -> bool:
         model = self._models.get(name)
         recipe = self._recipe(name) if model is not None else None
@@ -172,13 +186,14 @@ class PipelineStore:
 
     # --- moves --------------------------------------------------------------------------------------
 
-    def construct(self, name: str) -> None:
+    def construct(self, name: str, cancelled: threading.Event | None = None) -> None:
         if self.is_constructed(name):
             return
         try:
             with told_of(name), CONSTRUCTING:
+                stop_if(cancelled)
                 recipe = self._recipe(name) or self._fetched(name)
-                self._construct(name, recipe)
+                self._construct(name, recipe, cancelled)
         except BaseException:
             self._forget_unused()
             raise
@@ -197,12 +212,19 @@ class PipelineStore:
         model = self._models.get(name)
         self._arrangements.note(name, arrangement, None if model is None else model.pipeline)
 
-    def place(self, name: str, how: How = "whole") -> Any:
+    def place(
+        self,
+        name: str,
+        how: How = "whole",
+        *,
+        filling: bool = False,
+        cancelled: threading.Event | None = None,
+    ) -> Any:
         with told_of(name):
             self._arrangements.begin(name, how, self._models[name].pipeline, self._parts_of(name))
             for part, component in self._parts_of(name).items():
                 if how == "whole" or role_of(part) == "resident":
-                    component.to_device(self.device)
+                    component.to_device(self.device, filling=filling, cancelled=cancelled)
         return self._models[name].pipeline
 
     def evict(self, key: str) -> None:
@@ -260,8 +282,18 @@ class PipelineStore:
         same = model.recipe.light_files == recipe.light_files and model.recipe.variant == recipe.variant
         return same and model.keys == self._keys(name, recipe)
 
-    def _construct(self, name: str, recipe: Recipe) -> None:
+    def _construct(self, name: str, recipe: Recipe, cancelled: threading.Event | None) -> None:
         keys = self._recipes.keys(recipe, name)
+        for part in recipe.weighty:
+            # One by one, which is where it may end: to raise out of a library leaves its globals as it had set them.
+            stop_if(cancelled)
+            if (
+                keys[part.name] not in self._components
+                and (module := load_component(part, recipe)) is not None
+            ):
+                self._hold(module, part, keys[part.name], cancelled)
+                del module
+        stop_if(cancelled)
         there = {part: self._components[key].module for part, key in keys.items() if key in self._components}
         pipeline = load_pipeline(recipe, there)
         for part in recipe.weighty:
@@ -271,10 +303,10 @@ class PipelineStore:
                 if part.name not in there:  # equal to another component of the same pipeline
                     pipeline.register_modules(**{part.name: held.module})
             else:
-                self._hold(getattr(pipeline, part.name), part, key)
+                self._hold(getattr(pipeline, part.name), part, key, cancelled)
         if recipe.loras is not None:
             weights = add_loras(pipeline, recipe.loras, getattr(torch, recipe.dtype))
-            self._hold(weights, recipe.loras, keys[recipe.loras.name])
+            self._hold(weights, recipe.loras, keys[recipe.loras.name], cancelled)
         require_same(recipe)
         with self._lock:
             for key, component in self._components.items():
@@ -290,11 +322,19 @@ class PipelineStore:
             del outdated, component
             self._collect()  # none is, as a rule
 
-    def _hold(self, module: torch.nn.Module, part: Component, key: str) -> None:
-        held = hold(module, part, key=key, memory=self._memory)
+    def _hold(
+        self, module: torch.nn.Module, part: Component, key: str, cancelled: threading.Event | None
+    ) -> None:
+        move = self._packing[key] = Move(cancelled)
+        try:
+            held = hold(module, part, key=key, memory=self._memory, move=move)
+        except BaseException:
+            del self._packing[key]
+            raise
         with self._lock:
             before = self._components.get(key)
             self._components[key] = held
+            del self._packing[key]
             self._sizes[key] = held.part.nbytes
         if before is not None:  # the same LoRA of a pipeline that is being made anew
             before.abandon()
@@ -343,6 +383,9 @@ class PipelineStore:
             size = PartSize(part.name, nbytes, role_of(part.name), blocks, beside)
             found.setdefault(key or part.name, size)
         return tuple(found.values())
+
+    def _weights_bytes(self) -> int:
+        return sum(part.nbytes for part in self.parts().values() if part.tier == "vram")
 
     def _size(self, key: str, part: Component, recipe: Recipe) -> int:
         return self._sizes.get(key) or weight_bytes(part, recipe.dtype)

@@ -14,6 +14,7 @@ import torch
 
 from falctl.errors import HostMemoryFullError
 from falctl.host.cache.buffers import host_buffer
+from falctl.host.cache.stopping import LOOK_S, stop_if
 
 
 @dataclass(eq=False, slots=True)
@@ -39,16 +40,20 @@ class PrivateMemory:
         with self._changed:
             return self._used()
 
-    def obtain(self, key: str, nbytes: int) -> PrivateBlock:
+    def obtain(self, key: str, nbytes: int, *, cancelled: threading.Event | None = None) -> PrivateBlock:
         """Return the block of *key*; see `HostMemory`. Whoever has one that it has not filled must not ask again."""
         with self._changed:
-            self._changed.wait_for(lambda: key not in self._copies or self._copies[key].filled)
+            while not self._changed.wait_for(lambda: self._is_mine_or_filled(key), LOOK_S):
+                stop_if(cancelled)
             copy = self._copies.get(key)
             if copy is None:
                 copy = self._copies[key] = self._allocate(nbytes)
             assert copy.flat.numel() == nbytes, f"{key} has {copy.flat.numel()} bytes, not {nbytes}"
             copy.owners += 1
             return PrivateBlock(self, key, copy)
+
+    def _is_mine_or_filled(self, key: str) -> bool:
+        return key not in self._copies or self._copies[key].filled
 
     def _used(self) -> int:
         return sum(copy.flat.numel() for copy in self._copies.values())

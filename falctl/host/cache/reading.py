@@ -15,20 +15,23 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, TypeAlias
 
 import torch
 
-from falctl.errors import ModelFilesError
+from falctl.errors import FilesChangedError
+from falctl.host.cache.cells import Range
 from falctl.host.cache.content_key import require_unchanged
 from falctl.host.cache.headers import DTYPE_BYTES, Stamp, TensorEntry, WeightFile, open_regular
+from falctl.host.cache.stopping import LoadCancelledError
 
 CHUNK_BYTES: Final = 4 << 20
 THREADS: Final = 4
+Written: TypeAlias = Callable[[Sequence[Range]], None]
 _PIECES_MAX: Final = 1024
 """IOV_MAX of Linux."""
 
@@ -41,10 +44,6 @@ TORCH_DTYPES: Final = {
 }  # fmt: skip
 HEADER_DTYPES: Final = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 """How safetensors calls each of torch's dtypes."""
-
-
-class ReadCancelledError(Exception):
-    """The caller's event was set while weights were read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +69,8 @@ class _Job:
     begin: int
     end: int
     places: list[memoryview] = field(default_factory=list)
+    ranges: list[Range] = field(default_factory=list)
+    """Of the buffer, those places."""
     convert: tuple[str, str] | None = None
 
     def takes(self, file: WeightFile, begin: int, chunk_bytes: int) -> bool:
@@ -77,21 +78,27 @@ class _Job:
         return not full and self.convert is None and self.file is file and self.end == begin
 
 
+def _nobody(written: Sequence[Range]) -> None:
+    del written
+
+
 @dataclass(frozen=True, slots=True)
 class _Stop:
     cancelled: threading.Event
+    written: Written
     failed: threading.Event = field(default_factory=threading.Event)
 
     def check(self) -> None:
         if self.cancelled.is_set() or self.failed.is_set():
-            raise ReadCancelledError
+            raise LoadCancelledError
 
 
-def read_weights(
+def read_weights(  # noqa: PLR0913 - the last two are for tests
     buffer: memoryview,
     placements: Iterable[Placement],
     *,
     cancelled: threading.Event,
+    written: Written = _nobody,
     threads: int = THREADS,
     chunk_bytes: int = CHUNK_BYTES,
 ) -> None:
@@ -99,16 +106,17 @@ def read_weights(
     Fill *buffer* (writable bytes) with all *placements*, which must not overlap. Blocking, with *threads* of its own.
 
     When it raises, the buffer's contents are undefined, but nothing writes to it any more and every file is closed.
-    *cancelled* is looked at between chunks.
+    *cancelled* is looked at between chunks. *written* is called with the places of the buffer that each chunk has filled,
+    by the thread that has read it, before it reads the next; what that raises ends the reading.
 
     Raises:
         ModelFilesError: a file is gone, unreadable, or not what it was when its header was read.
-        ReadCancelledError: *cancelled* was set before all was read.
+        LoadCancelledError: *cancelled* was set before all was read.
         ValueError: a placement lies outside of the buffer.
 
     """
     jobs = list(_jobs(buffer, sorted(placements, key=_by_place), chunk_bytes))
-    stop = _Stop(cancelled)
+    stop = _Stop(cancelled, written)
     with ExitStack() as opened:
         descriptors = {}
         for file in {id(job.file): job.file for job in jobs}.values():
@@ -128,7 +136,7 @@ def _read_all(jobs: Sequence[_Job], descriptors: dict[int, int], stop: _Stop, th
         running = [pool.submit(_read, job, descriptors[id(job.file)], stop) for job in jobs]
     errors = [error for future in running if (error := future.exception()) is not None]
     if errors:
-        raise next((error for error in errors if not isinstance(error, ReadCancelledError)), errors[0])
+        raise next((error for error in errors if not isinstance(error, LoadCancelledError)), errors[0])
 
 
 def _by_place(placement: Placement) -> tuple[str, int, int]:
@@ -145,7 +153,8 @@ def _jobs(buffer: memoryview, placements: Iterable[Placement], chunk_bytes: int)
             )
             raise ValueError(msg)
         place = buffer[placement.offset : end]
-        for begin, part in _stretches(placement, place, chunk_bytes):
+        for at, part in _stretches(placement, place, chunk_bytes):
+            begin = placement.tensor.begin + _read_bytes(placement, place[:at])
             size = _read_bytes(placement, part)
             convert = (
                 None
@@ -157,6 +166,7 @@ def _jobs(buffer: memoryview, placements: Iterable[Placement], chunk_bytes: int)
                     yield job
                 job = _Job(placement.file, begin, begin, convert=convert)
             job.places.append(part)
+            job.ranges.append((placement.offset + at, part.nbytes))
             job.end = begin + size
     if job is not None:
         yield job
@@ -168,11 +178,10 @@ def _read_bytes(placement: Placement, part: memoryview) -> int:
 
 
 def _stretches(placement: Placement, place: memoryview, chunk_bytes: int) -> Iterator[tuple[int, memoryview]]:
-    """Split *place* into parts of about a chunk, each with the byte of the file at which it begins."""
+    """Split *place* into parts of about a chunk, each with where it begins there."""
     step = max(1, chunk_bytes // 8) * DTYPE_BYTES[placement.dtype]  # whole elements, of up to 8 bytes
     for at in range(0, place.nbytes, step):
-        part = place[at : at + step]
-        yield placement.tensor.begin + _read_bytes(placement, place[:at]), part
+        yield at, place[at : at + step]
 
 
 def _read(job: _Job, descriptor: int, stop: _Stop) -> None:
@@ -184,6 +193,7 @@ def _read(job: _Job, descriptor: int, stop: _Stop) -> None:
             scratch = memoryview(bytearray(job.end - job.begin))
             _fill(descriptor, [scratch], job)
             _convert(scratch, job.places[0], job.convert)
+        stop.written(job.ranges)
     except BaseException:
         stop.failed.set()
         raise
@@ -196,7 +206,7 @@ def _fill(descriptor: int, places: Sequence[memoryview], job: _Job) -> None:
         got = os.preadv(descriptor, left, at)
         if got == 0:
             msg = f"{job.file.path} was truncated while it was read; it ends at byte {at}"
-            raise ModelFilesError(msg)
+            raise FilesChangedError(msg)
         at += got
         while left and got >= left[0].nbytes:
             got -= left.pop(0).nbytes
@@ -214,4 +224,4 @@ def _stamp_now(file: WeightFile) -> Stamp:
         return Stamp.of(file.path.stat())
     except OSError as error:
         msg = f"{file.path} was removed while it was read"
-        raise ModelFilesError(msg) from error
+        raise FilesChangedError(msg) from error

@@ -17,6 +17,8 @@ from falctl.core.guest import RECOVERY_S, recovered
 log = logging.getLogger(__name__)
 
 POLL_S: Final = 0.25
+_FIRST_POLL_S: Final = 0.001
+"""Each is twice as long as the one before; as a rule none is needed."""
 
 
 def wait_recovered(free_bytes: Callable[[], int], *, before_bytes: int, given_back_bytes: int) -> bool:
@@ -26,7 +28,7 @@ def wait_recovered(free_bytes: Callable[[], int], *, before_bytes: int, given_ba
     False: it has not until then, perhaps because another program has taken it; that is logged.
     """
     until_at = monotonic_s() + RECOVERY_S
-    never = threading.Event()
+    never, poll_s = threading.Event(), _FIRST_POLL_S
     while True:
         now_bytes = free_bytes()
         if recovered(before_bytes=before_bytes, now_bytes=now_bytes, given_back_bytes=given_back_bytes):
@@ -39,4 +41,5 @@ def wait_recovered(free_bytes: Callable[[], int], *, before_bytes: int, given_ba
                 now_bytes,
             )
             return False
-        never.wait(POLL_S)
+        never.wait(poll_s)
+        poll_s = min(2 * poll_s, POLL_S)

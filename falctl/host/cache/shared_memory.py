@@ -15,6 +15,7 @@ import logging
 import os
 import socket
 import threading
+from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Final
 
@@ -25,6 +26,7 @@ from falctl.errors import FalctlError
 from falctl.host.cache.host_memory import HostMemoryFullError
 from falctl.host.cache.mapping import Mapping, allocate
 from falctl.host.cache.pinning import Pinning
+from falctl.host.cache.stopping import stop_if, waited
 
 log = logging.getLogger(__name__)
 
@@ -122,7 +124,9 @@ class SharedMemory:
         self._sender.start()
         threading.Thread(target=self._receive, name="host memory in", daemon=True).start()
 
-    def obtain(self, key: str, nbytes: int) -> SharedBlock | _Empty:
+    def obtain(
+        self, key: str, nbytes: int, *, cancelled: threading.Event | None = None
+    ) -> SharedBlock | _Empty:
         """
         Return the block of *key*; to be filled by the caller unless it is. Not for the event loop.
 
@@ -132,11 +136,12 @@ class SharedMemory:
         Raises:
             HostMemoryFullError: the budget, or the kernel, has no room for it; nothing is held.
             HostMemoryLostError: the supervisor is gone, or another runner has been filling it for too long.
+            LoadCancelledError: *cancelled* was set before the answer came; its place among those who wait is given up.
         """
         if nbytes == 0:
             return _Empty()
         assert len(key) <= wire.KEY_CHARACTERS_MAX, "a key is a digest, not a text"
-        answer, fd = self._ask(key, nbytes)
+        answer, fd = self._ask(key, nbytes, cancelled)
         try:
             return self._map(answer, fd, nbytes)
         except OSError as error:
@@ -164,28 +169,40 @@ class SharedMemory:
             self._channel.shutdown(socket.SHUT_RDWR)
 
     def _map(self, answer: wire.Given, fd: int, nbytes: int) -> SharedBlock:
-        if not answer.filled:
-            allocate(fd, nbytes)
         let_go = wire.LetGo(answer.block)
-        mapping = Mapping(fd, nbytes, writable=not answer.filled, gone=lambda: self.post(let_go))
+
+        def gone() -> None:
+            self.post(let_go)
+
         if answer.filled:
-            self.pin(mapping, read_only=True)
+            mapping = self._map_filled(fd, nbytes, gone)
+        else:
+            allocate(fd, nbytes)
+            mapping = Mapping(fd, nbytes, writable=True, gone=gone)
         return SharedBlock(self, mapping, block=answer.block, filled=answer.filled)
 
-    def _ask(self, key: str, nbytes: int) -> tuple[wire.Given, int]:
+    def _map_filled(self, fd: int, nbytes: int, gone: Callable[[], None]) -> Mapping:
+        """Return a mapping that is read-only, but for the moment in which CUDA registers it: see `falctl.host.cache.pinning`."""
+        if self._pinning is not None and (mapping := _writable(fd, nbytes, gone)) is not None:
+            self.pin(mapping, read_only=False)
+            mapping.protect()
+            return mapping
+        mapping = Mapping(fd, nbytes, writable=False, gone=gone)
+        self.pin(mapping, read_only=True)
+        return mapping
+
+    def _ask(self, key: str, nbytes: int, cancelled: threading.Event | None) -> tuple[wire.Given, int]:
         number, question = next(self._numbers), _Question()
         with self._lock:
             if self._lost:
                 raise HostMemoryLostError(_LOST)
             self._questions[number] = question
         self.post(wire.Obtain(number, key, nbytes))
-        if not question.answered.wait(self._patience_s):
-            with self._lock:  # an answer that comes now is given back by who receives it
-                late = self._questions.pop(number, None) is None
-            if not late:
-                msg = f"another runner has been filling {key} for {self._patience_s:g} s"
-                raise HostMemoryLostError(msg)
-            question.answered.wait()
+        if not waited(question.answered, self._patience_s, cancelled=cancelled) and self._withdrawn(number):
+            stop_if(cancelled)
+            msg = f"another runner has been filling {key} for {self._patience_s:g} s"
+            raise HostMemoryLostError(msg)
+        question.answered.wait()
         match question.answer:
             case wire.Given() as given:
                 return given, question.fd
@@ -193,6 +210,14 @@ class SharedMemory:
                 raise HostMemoryFullError(why, lacking_bytes=lacking_bytes or None)
             case None:
                 raise HostMemoryLostError(_LOST)
+
+    def _withdrawn(self, number: int) -> bool:
+        """Wait for the answer to *number* no more; False: it is being taken just now."""
+        with self._lock:  # an answer that comes after this is given back by who receives it
+            withdrawn = self._questions.pop(number, None) is not None
+        if withdrawn:
+            self.post(wire.Withdraw(number))
+        return withdrawn
 
     def _send(self) -> None:
         with contextlib.suppress(OSError):  # the supervisor is gone: who receives finds out
@@ -228,6 +253,14 @@ class SharedMemory:
         elif isinstance(answer, wire.Given):  # who asked has given up
             self.post(wire.LetGo(answer.block))
             os.close(fds[0])
+
+
+def _writable(fd: int, nbytes: int, gone: Callable[[], None]) -> Mapping | None:
+    """Return a writable mapping, of which nobody knows but the caller; None: the supervisor lets nobody have one."""
+    try:
+        return Mapping(fd, nbytes, writable=True, gone=gone)
+    except PermissionError:
+        return None
 
 
 _LOST: Final = "the supervisor, which holds the host memory, is gone"

@@ -15,6 +15,7 @@ the component is entered.
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -82,10 +83,10 @@ class _ExecutionDevice:
 
 @dataclass(eq=False, slots=True)
 class _Watch:
-    """A component with our hooks on it. *holders*: how many stagings it belongs to; *running*: calls under way."""
+    """A component with our hooks on it. *holders*: the pipelines that it belongs to; *running*: calls under way."""
 
     part: StagedPart
-    holders: int = 0
+    holders: set[int] = field(default_factory=set)
     running: int = 0
     undo: list[Callable[[], None]] = field(default_factory=list)
 
@@ -102,25 +103,28 @@ class Staging:
         self._lock = threading.RLock()
         self._watches: dict[int, _Watch] = {}  # by the module's id; least recently entered first
         self._last: _Watch | None = None
+        self._numbers = itertools.count()
 
     @contextmanager
     def staged(self, parts: Iterable[StagedPart]) -> Iterator[None]:
         """
         Have *parts* come and go for a block; however it ends, they are left where they are and free of hooks.
 
-        A component of several pipelines may be held by several blocks at a time.
+        A component of several pipelines may be held by several blocks at a time. To make room for one only others of its
+        own pipelines leave: somebody may be drawing with the rest, and admission has left this one enough.
         """
-        held: list[int] = []
+        held: set[int] = set()
+        holder = next(self._numbers)
         try:
             for part in parts:
-                self._hold(part)
-                held.append(id(part.module))
+                self._hold(part, holder)
+                held.add(id(part.module))
             yield
         finally:
             for key in held:
-                self._release(key)
+                self._release(key, holder)
 
-    def _hold(self, part: StagedPart) -> None:
+    def _hold(self, part: StagedPart, holder: int) -> None:
         with self._lock:
             watch = self._watches.get(id(part.module))
             if watch is None:
@@ -128,13 +132,13 @@ class Staging:
                 self._watches[id(part.module)] = watch
                 self._install(watch)
             watch.part = part
-            watch.holders += 1
+            watch.holders.add(holder)
 
-    def _release(self, key: int) -> None:
+    def _release(self, key: int, holder: int) -> None:
         with self._lock:
             watch = self._watches[key]
-            watch.holders -= 1
-            if watch.holders == 0:
+            watch.holders.discard(holder)
+            if not watch.holders:
                 del self._watches[key]
                 for undo in reversed(watch.undo):
                     undo()
@@ -189,7 +193,11 @@ class Staging:
 
     def _make_room(self, watch: _Watch, need_bytes: int) -> None:
         stay = {_same(watch)} | {_same(other) for other in self._watches.values() if other.running}
-        keys = {_same(other): key for key, other in self._watches.items() if _same(other) not in stay}
+        keys = {
+            _same(other): key
+            for key, other in self._watches.items()
+            if _same(other) not in stay and other.holders & watch.holders
+        }
         # In the order in which they were entered; of two modules with the same weights, when the later one was.
         present = {
             key: other.part.weights.nbytes

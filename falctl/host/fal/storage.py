@@ -2,7 +2,8 @@
 Give fal's toolkit our folders in place of its CDN and its network disk.
 
 The SDK looks its repositories up by name in a registry at the time of a call, so replacing the entries works for
-every version of it and however an app imported `Image`. With no entry left that uploads, nothing can leave.
+every version of it and however an app imported `Image`. With no entry left that uploads, nothing can leave; its own hook for
+uploads (`FAL_API_SOCKET`) falls back to the CDN when it is refused.
 """
 
 from __future__ import annotations

@@ -34,7 +34,6 @@ LORAS_MAX: Final = 64
 _LORAS: Final = "loras"
 _QUOTED_LORAS: Final = b'"loras"'
 _HEADER: Final = H_HINT.encode()
-_SPACE: Final = b" \t\n\r"
 _BLANK: Final = re.compile(r"[ \t\n\r]*")
 _decoder: Final = json.JSONDecoder()
 
@@ -55,7 +54,7 @@ def wanted_hint(
     if value:
         return Wanted(Hint(value.decode("latin-1")), "header")
     encoded = b"content-encoding" in head
-    if not field or not body or encoded or not is_json(head.get(b"content-type"), body.lstrip(_SPACE)):
+    if not field or not body or encoded or not is_json(head.get(b"content-type"), body):
         return None
     # A body is not read beyond the model where no LoRA can follow.
     lays = joint != "" and _QUOTED_LORAS in body[:SEARCHED_BYTES_MAX]

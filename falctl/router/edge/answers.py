@@ -10,6 +10,7 @@ from falctl.core.events import Refuse, RefuseCode
 from falctl.core.sizes import size_text
 from falctl.errors import (
     ClientCancelledError,
+    LoadFailedError,
     MethodError,
     ModelTooLargeError,
     ParameterError,
@@ -63,6 +64,10 @@ _OPENAI_CODES: Final[dict[int | str, str]] = {
 
 def refusal(action: Refuse) -> RequestError:
     """Return the error that tells a client of *action*."""
+    if action.code == "load_failed":
+        assert action.failure is not None, "a runner has said why"
+        failure = action.failure
+        return LoadFailedError(failure.detail, status=failure.status, error_type=failure.error_type)
     kind, detail = _REFUSALS[action.code]
     told = detail.format(
         waiting=action.waiting, size=size_text(action.size_bytes), pinned=", ".join(action.pinned)

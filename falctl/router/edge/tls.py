@@ -1,4 +1,8 @@
-"""The TLS of the second port: a context with our certificate, which is renewed while it is in use."""
+"""
+The TLS of the second port: a context with our certificate, which is renewed while it is in use.
+
+A port of its own, because uvloop's TLS takes a socket from its first byte: http:// stays as it is.
+"""
 
 from __future__ import annotations
 

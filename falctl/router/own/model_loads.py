@@ -22,7 +22,7 @@ _WHY: Final[dict[WishNews, str]] = {
     "failed": "the end of its load was not heard of",
     "lost": "runner {runner} was lost while it loaded",
     "no_runner": "no runner is up and none will be; `falctl status` says why",
-    "takes_no_loads": "this app loads its models itself: it has no model cache of ours, or more than one",
+    "takes_no_loads": "this app loads its models itself: it has no model cache of ours with a load=, or more than one",
     "full": "no runner has free room for it",
     "too_large": "it is too large for the card of every runner that it may go to",
     "pins_leave_no_room": "there is no room for it beside what is pinned: {pinned}; `falctl unpin` one of them",

@@ -3,18 +3,20 @@ The models that a runner is to hold without a request: those of `cache.preload`,
 
 Pins are a host's, and end with it. They are remembered here, and a runner that comes back is given them again; a
 router that comes back finds them on the board. If both end at once they are forgotten: `cache.preload` is for good.
-A preload that fails is told once. What a runner died of while it loaded it is not loaded ahead again; a pin stays, for
-when a request or a person has it loaded.
+A preload that fails is told once. One that its runner did not survive is tried again after a while, and a few times only
+(`falctl.core.preloading`); a pin stays, for when a request or a person has it loaded. A configuration that is read anew
+has what it adds loaded, and what it no longer names not waited for; what is loaded already stays.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from typing import Final
+from typing import Final, TypeAlias
 
 from falctl.clock import monotonic_s
 from falctl.config import Config
+from falctl.core.preloading import Deaths
 from falctl.core.types import Epoch, RunnerId
 from falctl.errors import QueueFullError
 from falctl.router.dispatch.apps import Apps, LocalApp
@@ -32,6 +34,9 @@ GATHER_S: Final = 10.0
 """How long a first runner waits for others that start, so that what is preloaded is spread over all of them."""
 _LOOK_S: Final = 0.1
 
+Preload: TypeAlias = tuple[str, RunnerId | None]
+"""A model, and the runner that it is meant for; None: any."""
+
 
 class StandingModels:
     """Gives runners their models when they come up."""
@@ -45,17 +50,38 @@ class StandingModels:
         self._fleet = fleet
         self._wishes = wishes
         self._ledger = ledger
-        self._preloads: dict[str, list[tuple[str, RunnerId | None]]] = {}
+        self._preloads: dict[str, list[Preload]] = {}
         self._pins: dict[RunnerId, set[str]] = {}
         self._epochs: dict[RunnerId, Epoch] = {}
         self._spreading: dict[str, asyncio.Task[None]] = {}
-        self._deadly: set[tuple[str, str]] = set()
-        """App and model of those whose runner died while it loaded them."""
+        self._deaths = Deaths()
+        self._ahead_now: dict[tuple[str, Preload], asyncio.Task[None]] = {}
+        """What waits to be loaded ahead, or is being loaded."""
 
     def preload(self, config: Config) -> None:
         """Have what *config* says preloaded by runners that come up from now on."""
         for app in self._apps:
             self._preloads[app.alias] = [read_preload(entry) for entry in config.cache_of(app.alias).preload]
+        self._warn_of_nowhere()
+
+    def reload(self, config: Config) -> None:
+        """Go by *config* from now on: load ahead what it adds, and what was given up; wait no more for what it has not."""
+        before = self._preloads
+        self._preloads = {}
+        self.preload(config)
+        for app in self._apps:
+            wanted = self._preloads[app.alias]
+            for entry in before.get(app.alias, ()):
+                task = self._ahead_now.get((app.alias, entry))
+                if entry not in wanted and task is not None and not self._is_pinned(*entry):
+                    task.cancel()
+            for entry in wanted:
+                dead = self._deaths.forbid((app.alias, entry[0]), now=monotonic_s())
+                self._deaths.forget((app.alias, entry[0]))
+                if dead or entry not in before.get(app.alias, ()):
+                    self._ahead(app, *entry)
+
+    def _warn_of_nowhere(self) -> None:
         numbers = {runner for app in self._apps for runner in app.runners}
         nowhere = {
             (m, r) for wanted in self._preloads.values() for m, r in wanted if r not in numbers | {None}
@@ -114,8 +140,12 @@ class StandingModels:
                 self._ahead(app, model, on)
 
     def _ahead(self, app: LocalApp, model: str, runner: RunnerId | None) -> None:
-        if (app.alias, model) not in self._deadly:
-            spawn(self._load(app, model, runner), name=f"ahead-{runner}-{model[:64]}")
+        key = app.alias, (model, runner)
+        if self._deaths.forbid((app.alias, model), now=monotonic_s()) or key in self._ahead_now:
+            return
+        task = spawn(self._load(app, model, runner), name=f"ahead-{runner}-{model[:64]}")
+        self._ahead_now[key] = task
+        task.add_done_callback(lambda _: self._ahead_now.pop(key))
 
     async def _load(self, app: LocalApp, model: str, runner: RunnerId | None, *, first: bool = False) -> None:
         try:
@@ -124,12 +154,32 @@ class StandingModels:
         except QueueFullError as error:
             self._warn(f"{model} is not loaded ahead: {error}")
             return
+        if end.news in ("loaded", "there"):
+            self._deaths.forget((app.alias, model))
         if end.news == "lost":
-            self._deadly.add((app.alias, model))
-        if end.news == "loaded":
+            self._lost(app, model, runner, why=why_failed(app, end))
+        elif end.news == "loaded":
             log.info("model.loaded_ahead model=%s runner=%s load_s=%.2f", model, end.runner, end.load_s)
         elif end.news != "there":
             self._warn(f"{model} is not loaded ahead: {why_failed(app, end)}")
+
+    def _lost(self, app: LocalApp, model: str, runner: RunnerId | None, *, why: str) -> None:
+        pause_s = self._deaths.note((app.alias, model), now=monotonic_s())
+        then = (
+            "it is not tried again before a reload" if pause_s is None else f"tried again in {pause_s:.0f} s"
+        )
+        self._warn(f"{model} is not loaded ahead: {why}; {then}")
+        if pause_s is not None:
+            asyncio.get_running_loop().call_later(pause_s, self._again, app, model, runner)
+
+    def _again(self, app: LocalApp, model: str, runner: RunnerId | None) -> None:
+        """Load ahead what a runner died of, if it is still meant to be there."""
+        wanted = (model, runner) in self._preloads.get(app.alias, ())
+        if wanted or self._is_pinned(model, runner):
+            self._ahead(app, model, runner)
+
+    def _is_pinned(self, model: str, runner: RunnerId | None) -> bool:
+        return runner is not None and model in self._pins.get(runner, ())
 
     async def _gather(self, app: LocalApp) -> None:
         """Return when no other runner of *app* is on its way, or after `GATHER_S`."""
@@ -143,7 +193,7 @@ class StandingModels:
         self._ledger.note(text)
 
 
-def read_preload(entry: str) -> tuple[str, RunnerId | None]:
+def read_preload(entry: str) -> Preload:
     """Return model and runner of an entry of `cache.preload`: ``"MODEL"`` or ``"MODEL@2"``."""
     model, _, runner = entry.rpartition("@")
     if model and runner.isascii() and runner.isdecimal():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from typing import Final
 
@@ -13,6 +14,7 @@ from falctl.wire import H_RAW, H_REQUEST_ID, H_WANTED
 
 _OURS: Final = b"x-falctl-"
 _FORM: Final = b"application/x-www-form-urlencoded"
+_OBJECT: Final = re.compile(rb"[ \t\n\r]*\{")
 
 _HOP_BY_HOP: Final = frozenset(
     {
@@ -99,7 +101,7 @@ def is_json(content_type: bytes | None, body: bytes) -> bool:
     if content_type is not None and b"json" in content_type.lower():
         return True
     undeclared = content_type is None or content_type.lower().startswith(_FORM)
-    return undeclared and body[:1] == b"{"
+    return undeclared and _OBJECT.match(body) is not None
 
 
 def declare_json(headers: Iterable[tuple[bytes, bytes]], body: bytes) -> RawHeaders:

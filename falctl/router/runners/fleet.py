@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from weakref import WeakSet
 
 from falctl import wire
@@ -53,7 +53,7 @@ class FleetLinks:
         self.stepped: Callable[[wire.Stepped], None] = _nobody
         """Who hears of steps; set by `Steps`."""
         self.released: list[Callable[[RequestId], None]] = []
-        """Who hears that a request has given its slot back."""
+        """Who hears that a request has given its slot back, or that its runner is gone."""
         self.came_up: Callable[[Link], None] = _nobody
         """Who hears that a runner takes work, of a new incarnation or again; set by `StandingModels`."""
 
@@ -84,6 +84,7 @@ class FleetLinks:
             del self._links[number]
             link.retire()
             self._retired.add(link)
+            self._tell_released(link.requests)
             self.orphans.look()
             link = None
         if state in _SERVES:
@@ -191,8 +192,7 @@ class FleetLinks:
             case wire.Released():
                 released = news.released(link.runner, message)
                 self._driver(link.runner).handle(released)
-                for hear in self.released:
-                    hear(released.request)
+                self._tell_released([released.request])
             case wire.LoadEnded():
                 self._end_load(link, message)
             case wire.Draining():
@@ -200,7 +200,17 @@ class FleetLinks:
             case wire.HintsChanged():
                 pass  # the refresh has told
 
+    def _tell_released(self, requests: Iterable[RequestId]) -> None:
+        for request in requests:
+            for hear in self.released:
+                hear(request)
+
     def _end_load(self, link: Link, load: wire.LoadEnded) -> None:
+        if load.ok:
+            source, load_s = load.tier or "?", load.load_s
+            log.info(
+                "runner.loaded runner=%d model=%s from=%s s=%.1f", link.runner, load.hint, source, load_s
+            )
         ended = news.load_ended(link.runner, load, self.row(link.runner))
         self._driver(link.runner).handle(ended)
 

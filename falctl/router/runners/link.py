@@ -145,6 +145,11 @@ class Link:
         """Return whether *request* may be in one of its slots, as far as is known."""
         return not self.greeted.is_set() or request in self._held or request in self._strangers
 
+    @property
+    def requests(self) -> set[RequestId]:
+        """Return the requests that are in its slots, or whose slots have not been heard of again."""
+        return {*self._held, *map(RequestId, self._strangers)}
+
     async def cancel(self, request: RequestId) -> None:
         """
         Ask the host to stop a request, if it can.

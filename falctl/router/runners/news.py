@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from falctl import wire
 from falctl.board.rows import ModelRow, RunnerRow
-from falctl.core.events import LoadEnded, Released, RunnerUp
+from falctl.core.events import Failure, LoadEnded, Released, RunnerUp
 from falctl.core.sources import Stock, Tier
 from falctl.core.types import Caps, Epoch, Hint, RequestId, RunnerId
 
@@ -49,13 +49,25 @@ def released(runner: RunnerId, message: wire.Released) -> Released:
     """Return the end of a request as its host tells it."""
     tier = None if message.tier == wire.JOINED else _tier(message.tier)
     request, epoch = RequestId(message.request), Epoch(message.epoch)
-    return Released(request, runner, epoch, message.exec_s, message.load_s, tier)
+    return Released(request, runner, epoch, message.exec_s, message.load_s, tier, message.least_bytes)
 
 
 def load_ended(runner: RunnerId, message: wire.LoadEnded, row: RunnerRow | None) -> LoadEnded:
     """Return the end of a load job as its host tells it."""
     hint, epoch, tier = Hint(message.hint), Epoch(message.epoch), _tier(message.tier)
-    return LoadEnded(runner, epoch, hint, message.ok, message.load_s, tier, hints_of(row), message.error)
+    failure = Failure(message.status, message.error_type, message.error) if message.status else None
+    return LoadEnded(
+        runner,
+        epoch,
+        hint,
+        message.ok,
+        message.load_s,
+        tier,
+        hints_of(row),
+        message.error,
+        failure,
+        message.least_bytes,
+    )
 
 
 def _caps(hello: wire.Hello) -> Caps:

@@ -160,6 +160,6 @@ def build(folder: Path) -> Path:
     library = folder / "libnvidia-ml.so.1"
     flags = ("-shared", "-fPIC", "-O1", "-Wall", "-Wextra", "-Werror")
     command: Sequence[str] = ("gcc", *flags, "-o", str(library), str(SOURCE))
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     return library

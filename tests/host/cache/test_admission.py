@@ -111,8 +111,17 @@ def test_what_fits_in_no_way_is_a_507_with_every_number(folder_of: FolderOf) -> 
     assert caught.value.status == 507
     for said in ("whole takes", "staged takes", "no quantised weights", "offloaded takes", "can have"):
         assert said in caught.value.detail
+    assert caught.value.least_bytes is not None
+    assert caught.value.least_bytes > 1000
     assert cache.resident == ()
     assert device.used_bytes == 0
+
+
+def test_a_drawing_that_has_no_room_says_nothing_of_its_model(folder_of: FolderOf) -> None:
+    cache = cache_of(store_of(folder_of, device=CpuDevice(1 << 30)), counts_drawings=True)
+    with pytest.raises(ModelTooLargeError) as caught:
+        cache.run("sd3", picture, Drawing(16384, 16384, 16))
+    assert caught.value.least_bytes is None
 
 
 class Failing(CpuDevice):

@@ -105,7 +105,7 @@ def test_what_no_file_has_comes_last_and_survives_the_skeleton() -> None:
     assert module.scale.dtype == torch.float16, "a pipeline asks its modules for their dtype"
     again = host_buffer(arena.nbytes)
     again[: len(files)] = files
-    arena.write_kept(again)
+    again[arena.layout.file_nbytes :] = arena.kept()
     arena.attach(again)
     assert (arena.tier, arena.host is again) == ("host", True)
     assert_same(module, before)

@@ -63,7 +63,7 @@ def test_a_skeleton_that_got_its_bytes_back_draws_the_same_image(folder_of: Fold
         assert not any(tensor.numel() for tensor in arena._tensors)
         again = host_buffer(arena.nbytes)
         again[: arena.layout.file_nbytes] = bytes_of_files
-        arena.write_kept(again)
+        again[arena.layout.file_nbytes :] = arena.kept()
         arena.attach(again)
     assert picture(pipe) == first
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,12 @@ from safetensors.torch import load_file, save_file
 
 from falctl.host.cache.arena import Arena
 from falctl.host.cache.arrangement import Weights
-from falctl.host.cache.components import LooseComponent, PackedComponent, hold
+from falctl.host.cache.components import PackedComponent, hold
 from falctl.host.cache.device import CpuDevice
 from falctl.host.cache.folder import Component, read_folder
 from falctl.host.cache.headers import read_weight_file
-from falctl.host.cache.private_memory import PrivateMemory
+from falctl.host.cache.loose_component import LooseComponent
+from falctl.host.cache.private_memory import PrivateBlock, PrivateMemory
 from falctl.host.cache.staging import StagedPart, Staging
 from falctl.host.cache.tensor_names import find_placements
 from tests.host.cache.pipes import loaded
@@ -249,3 +251,32 @@ def test_buffers_that_a_pipeline_has_converted_are_the_components_again(tmp_path
     assert values(made) == {"a": A.flatten().tolist(), "b": B.flatten().tolist()}
     part.drop()
     assert made.b.numel() == 0
+
+
+class Slow(PrivateMemory):
+    """Does something as the block is given."""
+
+    meanwhile: Callable[[], object] | None = None
+
+    def obtain(self, key: str, nbytes: int, *, cancelled: threading.Event | None = None) -> PrivateBlock:
+        block = super().obtain(key, nbytes, cancelled=cancelled)
+        if self.meanwhile is not None:
+            self.meanwhile()
+        return block
+
+
+def test_a_component_that_is_abandoned_while_it_is_read_leaves_no_bytes_when_nobody_uses_it(
+    tmp_path: Path,
+) -> None:
+    memory, made = Slow(), module(a=A.clone())
+    part = held(made, component(tmp_path, a=A), memory)
+    part.drop()
+    assert memory.used_bytes == 0
+    memory.meanwhile = part.abandon
+    part.fill(threading.Event())
+    assert memory.used_bytes == part.part.nbytes
+    assert values(made) == {"a": A.flatten().tolist()}, "somebody may be drawing with it"
+    memory.meanwhile = None
+    del part, made
+    gc.collect()
+    assert memory.used_bytes == 0

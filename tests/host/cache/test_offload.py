@@ -13,11 +13,12 @@ import torch
 from torch import nn
 
 from falctl.core.fit import DrawingPeaks, PartSize, Plan, fit, role_of
-from falctl.host.cache import offload
+from falctl.host.cache import streams
 from falctl.host.cache.arena import Arena
 from falctl.host.cache.device import CpuDevice
 from falctl.host.cache.offload import Offloaded, blocks_in, offloaded
 from falctl.host.cache.staging import StagedPart, Staging
+from falctl.host.cache.streams import Copies
 from tests.host.cache.pipes import components, loaded, picture
 from tests.host.cache.tiny_pipelines import ARCHITECTURES
 
@@ -173,8 +174,14 @@ def test_out_of_memory_for_the_slots_changes_nothing() -> None:
 class Torn:
     """A way to copy of which the *at*-th copy fails."""
 
-    def __init__(self, inner: offload.Copies, at: int) -> None:
+    def __init__(self, inner: Copies, at: int) -> None:
         self.inner, self.left = inner, at
+
+    def mark(self, flat: torch.Tensor) -> None:
+        self.inner.mark(flat)
+
+    def take_over(self) -> None:
+        self.inner.take_over()
 
     def begin(self, pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> object:
         self.left -= 1
@@ -185,9 +192,6 @@ class Torn:
     def wait(self, copy: object) -> None:
         self.inner.wait(copy)
 
-    def close(self) -> None:
-        self.inner.close()
-
 
 @pytest.mark.parametrize("at", range(1, 7))
 def test_a_copy_that_fails_is_an_error_and_the_next_run_is_right(
@@ -195,8 +199,8 @@ def test_a_copy_that_fails_is_an_error_and_the_next_run_is_right(
 ) -> None:
     module = chain(4)
     expected = run(module, range(4))
-    copies_for = offload.copies_for
-    monkeypatch.setattr(offload, "copies_for", lambda device: Torn(copies_for(device), at))
+    copies_for = streams.copies_for
+    monkeypatch.setattr("falctl.host.cache.offload.copies_for", lambda device: Torn(copies_for(device), at))
     moving = Offloaded([module], Arena(module), resident=0, slots=2)
     moving.to_device(CpuDevice(1 << 20))
     with pytest.raises(RuntimeError, match="the copy failed"):

@@ -19,7 +19,7 @@ from falctl.host.cache.device import CpuDevice
 from falctl.host.cache.estimate import Wanted
 from falctl.host.cache.host_memory import HostMemoryFullError
 from falctl.host.cache.private_memory import PrivateMemory
-from falctl.host.cache.reading import ReadCancelledError
+from falctl.host.cache.stopping import LoadCancelledError
 from tests.host.cache.pipes import components, loaded, picture
 from tests.host.cache.stores import FolderOf, bring, keys_of, leave, store_of, tiers
 from tests.host.cache.test_arena_pipelines import resident_bytes
@@ -286,7 +286,7 @@ def test_a_cancelled_fill_leaves_a_skeleton_and_no_bytes(folder_of: FolderOf) ->
     leave(store, "sd15", drop=True)
     cancelled = threading.Event()
     cancelled.set()
-    with pytest.raises(ReadCancelledError):
+    with pytest.raises(LoadCancelledError):
         store.fill("sd15", cancelled)
     assert (memory.used_bytes, tiers(store, "sd15")) == (0, {"disk"})
     bring(store, "sd15")
@@ -399,8 +399,9 @@ def test_a_half_written_folder_names_the_file_and_is_whole_once_it_is(folder: Pa
     store = store_of({"mine": folder})
     named = re.escape(str(folder / "unet" if spoil == "missing" else path))
     for ask in (store.check, store.needs, store.construct):
-        with pytest.raises(ModelFilesError, match=f"^Model 'mine' cannot be loaded: {named}"):
+        with pytest.raises(ModelFilesError, match=f"^Model 'mine' cannot be loaded: {named}") as caught:
             ask("mine")
+        assert caught.value.__cause__ is None, "a line of the log, not two tracebacks"
     assert (dict(store.parts()), store.device.used_bytes) == ({}, 0)
     path.write_bytes(whole)
     picture(bring(store, "mine"))

@@ -9,6 +9,7 @@ import pytest
 
 from falctl.host.cache.host_memory import HostMemoryFullError
 from falctl.host.cache.private_memory import PrivateMemory
+from falctl.host.cache.stopping import LoadCancelledError
 
 WAIT_S = 60.0
 
@@ -52,6 +53,19 @@ def test_who_asks_while_another_fills_waits_and_fills_if_that_one_gives_up(*, fi
         assert second.result(WAIT_S) is False if not filled else True
     other.release()
     assert memory.used_bytes in {0, 8}
+
+
+def test_who_is_cancelled_waits_no_more_and_the_other_goes_on() -> None:
+    memory, cancelled = PrivateMemory(), threading.Event()
+    first = memory.obtain("a", 8)
+    with ThreadPoolExecutor(1) as pool:
+        second = pool.submit(memory.obtain, "a", 8, cancelled=cancelled)
+        cancelled.set()
+        with pytest.raises(LoadCancelledError):
+            second.result(WAIT_S)
+    first.seal()
+    first.release()
+    assert memory.used_bytes == 0
 
 
 def test_the_budget_is_a_limit_and_what_was_released_can_be_had_again() -> None:

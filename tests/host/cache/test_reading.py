@@ -16,7 +16,8 @@ from safetensors.torch import save_file
 
 from falctl.errors import ModelFilesError
 from falctl.host.cache.headers import DTYPE_BYTES, WeightFile, read_weight_file
-from falctl.host.cache.reading import TORCH_DTYPES, Placement, ReadCancelledError, read_weights
+from falctl.host.cache.reading import TORCH_DTYPES, Placement, read_weights
+from falctl.host.cache.stopping import LoadCancelledError
 
 GUARD = 0xA5
 
@@ -163,7 +164,7 @@ def test_a_cancel_ends_it_between_chunks(tmp_path: Path, monkeypatch: pytest.Mon
         return whole(fd, views, at)
 
     monkeypatch.setattr(os, "preadv", cancelling)
-    with memoryview(buffer) as view, pytest.raises(ReadCancelledError):
+    with memoryview(buffer) as view, pytest.raises(LoadCancelledError):
         read_weights(view, placements, cancelled=cancelled, threads=1, chunk_bytes=40_000)
     assert len(calls) == 1
 

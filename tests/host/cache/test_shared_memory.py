@@ -7,16 +7,18 @@ import gc
 import os
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
 from falctl import memory_wire as wire
+from falctl.core.host_memory import Holder
 from falctl.host.cache import mapping
 from falctl.host.cache.host_memory import HostMemory, HostMemoryFullError
 from falctl.host.cache.shared_memory import HostMemoryLostError, SharedBlock, SharedMemory
+from falctl.host.cache.stopping import LoadCancelledError
 from tests.supervisor.memory_server import STEP_S, MemoryServer
 from tests.wait import until
 
@@ -246,6 +248,76 @@ def test_who_has_waited_for_too_long_is_told_and_a_late_answer_is_given_back(
     hasty.close()
 
 
+def cancelled_while_it_waits(server: MemoryServer, memory: HostMemory) -> None:
+    """Have *memory* wait for the block "unet", and stop waiting."""
+    cancelled, errors = threading.Event(), list[str]()
+
+    def wait() -> None:
+        try:
+            memory.obtain("unet", MB, cancelled=cancelled)
+        except LoadCancelledError as error:
+            errors.append(type(error).__name__)
+
+    waiting = threading.Thread(target=wait)
+    waiting.start()
+    until(lambda: server.row.waiting == 1, within_s=STEP_S, what="it waits")
+    cancelled.set()
+    waiting.join(STEP_S)
+    assert errors == ["LoadCancelledError"]
+
+
+def test_who_is_cancelled_while_another_fills_gives_its_place_up_and_the_other_goes_on(
+    server: MemoryServer, memory: SharedMemory
+) -> None:
+    block, other = obtained(memory, "unet"), connected(server, 1)
+    cancelled_while_it_waits(server, other)
+    until(lambda: server.row.waiting == 0, within_s=STEP_S, what="its place is given up")
+    block.flat.fill_(7)
+    block.seal()
+    assert obtained(other, "unet").flat.eq(7).all()
+    server.wait_used(MB)
+    block.release()
+    other.close()
+
+
+def test_an_answer_that_crosses_with_a_cancellation_is_given_back(
+    server: MemoryServer, memory: SharedMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    block, other = obtained(memory, "unet"), connected(server, 1)
+    monkeypatch.setattr(server.memory, "_hear", unheard(server.memory._hear, wire.Withdraw))
+    cancelled_while_it_waits(server, other)
+    block.release()
+    server.wait_used(0)
+    assert server.row.waiting == 0
+    assert not obtained(memory, "unet").filled
+    other.close()
+
+
+def test_an_answer_that_is_being_taken_when_it_is_cancelled_counts(
+    memory: SharedMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_late(number: int) -> bool:
+        until(lambda: number not in memory._questions, within_s=STEP_S, what="the answer is taken")
+        return False
+
+    cancelled = threading.Event()
+    cancelled.set()
+    monkeypatch.setattr(memory, "_withdrawn", too_late)
+    assert not memory.obtain("unet", MB, cancelled=cancelled).filled
+
+
+def unheard(
+    hear: Callable[[Holder, bytes], None], kind: type[wire.Message]
+) -> Callable[[Holder, bytes], None]:
+    """Return *hear* that is deaf for messages of *kind*."""
+
+    def deaf(holder: Holder, datagram: bytes) -> None:
+        if not isinstance(wire.decode(datagram), kind):
+            hear(holder, datagram)
+
+    return deaf
+
+
 def test_when_the_supervisor_goes_who_waits_and_who_asks_is_told(
     server: MemoryServer, memory: SharedMemory
 ) -> None:
@@ -261,7 +333,7 @@ def test_when_the_supervisor_goes_who_waits_and_who_asks_is_told(
     waiting = threading.Thread(target=wait)
     waiting.start()
     until(lambda: server.row.waiting == 1, within_s=STEP_S, what="the second thread waits")
-    server.call(lambda memory: memory.close())
+    server.close_memory()
     waiting.join(STEP_S)
     assert len(errors) == 1
     with pytest.raises(HostMemoryLostError, match="supervisor"):
@@ -292,6 +364,7 @@ def test_what_is_no_message_is_a_value_error(datagram: bytes) -> None:
     "message",
     [
         wire.Obtain(1, "\U0010ffff" * wire.KEY_CHARACTERS_MAX, 1 << 50),
+        wire.Withdraw(1),
         wire.Seal(1),
         wire.Abandon(2),
         wire.LetGo(3),

@@ -32,7 +32,11 @@ class Painter(App):
 
 
 class CrashesSoon(App):
-    """The runners that the environment lists exit a moment after the file is there that it names."""
+    """
+    The runners that the environment lists exit a moment after the file is there that it names.
+
+    If it says that they do so once, the first that does takes the file away, and nobody follows.
+    """
 
     def setup(self) -> None:
         doomed = os.environ["FALCTL_TEST_DOOMED"].split(",")
@@ -49,5 +53,7 @@ def _exit_when_told() -> None:
     doom, pause = Path(os.environ["FALCTL_TEST_DOOM"]), threading.Event()
     while not doom.exists():
         pause.wait(0.02)
+    if os.environ["FALCTL_TEST_ONCE"] == "1":
+        doom.unlink()
     pause.wait(0.3)
     os._exit(9)
