@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import socket
 import threading
@@ -13,7 +14,7 @@ import pytest
 
 from falctl.host.cache.host_memory import HostMemory
 from falctl.host.cache.shared_memory import SharedMemory
-from tests.host.cache.histories import History
+from tests.host.cache.histories import NAMES, History
 from tests.host.cache.stores import FolderOf
 from tests.supervisor.memory_server import MemoryServer
 
@@ -70,12 +71,20 @@ class SharedHistory(History):
         self.begin()
 
     def lose_neighbour(self) -> None:
-        """Have a neighbour want room and a block of ours, begin to fill what is not filled, and kill it."""
+        """Have a neighbour take all of the memory, give it back, begin to fill a block of ours, and kill it then."""
+        for name in self.cache.pinned:
+            self.cache.unpin(name)
+        for name in NAMES:
+            self.cache.evict(name, "disk")
+        gc.collect()
+        self.server.wait_used(0)
         neighbour = self.server.start(1)
         key = self.dice.choice(sorted(key for key, nbytes in self._sizes.items() if nbytes))
-        for wanted, nbytes in (("another's", self.host_bytes // 2), (key, self._sizes[key])):
-            if neighbour.ask("obtain", wanted, nbytes) == "fill":
-                neighbour.ask("write", 7)
+        all_of_it = self.host_bytes // 4096 * 4096  # memory comes in pages
+        assert neighbour.ask("obtain", "another's", all_of_it) == "fill"
+        neighbour.ask("release")
+        assert neighbour.ask("obtain", key, self._sizes[key]) == "fill"
+        neighbour.ask("write", 7)
         neighbour.kill()
 
 
