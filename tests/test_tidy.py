@@ -37,6 +37,22 @@ def test_the_map_of_the_code_fits_a_window() -> None:
     assert [line for line in lines if len(line) > 120] == []
 
 
+def test_what_a_comment_or_a_docstring_names_is_there() -> None:
+    named = {
+        (path, name) for path in SOURCES for name in re.findall(r"`(falctl(?:\.\w+)+)", path.read_text())
+    }
+    missing = [
+        (path, name) for path, name in named if name != "falctl.toml" and not _is_there(name.split("."))
+    ]
+    assert missing == []
+
+
+def test_every_file_that_the_map_of_the_code_names_is_there() -> None:
+    files = {str(path.relative_to(ROOT)) for path in SOURCES}
+    names = re.findall(r"`([\w/]+\.py)`", (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8"))
+    assert [name for name in names if not any(f"/{file}".endswith(f"/{name}") for file in files)] == []
+
+
 @pytest.mark.process
 def test_importing_what_authors_import_is_light() -> None:
     assert not HEAVY & _modules("import falctl")
@@ -61,6 +77,16 @@ def test_only_the_layout_knows_the_bytes_of_the_board() -> None:
     for path in (ROOT / "falctl").rglob("*.py"):
         if path.name != "layout.py":
             assert not re.search(r"^\s*(import struct|from struct)", path.read_text(), re.MULTILINE), path
+
+
+def _is_there(names: list[str]) -> bool:
+    place = ROOT
+    while names and (place / names[0]).is_dir():
+        place /= names.pop(0)
+    module = place / (
+        f"{names.pop(0)}.py" if names and (place / f"{names[0]}.py").exists() else "__init__.py"
+    )
+    return all(re.search(rf"\b{name}\b", module.read_text()) for name in names)
 
 
 def _modules(code: str) -> set[str]:

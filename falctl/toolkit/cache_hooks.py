@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeAlias
 from falctl.core.activations import Drawing
 from falctl.core.fit import How
 from falctl.core.residency import Room, Verdict
+from falctl.core.skeletons import SKELETONS_MAX
 
 Kept: TypeAlias = MutableMapping[object, tuple[Any, Callable[[], None]]]
 """What a request holds until its end, and how to give it back, by whose it is."""
@@ -127,6 +128,8 @@ class CachePolicy:
 
     models_max: int = 0
     """Models on the device at a time; 0: as many as have room."""
+    skeletons_max: int = SKELETONS_MAX
+    """Models of which only the modules are held, at a time."""
     keep_alive_s: Callable[[str], float | None] = _for_ever
     """
     Return how long a model may idle in each tier, None or less than 0: for ever; 0: it leaves when its lease ends.

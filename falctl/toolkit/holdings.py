@@ -26,6 +26,7 @@ from falctl.core.residency import (
     victims,
 )
 from falctl.core.sizes import size_text
+from falctl.core.skeletons import Skeleton, outlived
 from falctl.core.turns import Supply, Use, room_beside
 from falctl.errors import ModelTooLargeError
 from falctl.toolkit.cache_entry import Claim, Entry, Load
@@ -134,6 +135,18 @@ class Holdings(Generic[M]):
     def is_placed(self, name: str) -> bool:
         """Return, with `lock` held, whether *name* is ready to run."""
         return self._entries[name].placed is not None
+
+    def outlived(self) -> tuple[str, ...]:
+        """Return the models without bytes that are one too many; none that is leased, pinned, loading or placed."""
+        with self.lock:
+            there = self._store.parts()
+            found = [
+                Skeleton(name, entry.used_at, self._store.module_bytes(name))
+                for name, entry in self._entries.items()
+                if entry.constructed and not (entry.leases or entry.load or entry.placed)
+                if name not in self._pinned and tier_of(_now(entry.parts, there)) == "disk"
+            ]
+        return outlived(found, number_max=self._policy.skeletons_max)
 
     def again(self, entry: Entry) -> Load | None:
         """Return a load that places *entry* anew; None: others than the caller use it."""

@@ -155,6 +155,7 @@ class Leaving(Generic[M]):
             self._store.drop(key)
             part = self._store.parts().get(key)
             dropped = dropped or part is None or not part.host
+        self._forget_outlived()
         return dropped
 
     def _leave(self, decide: Callable[[tuple[Held, ...]], Plan | None]) -> Plan | None:
@@ -166,7 +167,13 @@ class Leaving(Generic[M]):
                 self._store.evict(key)
         finally:
             self._holdings.forget_gone()
+        if plan.keys:
+            self._forget_outlived()
         return plan
+
+    def _forget_outlived(self) -> None:
+        for name in self._holdings.outlived():
+            self.forget(name)
 
 
 def _outdated_parts(entry: Entry, keys: Collection[str], held: tuple[Held, ...]) -> Plan:

@@ -63,6 +63,10 @@ class ModelStore(Protocol[M_co]):
         """Return every part that is held, by key, as it is now."""
         ...
 
+    def module_bytes(self, name: str) -> int:
+        """Return what *name*, which is constructed, holds beside its parts: modules, vocabularies; roughly."""
+        ...
+
     def is_constructed(self, name: str) -> bool:
         """Return whether the modules of *name* stand."""
         ...

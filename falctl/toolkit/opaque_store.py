@@ -58,6 +58,9 @@ class OpaqueStore(Generic[M]):
     def parts(self) -> Mapping[str, Part]:
         return {name: Part(name, 0, "vram", host=False) for name in tuple(self._models)}
 
+    def module_bytes(self, name: str) -> int:
+        return 0
+
     def is_constructed(self, name: str) -> bool:
         return name in self._models
 

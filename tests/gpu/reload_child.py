@@ -52,6 +52,9 @@ def draws_as_ever(folder: Path, name: str, device: Device, memory: HostMemory) -
     leave(store, name, drop=True)
     assert tiers(store, name) == {"disk"}
     assert picture(bring(store, name)) == first, (name, "from its files")
+    for filling in (True, False):
+        leave(store, name, drop=True)
+        assert picture(store.place(name, filling=filling)) == first, (name, "copied as it was read", filling)
     store.forget(name)
     cache = ModelCache(store)
     assert cache.run(name, picture) == first, (name, "constructed anew")

@@ -253,10 +253,13 @@ def test_a_detached_falctl_is_up_when_the_command_returns_and_reloads_on_sighup(
         assert f.status()["fleet"]["policy"] == "fal"
         assert f.post("/", {"x": 2}).json == {"x": 2}
 
-        path.write_text('[routing]\npolicy = "fal"\n[runners]\ncpu_count = 1\n[server]\nmax_body = 2000\n')
+        path.write_text(
+            '[routing]\npolicy = "fal"\n[runners]\ncpu_count = 1\n[server]\nmax_body = 2000\n[log]\nlevel = "debug"\n'
+        )
         os.kill(pid, signal.SIGHUP)
         until(lambda: "server.max_body 67108864 -> 2000 (now)" in log_of(f), within_s=5.0, what="reloaded")
         assert "runners.cpu_count 2 -> 1" not in log_of(f), "it had never become 2"
+        until(lambda: "log.level level=debug" in log_of(f), within_s=60.0, what="the runner logs so, too")
         until(lambda: f.post("/", {"x": "x" * 3000}).status == 413, within_s=5.0, what="the router obeys")
         os.kill(f.board().router().pid, signal.SIGKILL)  # type: ignore[union-attr]
         assert f.post("/", {"x": "x" * 3000}).status == 413, "the next router goes by what was reloaded"

@@ -10,6 +10,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, Literal
 
+import psutil
 import pytest
 
 from falctl.core.activations import Drawing
@@ -920,3 +921,56 @@ def test_one_that_is_replaced_again_and_again_is_told() -> None:
         use(cache, "a")
     assert cache.residents()[0].leases == 0
     use(cache, "a")
+
+
+# Models without bytes
+
+
+def test_of_models_whose_bytes_are_on_the_disk_only_those_used_last_are_remembered() -> None:
+    sizes = {str(i): {f"{i}.unet": 10} for i in range(9)}
+    store = CountedStore(sizes, 100, host_bytes=35)
+    cache = cache_of(store, skeletons_max=3)
+    cache.pin("0")
+    cache.load("0", "ram")
+    with cache.lease("1"):
+        for name in sizes:
+            cache.load(name, "ram")
+        # 0 is pinned and 1 leased; of the others the host has room for the last.
+        assert [r.name for r in cache.residents()] == ["8", "7", "6", "5", "1", "0"]
+    assert store.moves["construct 2"] == store.moves["forget 2"] == 1
+    cache.evict("8", "ram")
+    assert "5" not in tiers(cache)
+    cache.load("5", "ram")
+    assert store.moves["construct 5"] == 2
+
+
+class WithModules(CountedStore):
+    """Makes objects such as a pipeline is made of."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.trees: dict[str, list[bytes]] = {}
+
+    def construct(self, name: str, cancelled: threading.Event | None = None) -> None:
+        super().construct(name, cancelled)
+        self.trees[name] = [bytes(10_000) + name.encode() for _ in range(200)]
+
+    def forget(self, name: str) -> None:
+        super().forget(name)
+        del self.trees[name]
+
+
+def test_who_visits_hundreds_of_models_once_holds_no_more_than_who_visits_some() -> None:
+    """Each has 2 MB of objects; unbounded it would be 600."""
+    sizes = {str(i): {f"{i}.unet": 10} for i in range(300)}
+    store = WithModules(sizes, 15, host_bytes=15)
+    cache = cache_of(store, skeletons_max=8)
+    rss = []
+    for i, name in enumerate(sizes):
+        use(cache, name)
+        if i % 50 == 49:
+            gc.collect()
+            rss.append(psutil.Process().memory_info().rss)
+    assert len(store.trees) <= 10
+    assert len(cache.residents()) <= 10
+    assert max(rss) - rss[0] < 60 << 20

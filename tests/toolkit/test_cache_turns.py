@@ -130,8 +130,9 @@ def test_what_drawings_have_taken_already_is_not_kept_free_once_more() -> None:
 def test_what_can_never_fit_is_told_at_once_whoever_draws() -> None:
     with slots() as s:
         s.begin("one", "a", 30).result(WAIT_S)
-        with pytest.raises(ModelTooLargeError, match="'b' has no room: it needs 101 bytes"):
+        with pytest.raises(ModelTooLargeError, match="'b' has no room: it needs 101 bytes") as caught:
             s.begin("two", "b", 71).result(WAIT_S)
+        assert "others have it" not in caught.value.detail
         s.end("one")
 
 
@@ -280,10 +281,10 @@ def test_a_model_is_not_placed_anew_under_somebody_who_draws_with_it() -> None:
         s.begin("one", "c", 0).result(WAIT_S)
         other = s.begin("two", "c", 13)
         s.waits(other)
-        assert s.store.hows["c"] == "whole"
+        assert dict(s.store.hows) == {"c": "whole"}
         s.end("one")
         other.result(WAIT_S)
-        assert s.store.hows["c"] == "staged"
+        assert dict(s.store.hows) == {"c": "staged"}
         s.end("two")
 
 
@@ -356,15 +357,20 @@ def test_whether_a_drawing_was_alone_is_known_at_its_end() -> None:
 
     with slots(around=around) as s:
 
-        def run(then: Callable[[], object]) -> Future[object]:
-            def here() -> object:
+        def run(then: Callable[[], None]) -> Future[Any]:
+            def here() -> None:
                 s.here.request = "one"
-                return s.cache.run("a", lambda _model: then())
+                s.cache.run("a", lambda _model: then())
 
             return s.on("one", here)
 
         run(lambda: None).result(WAIT_S)
-        run(lambda: (s.begin("two", "b").result(WAIT_S), s.end("two"))).result(WAIT_S)
+
+        def beside() -> None:
+            s.begin("two", "b").result(WAIT_S)
+            s.end("two")
+
+        run(beside).result(WAIT_S)
         s.begin("two", "b").result(WAIT_S)
         run(lambda: None).result(WAIT_S)
         run(lambda: s.end("two")).result(WAIT_S)

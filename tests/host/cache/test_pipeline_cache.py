@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import shutil
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from falctl.errors import ModelTooLargeError
 from falctl.host.cache.device import CpuDevice
 from falctl.host.cache.private_memory import PrivateMemory
 from falctl.toolkit import ModelCache
+from falctl.toolkit.cache_hooks import CachePolicy
 from tests.host.cache.pipes import SIDE, loaded, picture
 from tests.host.cache.stores import FolderOf, store_of
 
@@ -114,3 +116,23 @@ def test_a_replaced_model_runs_where_there_is_room_for_one_and_leaves_none_of_it
         assert device.used_bytes == memory.used_bytes == cache.residents()[0].device_bytes
     finally:
         gc.enable()
+
+
+def test_a_pipeline_without_bytes_that_is_one_too_many_is_forgotten_with_all_that_it_held(
+    folder_of: FolderOf,
+) -> None:
+    device, memory = CpuDevice(1 << 30), PrivateMemory()
+    store = store_of(folder_of, device=device, memory=memory)
+    cache = ModelCache(store, policy=CachePolicy(skeletons_max=1))
+    seen: list[weakref.ref[object]] = []
+    for name in ("ddpm", "sd15", "sd15-other-unet"):
+        with cache.lease(name) as pipeline:
+            seen.append(weakref.ref(pipeline.unet))
+            assert store.module_bytes(name) > 50_000
+        del pipeline
+        cache.evict(name, "ram")
+    gc.collect()
+    assert [resident.name for resident in cache.residents()] == ["sd15-other-unet"]
+    assert [one() is None for one in seen] == [True, True, False]
+    assert (device.used_bytes, memory.used_bytes, len(store.parts())) == (0, 0, 3)
+    assert store.module_bytes("sd15") == 0

@@ -4,99 +4,23 @@ from __future__ import annotations
 
 import gc
 import random
+import socket
 import threading
-from contextlib import suppress
+from contextlib import ExitStack
+from functools import cached_property
+from typing import Any
 
 import pytest
-import torch
 
-from falctl.core.activations import Drawing
-from falctl.errors import ModelTooLargeError
-from falctl.host.cache.device import CpuDevice
-from falctl.host.cache.pipeline_store import PipelineStore
-from falctl.host.cache.private_memory import PrivateMemory
-from falctl.toolkit import ModelCache, RequestCancelled
-from falctl.toolkit.cache_hooks import CacheHooks, CachePolicy
-from tests.host.cache.pipes import SIDE, loaded, picture
-from tests.host.cache.stores import FolderOf, store_of
+from falctl.host.cache.host_memory import HostMemory
+from falctl.host.cache.shared_memory import SharedMemory
+from tests.host.cache.histories import NAMES, History
+from tests.host.cache.stores import FolderOf
+from tests.supervisor.memory_server import MemoryServer
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"  # diffusers' schedulers
 )
-
-NAMES = ("sd15", "sd15-other-unet", "sdxl")
-"""The first two have their text encoder and VAE in common."""
-SMALL = Drawing(SIDE, SIDE)
-DEEDS = ("draw", "draw", "draw", "load", "evict", "pin", "tend", "fail", "cancel")
-
-
-class FailingDevice(CpuDevice):
-    """Fails the allocation that is to fail, whatever room there is."""
-
-    fails_in = 0
-
-    def allocate(self, nbytes: int) -> torch.Tensor:
-        self.fails_in -= 1
-        if self.fails_in == 0:
-            raise torch.OutOfMemoryError
-        return super().allocate(nbytes)
-
-
-class History:
-    """One cache, and what is done to it."""
-
-    def __init__(self, folder_of: FolderOf, dice: random.Random) -> None:
-        self.expected = {name: picture(loaded(folder_of(name))) for name in NAMES}
-        probe = store_of(folder_of)
-        needs = {name: sum(p.nbytes for p in probe.needs(name)) for name in NAMES}
-        peaks = {name: probe.peak_bytes(name, SMALL) for name in NAMES}
-        self.dice = dice
-        self.device = FailingDevice(int(1.1 * max(needs[name] + peaks[name] for name in NAMES)))
-        self.memory = PrivateMemory(int(1.2 * max(needs.values())))
-        self.store: PipelineStore = store_of(folder_of, device=self.device, memory=self.memory)
-        self.cancelled = threading.Event()
-        policy = CachePolicy(keep_alive_s=lambda _name: dice.choice((-1.0, -1.0, 0.0)))
-        self.cache = ModelCache(self.store, policy=policy, hooks=CacheHooks(cancelled=lambda: self.cancelled))
-
-    def step(self) -> None:
-        self.cancelled.clear()
-        self.device.fails_in = 0
-        name = self.dice.choice(NAMES)
-        with suppress(ModelTooLargeError, RequestCancelled):
-            getattr(self, self.dice.choice(DEEDS))(name)
-        self.check()
-
-    def check(self) -> None:
-        there = {key: part for key, part in self.store.parts().items() if part.tier == "vram"}
-        assert self.device.used_bytes == sum(part.nbytes for part in there.values())
-        assert self.device.peak_bytes <= self.device.budget_bytes
-        assert self.memory.used_bytes <= (self.memory.budget_bytes or 0)
-        for name in self.cache.resident:
-            assert all(part.key in there for part in self.store.needs(name))
-
-    def draw(self, name: str) -> None:
-        assert self.cache.run(name, picture, SMALL) == self.expected[name]
-
-    def load(self, name: str) -> None:
-        self.cache.load(name, self.dice.choice(("vram", "ram")), evict=NAMES[:1])
-
-    def evict(self, name: str) -> None:
-        self.cache.evict(name, self.dice.choice(("vram", "ram", "disk")))
-
-    def pin(self, name: str) -> None:
-        if not self.cache.unpin(name) and not self.cache.pinned:
-            self.cache.pin(name)
-
-    def tend(self, _name: str) -> None:
-        self.cache.tend()
-
-    def fail(self, name: str) -> None:
-        self.device.fails_in = self.dice.randint(1, 3)
-        self.draw(name)
-
-    def cancel(self, name: str) -> None:
-        self.cancelled.set()
-        self.draw(name)
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -104,15 +28,77 @@ def test_every_picture_is_right_and_nothing_stays_held(folder_of: FolderOf, seed
     history = History(folder_of, random.Random(seed))
     for _ in range(16):
         history.step()
-    cache = history.cache
-    history.cancelled.clear()
-    history.device.fails_in = 0
-    for name in cache.pinned:
-        cache.unpin(name)
-    for name in NAMES:
-        history.draw(name)
-    assert all(resident.leases == 0 for resident in cache.residents())
-    for name in NAMES:
-        cache.evict(name, "disk")
-    gc.collect()
-    assert (cache.residents(), history.device.used_bytes, history.memory.used_bytes) == ((), 0, 0)
+    history.end()
+    assert history.held_host_bytes() == 0
+
+
+class Noting(SharedMemory):
+    """Knows how large the blocks are that were asked for."""
+
+    def __init__(self, channel: socket.socket, sizes: dict[str, int]) -> None:
+        super().__init__(channel)
+        self._sizes = sizes
+
+    def obtain(self, key: str, nbytes: int, *, cancelled: threading.Event | None = None) -> Any:
+        self._sizes[key] = nbytes
+        return super().obtain(key, nbytes, cancelled=cancelled)
+
+
+class SharedHistory(History):
+    """One over the memory that runners share: runner 0. It dies now and then, and so do its neighbours."""
+
+    def __init__(self, folder_of: FolderOf, dice: random.Random, stack: ExitStack) -> None:
+        self._stack = stack
+        self._sizes: dict[str, int] = {}
+        super().__init__(folder_of, dice)
+
+    @cached_property
+    def server(self) -> MemoryServer:
+        return self._stack.enter_context(MemoryServer(self.host_bytes))
+
+    def new_memory(self) -> HostMemory:
+        self._holder, channel = self.server.connect(0)
+        memory = Noting(channel, self._sizes)
+        self._stack.callback(memory.close)
+        return memory
+
+    def held_host_bytes(self) -> int:
+        return max((row.held_bytes for row in self.server.rows), default=0)
+
+    def die(self) -> None:
+        """End as by SIGKILL, as far as the supervisor can see: its references go, the successor has none."""
+        self.server.call(lambda memory: memory.bury(self._holder))
+        self.begin()
+
+    def lose_neighbour(self) -> None:
+        """Have a neighbour take all of the memory, give it back, begin to fill a block of ours, and kill it then."""
+        for name in self.cache.pinned:
+            self.cache.unpin(name)
+        for name in NAMES:
+            self.cache.evict(name, "disk")
+        gc.collect()
+        self.server.wait_used(0)
+        neighbour = self.server.start(1)
+        key = self.dice.choice(sorted(key for key, nbytes in self._sizes.items() if nbytes))
+        all_of_it = self.host_bytes // 4096 * 4096  # memory comes in pages
+        assert neighbour.ask("obtain", "another's", all_of_it) == "fill"
+        neighbour.ask("release")
+        assert neighbour.ask("obtain", key, self._sizes[key]) == "fill"
+        neighbour.ask("write", 7)
+        neighbour.kill()
+
+
+@pytest.mark.process
+def test_whoever_is_killed_every_picture_is_right_and_the_memory_is_nobodys_at_the_end(
+    folder_of: FolderOf,
+) -> None:
+    with ExitStack() as stack:
+        history = SharedHistory(folder_of, random.Random(3), stack)
+        for number in range(12):
+            history.step()
+            if number in {3, 8}:
+                history.lose_neighbour()
+            if number in {5, 9}:
+                history.die()
+        history.end()
+        history.server.wait_used(0)

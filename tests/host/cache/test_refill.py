@@ -162,6 +162,40 @@ def test_where_host_memory_has_no_room_two_small_buffers_are_all_that_bytes_pass
     assert "obtain" not in world.steps.log[world.steps.log.index("allocate") :]
 
 
+class Lazy(PlainArrival):
+    """Copies as late as a card may that copies from pinned memory: when somebody waits for it."""
+
+    def __init__(self, flat: torch.Tensor, give_back: Callable[[], object]) -> None:
+        super().__init__(flat, give_back)
+        self.queued: list[tuple[int, torch.Tensor]] = []
+
+    def copy(self, at: int, host: torch.Tensor) -> None:
+        self.queued.append((at, host))
+
+    def mark(self) -> object:
+        return len(self.queued)
+
+    def wait(self, mark: object) -> None:
+        assert isinstance(mark, int)
+        for i, (at, host) in enumerate(self.queued[:mark]):
+            super().copy(at, host)
+            self.queued[i] = at, host[:0]
+
+    def finish(self) -> torch.Tensor:
+        self.wait(len(self.queued))
+        return super().finish()
+
+
+@pytest.mark.parametrize("filling", [True, False])
+def test_a_buffer_is_read_into_again_when_it_has_been_copied_from(
+    world: World, monkeypatch: pytest.MonkeyPatch, *, filling: bool
+) -> None:
+    device = world.device
+    monkeypatch.setattr(device, "arrival", lambda nbytes: Lazy(device.allocate(nbytes), device.give_back))
+    world.bring(filling=filling)
+    world.check_there(filling=filling)
+
+
 def test_what_is_small_passes_through_one_buffer_of_its_size(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
