@@ -101,7 +101,9 @@ def test_a_model_that_has_no_room_is_told_with_what_it_takes_by_its_load_and_by_
         assert events.until(Released).least_bytes == ended.least_bytes
         reply = host.post("/", draws("digits-ink"), headers={"X-Fal-Runner-Hint": "digits-paper"})
         assert reply.status == 507
-        assert events.until(Released).least_bytes == 0, "that says nothing of the model that others want by this hint"
+        assert events.until(Released).least_bytes == 0, (
+            "that says nothing of the model that others want by this hint"
+        )
 
 
 @pytest.mark.parametrize("body", [{}, {"hint": "a", "evict": 7}, []])
