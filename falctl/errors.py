@@ -206,9 +206,16 @@ class ModelTooLargeError(RequestError):
     status, error_type = 507, "model_too_large"
 
     def __init__(
-        self, detail: str, *, retry_after_s: float | None = None, least_bytes: int | None = None
+        self,
+        detail: str,
+        *,
+        retry_after_s: float | None = None,
+        model: str | None = None,
+        least_bytes: int | None = None,
     ) -> None:
         super().__init__(detail, retry_after_s=retry_after_s)
+        self.model = model
+        """The model that ``least_bytes`` speaks of."""
         self.least_bytes = least_bytes
         """What the model takes at the very least, whatever is drawn with it; None: that was not the reason."""
 

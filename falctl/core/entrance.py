@@ -23,10 +23,9 @@ from falctl.core.events import (
     RunnerUp,
 )
 from falctl.core.fair import FairShare
-from falctl.core.fleet import Runner
 from falctl.core.pace import Pace
 from falctl.core.policies.base import State
-from falctl.core.policies.room import outgrows, pinned_out
+from falctl.core.policies.space import may_take
 from falctl.core.queue import Waiting
 from falctl.core.sources import named
 from falctl.core.types import Hint, RequestId, Wanted
@@ -163,8 +162,8 @@ class Entrance:
         runners = fleet.runners.values()
         if fleet.returning:
             return []
-        if any(self._may_take(runner, hint) for runner in runners):
-            refusal = self.state.refusals.everywhere(hint, runners)
+        if any(may_take(runner, hint, fleet=runners, costs=self.state.costs) for runner in runners):
+            refusal = self.state.refused_everywhere(hint)
             if refusal is None or self._is_somewhere(hint):
                 return []
             return self._refuse_direct(hint, refusal.failure)
@@ -179,11 +178,6 @@ class Entrance:
     def _is_somewhere(self, hint: Hint) -> bool:
         """Return whether a runner holds *hint*, or is getting it."""
         return any(self.state.fleet.warming(hint))
-
-    def _may_take(self, runner: Runner, hint: Hint) -> bool:
-        """Return whether *runner* can make room for *hint*, by what is known."""
-        costs, others = self.state.costs, self.state.fleet.runners.values()
-        return not (pinned_out(runner, hint, costs) or outgrows(hint, runner, others=others, costs=costs))
 
     def _take(self, waiting: list[Waiting]) -> list[RequestId]:
         self.state.changes.all = True

@@ -28,6 +28,7 @@ from collections import deque
 from dataclasses import dataclass, field, replace
 from typing import Final, TypeAlias, assert_never
 
+from falctl.core.lookout import Gap, watched_s
 from falctl.core.types import Epoch, RunnerState
 from falctl.errors import EXIT_CARD_BROKEN, EXIT_OVERDUE
 
@@ -107,8 +108,8 @@ class Vitals:
     beat_at: float
     progress_at: float
     progress_known: bool
-    watched_since: float = 0.0
-    """Since when somebody has looked without a gap (`core/lookout.py`): silence before is not held against it."""
+    gaps: tuple[Gap, ...] = ()
+    """When nobody looked (`core/lookout.py`): silence then is not held against it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,10 +330,9 @@ def hung(vitals: Vitals, limits: LifeLimits, *, now: float) -> str:
     if since is None:
         return ""
     stall_s = limits.stall_timeout_s
-    silent_from = max(since, vitals.watched_since)
-    if now - max(vitals.beat_at, silent_from) > stall_s:
+    if watched_s(max(vitals.beat_at, since), vitals.gaps, now=now) > stall_s:
         return f"hung: executing, and its event loop has not run for {stall_s:g} s (runners.stall_timeout)"
-    if vitals.progress_known and now - max(vitals.progress_at, silent_from) > stall_s:
+    if vitals.progress_known and watched_s(max(vitals.progress_at, since), vitals.gaps, now=now) > stall_s:
         return f"hung: executing, and no step for {stall_s:g} s (runners.stall_timeout)"
     if now - since > limits.request_timeout_s:
         return (

@@ -2,6 +2,7 @@
 Which runners have said that they have no room for a model, and for how long that is believed.
 
     refused ── its time is over ──► tried again ── refused once more ──► believed for twice as long
+       ├── refused meanwhile, as a job's attempt may be ──► believed for as long again
        └── the runner holds the model, what is pinned there changes, it is another incarnation ──► forgotten
 
 A runner's 507 is about its card, what is pinned there and what other programs have of it at that instant; the router
@@ -21,7 +22,8 @@ from falctl.core.fleet import Runner
 from falctl.core.types import Hint, RunnerId
 
 BELIEVED_S: Final = 30.0
-BELIEVED_MAX_S: Final = 600.0
+BELIEVED_MAX_S: Final = 120.0
+"""To ask takes a slot for a moment and evicts nothing; a program that gives a card back is noticed within this."""
 MODELS_MAX: Final = 1024
 """Of more, the one that was refused longest ago is tried again."""
 
@@ -53,7 +55,10 @@ class Refusals:
         known = self._models.setdefault(hint, {})
         self._models.move_to_end(hint)
         before = known.get(runner.runner)
-        believed_s = BELIEVED_S if before is None else min(2 * (before.until - before.at), BELIEVED_MAX_S)
+        believed_s = BELIEVED_S
+        if before is not None:
+            longer = 1 if before.believed else 2
+            believed_s = min(longer * (before.until - before.at), BELIEVED_MAX_S)
         known[runner.runner] = Refusal(now, now + believed_s, runner.caps.gpu, least_bytes, failure)
         self._next_at = min(self._next_at, now + believed_s)
         if len(self._models) > MODELS_MAX:

@@ -214,7 +214,7 @@ class Scheduler:
             learn_release(self.state.costs, view, running, event, now=now)
             if event.exec_s is not None and running.hint is not None and view.lacks(running):
                 self.state.fleet.missed(running.hint)
-            if event.least_bytes and running.hint is not None and not view.in_use:
+            if running.hint is not None and _has_no_room(view, event.least_bytes):
                 self.state.refused(running.hint, view, event.least_bytes, NO_ROOM, now=now)
 
     def _loaded(self, event: LoadEnded, view: Runner, now: float) -> None:
@@ -234,7 +234,7 @@ class Scheduler:
             view.loaded = {h: v for h, v in view.loaded.items() if view.hints and h in view.hints}
             view.loaded[event.hint] = Loaded(now, event.load_s, event.tier)
             return
-        if event.least_bytes and event.failure is not None and not view.in_use:
+        if event.failure is not None and _has_no_room(view, event.least_bytes):
             self.state.refused(event.hint, view, event.least_bytes, event.failure, now=now)
         if not self.state.avoids(event.hint, view):
             self.state.fleet.give_up(event.hint)
@@ -382,3 +382,10 @@ def _with_load(dispatch: Dispatch, waiting: Waiting, view: Runner) -> Dispatch:
     first, loaded.used = not loaded.used, True
     load_s = min(loaded.load_s, loaded.at - waiting.arrived_at)
     return replace(dispatch, cache=loaded.tier if first else "join", load_s=load_s)
+
+
+def _has_no_room(view: Runner, least_bytes: int) -> bool:
+    """Return whether what takes *least_bytes* has no room on *view*, whatever ends there; 0: nobody has said so."""
+    # What is executed beside it may have taken what there was, but never more than the whole card.
+    beyond = view.caps.vram_bytes is not None and least_bytes > view.caps.vram_bytes
+    return bool(least_bytes) and (beyond or not view.in_use)

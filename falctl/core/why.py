@@ -148,18 +148,11 @@ def _conclusion(
         return begin + (_goes(move) if move else _waits(state, hint, rows))
     holders = [row.candidate.runner for row in rows if row.candidate.standing in ("warm", "warm, busy")]
     begin = f"nobody waits; {'warm on ' + _names(holders) if holders else 'nobody holds it'}; a request now "
-    if not holders and rows and not state.fleet.returning and (least := _refused_by_all(rows)) is not None:
-        return (
-            begin
-            + f"would be refused: no runner had room for it when it was last asked, {_seconds(least)} ago"
-        )
+    refused = [row.refused_s for row in rows if row.refused_s is not None]
+    if not holders and refused and not state.fleet.returning and state.refused_everywhere(hint) is not None:
+        ago = _seconds(min(refused))
+        return begin + f"would be refused: no runner had room for it when it was last asked, {ago} ago"
     return begin + ("would be " + _goes(move) if move else "would wait: " + _waits(state, hint, rows))
-
-
-def _refused_by_all(rows: Sequence[RunnerWhy]) -> float | None:
-    """Return when the last runner refused it, if none is worth asking; None: one is."""
-    times = [row.refused_s for row in rows if row.refused_s is not None]
-    return min(times) if len(times) == len(rows) else None
 
 
 def _goes(move: Move) -> str:

@@ -23,7 +23,7 @@ from falctl.core.policies.base import LoadModel, State
 from falctl.core.policies.knobs import Knobs
 from falctl.core.policies.look import Look, look_at
 from falctl.core.policies.placing import place
-from falctl.core.policies.room import outgrows, pinned_out
+from falctl.core.policies.space import outgrows, pinned_out
 from falctl.core.types import Epoch, RunnerId
 
 _ASKED: Final = "somebody asked for it"

@@ -88,9 +88,15 @@ def bounced() -> Response:
     return response
 
 
-def least_bytes(error: BaseException) -> int:
-    """Return what the model takes that *error* says to have no room; 0: it says no such thing."""
-    return (error.least_bytes or 0) if isinstance(error, ModelTooLargeError) else 0
+def least_bytes(error: BaseException, hint: str | None) -> int:
+    """
+    Return what the model *hint* takes that *error* says to have no room; 0: it says no such thing.
+
+    Of another model that a request uses, which its input may name, the router is to learn nothing: others want *hint*.
+    """
+    if not isinstance(error, ModelTooLargeError) or error.model != hint:
+        return 0
+    return error.least_bytes or 0
 
 
 def _out_of_memory_beside(models: Iterable[str], error: BaseException) -> str:
@@ -118,7 +124,7 @@ def expected(error: Exception) -> RequestError:
         return _CardBrokenError("The GPU failed; its runner restarts")
     if isinstance(error, RequestError):
         if ticket is not None:
-            ticket.least_bytes = least_bytes(error)
+            ticket.least_bytes = least_bytes(error, ticket.hint)
         if error.__cause__ is not None:
             log.warning(
                 "request.refused request=%s status=%d", request, error.status, exc_info=from_the_app(error)

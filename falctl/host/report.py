@@ -128,7 +128,8 @@ class Report:
         """Note that a load job is over, and has loaded nothing, because of *error*."""
         self._loading.remove(order.hint)
         self.publish()
-        ended = LoadEnded(self._epoch, order.hint, ok=False, load_s=0.0, least_bytes=least_bytes(error))
+        least = least_bytes(error, order.hint)
+        ended = LoadEnded(self._epoch, order.hint, ok=False, load_s=0.0, least_bytes=least)
         if isinstance(error, RequestError):
             ended = replace(ended, error=error.detail, status=error.status, error_type=error.error_type)
         else:

@@ -17,7 +17,7 @@ from falctl.config import Config
 from falctl.config_values import FOR_EVER
 from falctl.core.host_memory import Holder
 from falctl.core.lifecycle import Begin, Condemned, LifeLimits, Struck, Tick, Vitals, Watched
-from falctl.core.lookout import Lookout
+from falctl.core.lookout import Lookout, watched_s
 from falctl.core.types import Epoch, RunnerId
 from falctl.home import Home
 from falctl.supervisor.child import Launch
@@ -213,8 +213,7 @@ class Fleet:
             since = self._unheard_since(runner)
         else:
             self._sent_since.pop(runner, None)
-        watched_since = self._lookout.since_at
-        return Vitals(since, row.beat_at, row.progress_at, row.progress_known, watched_since)
+        return Vitals(since, row.beat_at, row.progress_at, row.progress_known, self._lookout.gaps)
 
     def _unheard_since(self, runner: RunnerId) -> float | None:
         """Return since when the router waits for a runner that does not even say that it executes, or loads."""
@@ -262,8 +261,8 @@ class Fleet:
             return
         if child.stopped():
             self._router_stopped_at = monotonic_s()  # when it goes on it needs a moment for its first beat
-        silent_from = max(row.beat_at, self._router_stopped_at, self._lookout.since_at)
-        if monotonic_s() - silent_from > ROUTER_SILENCE_MAX_S:
+        silent_from = max(row.beat_at, self._router_stopped_at)
+        if watched_s(silent_from, self._lookout.gaps, now=monotonic_s()) > ROUTER_SILENCE_MAX_S:
             log.warning("router.killed epoch=%d reason=no beat for %.0f s", row.epoch, ROUTER_SILENCE_MAX_S)
             child.kill()
 

@@ -15,7 +15,7 @@ from falctl.clock import monotonic_s
 from falctl.core.fit import How
 from falctl.errors import FilesChangedError, HostMemoryFullError, ModelTooLargeError
 from falctl.toolkit.cache_entry import Claim, Load
-from falctl.toolkit.cache_hooks import CacheHooks, CachePolicy
+from falctl.toolkit.cache_hooks import WHOLE, CacheHooks, CachePolicy
 from falctl.toolkit.holdings import Holdings
 from falctl.toolkit.leaving import Leaving
 from falctl.toolkit.model_store import ModelStore
@@ -108,6 +108,10 @@ class LoadSteps(Generic[M]):
         self._store.check(name)
         if load.to == "vram":
             self._make_place(name)
+            if (
+                claim.admitted is not WHOLE
+            ):  # it may have been admitted with other weights than it stands with
+                self._policy.arrange(name, asked.drawing, claim.admitted)
         constructed = self._store.is_constructed(name)
         with nullcontext() if constructed else self._leaving.making(claim.entry, self._store.needs(name)):
             self._hooks.changed()
@@ -204,6 +208,8 @@ class LoadSteps(Generic[M]):
             self.make_room(claim, asked)
             self._policy.arrange(asked.name, asked.drawing, claim.admitted)
             load.how = claim.admitted.how
+            if not self._store.is_constructed(asked.name):
+                raise RoomTakenError(alone=asked.alone)  # in what is left it runs with other weights only
         try:
             model = self._bring(asked.name, claim.admitted.how)
         except Exception as error:

@@ -130,7 +130,9 @@ class Turns(Generic[M]):
         least_bytes = None if room is None or why == IN_VAIN else self._need(replace(asked, drawing=LEAST))
         fits = least_bytes is None or room is None or (not why and least_bytes <= room.most_bytes)
         return ModelTooLargeError(
-            f"Model {asked.name!r} has no room: {told}", least_bytes=None if fits else least_bytes
+            f"Model {asked.name!r} has no room: {told}",
+            model=asked.name,
+            least_bytes=None if fits else least_bytes,
         )
 
     def _look(self, asked: Asked, place: object) -> Claim | None:

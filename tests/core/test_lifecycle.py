@@ -194,12 +194,12 @@ def test_a_hung_runner_is_killed_and_comes_back() -> None:
         (Vitals(0.0, 999.0, 900.0, True), 1000.0, ""),
         (Vitals(0.0, 870.0, 1000.0, True), 1000.0, "event loop has not run"),
         (
-            Vitals(0.0, 870.0, 870.0, True, watched_since=999.0),
+            Vitals(0.0, 870.0, 870.0, True, gaps=((870.5, 999.0),)),
             1000.0,
             "",
         ),  # nobody looked, and all were stopped
-        (Vitals(0.0, 870.0, 870.0, True, watched_since=999.0), 1120.0, "event loop has not run"),
-        (Vitals(0.0, 1119.0, 870.0, True, watched_since=999.0), 1120.0, "no step for 120 s"),
+        (Vitals(0.0, 870.0, 870.0, True, gaps=((870.5, 999.0),)), 1120.0, "event loop has not run"),
+        (Vitals(0.0, 1119.0, 870.0, True, gaps=((870.5, 999.0),)), 1120.0, "no step for 120 s"),
         (Vitals(999.0, 0.0, 0.0, True), 1000.0, ""),  # it was idle until now; its beat may be late
         (Vitals(0.0, 3600.5, 3600.5, True), 3600.5, "a request or a load ran for more than 3600 s"),
     ],

@@ -181,6 +181,28 @@ def test_who_may_come_back_is_waited_for() -> None:
     assert play.up(1, LARGE) == ["load A@1"]
 
 
+def test_nobody_waits_for_a_runner_that_cannot_have_room_by_what_is_known() -> None:
+    small = replace(SMALL, run_bytes=None)
+    play = Play(LARGE, small)
+    play.scheduler.state.costs.declare(A, NEEDS)  # more than the small one has
+    assert [*play.come("1"), *play.come("job", job=True)] == ["load A@0"]
+    assert play.fail(0) == ["1!507", "job@0"], "another program has the large one"
+    assert play.come("2") == []
+    assert play.end("job", 0, least_bytes=NEEDS) == ["2!507"]
+    assert "would be refused: no runner had room for it" in play.conclusion()
+
+
+def test_nobody_waits_for_a_runner_whose_pins_leave_no_room() -> None:
+    play = Play(LARGE, LARGE)
+    for model, size in ((A, NEEDS), (B, 40 * GiB)):
+        play.scheduler.state.costs.declare(model, size)
+    play.feed(PinsChanged(RunnerId(1), E1, frozenset({B})))
+    assert play.come("1") == ["load A@0"]
+    assert play.fail(0) == ["1!507"]
+    play.feed(PinsChanged(RunnerId(1), E1, frozenset()))
+    assert play.come("2") == ["2@1"], "there is room now"
+
+
 def test_the_last_that_had_room_is_gone_and_those_who_wait_for_it_hear_why() -> None:
     play = Play(SMALL, LARGE)
     play.up(1, LARGE, executing="x")
@@ -236,7 +258,17 @@ def test_a_runner_that_executes_meanwhile_may_have_room_when_that_is_over() -> N
     play = Play(replace(SMALL, overlaps=True), slots=2)
     play.up(0, replace(SMALL, overlaps=True), executing="x")
     play.come("1")
-    assert play.fail(0) == ["1@0"], "its client hears what there is then"
+    assert play.fail(0, least_bytes=10 * GiB) == ["1@0"], "its client hears what there is then"
+
+
+def test_what_needs_more_than_the_whole_card_has_no_room_there_whoever_executes_meanwhile() -> None:
+    overlapping = replace(SMALL, overlaps=True)
+    play = Play(overlapping, LARGE, slots=2)
+    play.up(0, overlapping, executing="x")
+    play.up(1, LARGE, executing="y z")
+    assert play.come("1") == ["load A@0"]
+    assert play.fail(0) == [], "it waits for the large one"
+    assert [*play.end("y", 1), *play.end("z", 1)] == ["load A@1"]
 
 
 @pytest.mark.parametrize("change", ["pins", "hints", "incarnation", "load"])
@@ -338,6 +370,22 @@ def test_an_overdue_request_waits_for_who_has_room_and_lets_others_by() -> None:
     assert play.end("x", 1) == ["2@1"]
 
 
+@pytest.mark.parametrize("waits_too", [False, True])
+def test_an_overdue_request_is_not_held_up_by_an_older_one_that_waits_for_who_has_room(
+    waits_too: bool,
+) -> None:
+    play = Play(COLD, replace(COLD, gpu="large"), policy=Affinity(hold_s=1.0, bypass_max_s=5.0))
+    play.up(1, replace(COLD, gpu="large"), executing="x")
+    play.up(0, COLD, "C", executing="y")
+    play.scheduler.state.refused(A, play.view(0), NEEDS, NO_ROOM, now=0.0)
+    assert [*play.come("1"), *(play.come("2") if waits_too else ()), *play.come("b", B)] == []
+    play.now = 4.0
+    assert play.come("c", Hint("C")) == []
+    play.now = 6.0
+    assert play.end("y", 0) == ["b@0"], "a hit that is younger waits"
+    assert play.end("x", 1) == ["1@1"]
+
+
 def test_a_slot_is_not_kept_free_for_what_has_no_room_there() -> None:
     play = Play(LARGE, slots=2)
     play.up(0, LARGE, "B", executing="x")
@@ -428,6 +476,16 @@ def test_no_refusal_is_believed_for_ever_and_no_more_models_are_known_than_there
     for n in range(MODELS_MAX):
         assert refusals.of(A, runner) is not None
         refusals.note(Hint(str(n)), runner, NEEDS, NO_ROOM, now=now)
+    assert refusals.of(A, runner) is None
+
+
+def test_what_is_refused_again_while_that_is_believed_is_not_believed_for_longer() -> None:
+    refusals = Refusals()
+    runner = Runner(RunnerId(0), E1, 1, frozenset(), SMALL)
+    for _ in range(10):  # as many queued jobs, one after the other
+        refusals.note(A, runner, NEEDS, NO_ROOM, now=1.0)
+    assert not refusals.expire(now=BELIEVED_S)
+    assert refusals.expire(now=1.0 + BELIEVED_S)
     assert refusals.of(A, runner) is None
 
 

@@ -96,9 +96,14 @@ def test_a_model_that_has_no_room_is_told_with_what_it_takes_by_its_load_and_by_
         ended = events.until(LoadEnded)
         assert (ended.ok, ended.status, ended.error_type) == (False, 507, "model_too_large")
         assert ended.least_bytes > 4096
-        reply = host.post("/", draws("digits-ink"))
+        reply = host.post("/", draws("digits-ink"), headers={"X-Fal-Runner-Hint": "digits-ink"})
         assert (reply.status, reply.json["detail"]) == (507, ended.error)
         assert events.until(Released).least_bytes == ended.least_bytes
+        reply = host.post("/", draws("digits-ink"), headers={"X-Fal-Runner-Hint": "digits-paper"})
+        assert reply.status == 507
+        assert events.until(Released).least_bytes == 0, (
+            "that says nothing of the model that others want by this hint"
+        )
 
 
 @pytest.mark.parametrize("body", [{}, {"hint": "a", "evict": 7}, []])

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from falctl.core.activations import Drawing
+from falctl.core.turns import verdict
 from falctl.errors import FilesChangedError, ModelTooLargeError
 from falctl.toolkit import RequestCancelled
 from falctl.toolkit.cache_hooks import CachePolicy
@@ -54,7 +55,7 @@ class History:
 
     def settle(self) -> None:
         """Return when everybody who asks was served or told, or stands in the line and will go on doing so."""
-        line = self.cache._loader._turns._line
+        turns, holdings = self.cache._loader._turns, self.cache._holdings
 
         def still() -> bool:
             for request, one in tuple(self.asking.items()):
@@ -63,9 +64,13 @@ class History:
                     if (error := one.exception()) is not None:
                         assert isinstance(error, TOLD), error
                         self.made.stops.pop(request, None)
-            return len(line) == len(self.asking) and not any(
-                self.made.stops[request].is_set() for request in self.asking if request in self.made.stops
-            )
+            if any(self.made.stops[one].is_set() for one in self.asking if one in self.made.stops):
+                return False
+            with holdings.lock:
+                line = tuple(turns._line.values())
+                uses, supply = holdings.uses(), holdings.supply()
+                found = [verdict(use, line[:i], uses, supply) for i, use in enumerate(line)]
+            return len(line) == len(self.asking) and set(found) <= {"wait"}
 
         until(still, within_s=WAIT_S, what=f"{list(self.asking)} are served, told or in the line")
 
@@ -74,7 +79,7 @@ class History:
         assert self.store.used_host_bytes <= HOST
         leases = sum(len(held) for held in self.made.leases.values())
         until(
-            lambda: sum(r.leases for r in self.cache.residents()) == leases or self.asking,
+            lambda: sum(r.leases for r in self.cache.residents()) == leases,
             within_s=WAIT_S,
             what="counts and leases agree",
         )

@@ -234,7 +234,8 @@ class Ways:
         return Admitted("staged", drawing.width + max(SIZES[name].values()))
 
     def arrange(self, name: str, drawing: Drawing | None, admitted: Admitted) -> None:
-        self.arranged.append((name, admitted.how))
+        if self.arranged[-1:] != [(name, admitted.how)]:  # said before it is made, and before it is placed
+            self.arranged.append((name, admitted.how))
 
 
 def ways() -> tuple[Ways, dict[str, Any]]:

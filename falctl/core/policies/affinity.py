@@ -7,7 +7,10 @@ In this order, for the free slots at hand:
 2. **Hits.** The oldest request that is warm on a free runner, or that wants no hint in particular.
 3. **Cold.** The oldest request that nobody is warm for or about to be; or whose warm runners have all been busy
    since it came, `hold_s` ago or longer, or as long ago as a load takes from host memory or beside its base, where a
-   free runner has that. One that has said that it has no room for the model is left out while another may have. It goes to the runner that loads it from nearest, then gives up least: empty, fewest models.
+   free runner has that. It goes to the runner that loads it from nearest, then gives up least: empty, fewest models.
+
+One that has said that it has no room for the model is left out while another may have; who waits for that other holds
+nobody else up, overdue or not.
 
 So a request is passed by younger ones for `bypass_max_s` at most; from then on only by older ones, whose number
 is fixed at that instant. Requests for one model share one load, because a runner that executes a request for a
@@ -16,7 +19,9 @@ hint counts as about to be warm for it.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import ClassVar
 
 from falctl.core.costs import Costs
@@ -41,9 +46,10 @@ class Affinity:
         free = state.fleet.free()
         if oldest is None or not free:
             return None
-        overdue = _overdue(oldest, free, state) if now - oldest.arrived_at >= self.bypass_max_s else None
-        if overdue is not None:
-            return overdue
+        if now - oldest.arrived_at >= self.bypass_max_s:
+            overdue = takewhile(lambda w: now - w.arrived_at >= self.bypass_max_s, state.queue)
+            if (choice := _first_overdue(overdue, free, state)) is not None:
+                return choice
         heads = sorted(state.queue.heads(), key=lambda w: w.order)
         return _hit(heads, free, state) or self._cold(heads, free, state, now)
 
@@ -66,6 +72,16 @@ class Affinity:
         return (
             self.hold_s if hint is None or source == "disk" else min(self.hold_s, costs.load_s(hint, source))
         )
+
+
+def _first_overdue(overdue: Iterable[Waiting], free: list[Runner], state: State) -> Execute | None:
+    nowhere: set[Hint | None] = set()  # who has room for their models is busy
+    for waiting in overdue:
+        if waiting.hint not in nowhere:
+            if (choice := _overdue(waiting, free, state)) is not None:
+                return choice
+            nowhere.add(waiting.hint)
+    return None
 
 
 def _overdue(waiting: Waiting, free: list[Runner], state: State) -> Execute | None:

@@ -10,8 +10,9 @@ from falctl.core.costs import Costs
 from falctl.core.demand import Demand
 from falctl.core.events import Failure
 from falctl.core.fleet import Fleet, Runner
+from falctl.core.policies.space import may_take
 from falctl.core.queue import WaitingQueue
-from falctl.core.refusals import Refusals
+from falctl.core.refusals import Refusal, Refusals
 from falctl.core.sources import Source, Stock
 from falctl.core.types import Hint, RequestId, RunnerId
 
@@ -141,7 +142,13 @@ class State:
         """
         if hint is None or self.refusals.of(hint, runner) is None:
             return False
-        return bool(self.fleet.returning) or not self.refusals.everywhere(hint, self.fleet.runners.values())
+        return bool(self.fleet.returning) or self.refused_everywhere(hint) is None
+
+    def refused_everywhere(self, hint: Hint) -> Refusal | None:
+        """Return the latest refusal of *hint* if no runner that could make room for it, by what is known, is worth asking."""
+        runners = self.fleet.runners.values()
+        able = (runner for runner in runners if may_take(runner, hint, fleet=runners, costs=self.costs))
+        return self.refusals.everywhere(hint, able)
 
     def refused(self, hint: Hint, runner: Runner, least_bytes: int, failure: Failure, *, now: float) -> None:
         """*runner* says that it has no room for *hint*, which takes *least_bytes* at least."""

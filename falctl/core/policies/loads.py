@@ -33,13 +33,22 @@ def find_load(look: Look, open_runners: list[Runner]) -> Choice | None:
     for key, hint, runners in sorted(_wishes(look, open_runners), key=itemgetter(0, 1)):
         if key >= last_turn:
             break
-        holders = look.copies.get(hint, [])
-        options = [r for r in runners if r not in holders] if holders else runners
-        if hint in look.state.fleet.unloadable:  # it is to be executed cold, so that its client hears why
-            options = [r for r in options if r.free_slots]
-        if (choice := _place(look, hint, key, options)) is not None:
+        choice = _place(look, hint, key, _options(look, hint, runners))
+        if choice is not None and len(runners) < len(open_runners):
+            # That it is worthwhile where something has changed may be a matter of time: then it is so elsewhere, too.
+            choice = _place(look, hint, key, _options(look, hint, open_runners))
+        if choice is not None:
             return choice
     return None
+
+
+def _options(look: Look, hint: Hint, runners: list[Runner]) -> list[Runner]:
+    """Return those of *runners* to which a load of *hint* may go."""
+    holders = look.copies.get(hint, [])
+    options = [r for r in runners if r not in holders] if holders else runners
+    if hint in look.state.fleet.unloadable:  # it is to be executed cold, so that its client hears why
+        return [r for r in options if r.free_slots]
+    return options
 
 
 def is_blocked(look: Look, execute: Choice, open_runners: list[Runner]) -> bool:

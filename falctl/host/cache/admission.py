@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final, Literal, TypeAlias
 
 from falctl.core.activations import LEAST, Drawing
-from falctl.core.fit import DrawingPeaks, PartSize, Plan, TooLarge, fit
+from falctl.core.fit import DrawingPeaks, Plan, TooLarge, fit
 from falctl.core.peaks import Kind, LearntPeaks, expected_peaks
 from falctl.core.residency import Room
 from falctl.core.sizes import size_text
@@ -94,12 +94,13 @@ class Admission:
         """
         peaks = self._expected(name, drawing)
         trouble = self._troubles.get((name, drawing))
-        plan = self._plan(self._store.sizes(name), peaks, room, trouble)
+        plan = self._plan(name, peaks, room, trouble)
         if isinstance(plan, TooLarge):
-            msg = f"Model {name!r} has no room: {room.told(plan.least_bytes)}; tried: {'; '.join(plan.tried)}"
-            alone = self._plan(self._store.sizes(name), self._expected(name, LEAST), room, None)
+            tried = "; ".join((*plan.tried, *self._store.left_out(name)))
+            msg = f"Model {name!r} has no room: {room.told(plan.least_bytes)}; tried: {tried}"
+            alone = self._plan(name, self._expected(name, LEAST), room, None)
             least_bytes = alone.least_bytes if isinstance(alone, TooLarge) else None
-            raise ModelTooLargeError(msg, least_bytes=least_bytes)
+            raise ModelTooLargeError(msg, model=name, least_bytes=least_bytes)
         # After memory ran out it is placed anew, for another model may have changed what both have.
         attempts = 0 if trouble is None else len(trouble.tried)
         detail = (plan.tiled, plan.weights, plan.offloaded, attempts)
@@ -187,17 +188,25 @@ class Admission:
         )
         raise ModelTooLargeError(msg)
 
-    def _plan(
-        self, sizes: tuple[PartSize, ...], peaks: DrawingPeaks, room: Room, trouble: _Trouble | None
-    ) -> Plan | TooLarge:
+    def _plan(self, name: str, peaks: DrawingPeaks, room: Room, trouble: _Trouble | None) -> Plan | TooLarge:
         if trouble is not None and trouble.tiles:
             # As if decoding it whole took all that there is, so that only the ways with tiles are left.
             peaks = replace(peaks, decode=max(peaks.decode, room.most_bytes + 1))
-        plan = fit(sizes, peaks, available_bytes=room.most_bytes)
+        plan = self._fitting(name, peaks, room)
         if isinstance(plan, TooLarge) and trouble is not None:
             # It was raised because memory ran out; the same way is still worth the try that it was promised.
             return replace(trouble.plan, tiled=trouble.plan.tiled or trouble.tiles)
         return plan
+
+    def _fitting(self, name: str, peaks: DrawingPeaks, room: Room) -> Plan | TooLarge:
+        """Return how *name* fits, with its quantised weights only if it is loaded with them or must be."""
+        plain, loaded = self._store.sizes(name), self._store.loaded_weights(name)
+        if loaded is None:
+            plan = fit(plain, peaks, available_bytes=room.most_bytes)
+            if isinstance(plan, Plan) and plan.how != "offloaded":
+                return plan  # the headers of other files need not be read
+        quantised = self._store.quantised(name)
+        return fit(plain, peaks, available_bytes=room.most_bytes, quantised=quantised, loaded=loaded)
 
     def _expected(self, name: str, drawing: Drawing | None) -> DrawingPeaks:
         draws = self._store.draws(name, drawing)

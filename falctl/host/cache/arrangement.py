@@ -54,6 +54,10 @@ class Arrangements:
         )
         """Those that have the weights of a component: a pipeline's with LoRAs are clones."""
 
+    def weights(self, name: str) -> str | None:
+        """Return which quantised weights *name* is to run with; None: its plain ones, or nobody has said."""
+        return self._wanted.get(name, _UNTOLD).plan.weights
+
     def note(self, name: str, arrangement: Arrangement, pipeline: Any | None) -> None:
         """Take *arrangement* for *name*; its tiles count at once, on *pipeline* if it is constructed."""
         self._wanted[name] = arrangement
@@ -66,7 +70,7 @@ class Arrangements:
 
         A whole one is hung with hooks, too: another pipeline that is staged may have sent a part away that both have.
         """
-        self._unhang(name)
+        self.unhang(name)
         wanted = self._wanted.get(name, _UNTOLD)
         decode_in_tiles(pipeline, on=wanted.plan.tiled)
         blocks = {plan.name: plan for plan in wanted.plan.offloaded} if how == "offloaded" else {}
@@ -76,7 +80,9 @@ class Arrangements:
             module = getattr(pipeline, part, None)
             if module is not None:  # the weights of LoRAs are in modules of others
                 modules.add(module)
-                peak = _nothing if how == "whole" else self._peak_of(name, role_of(part))
+                peak = (
+                    _nothing if how == "whole" else self._peak_of(name, role_of(part), component.beside_bytes)
+                )
                 staged.append(StagedPart(part, module, Weights(component), id(component), peak))
             component.offload(blocks.get(part), tuple(modules))
         hung = ExitStack()
@@ -85,16 +91,17 @@ class Arrangements:
 
     def end(self, name: str) -> None:
         """Let go of *name*."""
-        self._unhang(name)
+        self.unhang(name)
         self._wanted.pop(name, None)
 
-    def _unhang(self, name: str) -> None:
+    def unhang(self, name: str) -> None:
+        """Let go of the pipeline of *name*, which is to run as it was until the next `begin`."""
         if (hung := self._hung.pop(name, None)) is not None:
             hung.close()
 
-    def _peak_of(self, model: str, role: Role) -> Callable[[], int]:
+    def _peak_of(self, model: str, role: Role, beside_bytes: int) -> Callable[[], int]:
         # Asked as it runs, for the next drawing may be a larger one.
-        return lambda: self._wanted.get(model, _UNTOLD).peak_bytes(role)
+        return lambda: self._wanted.get(model, _UNTOLD).peak_bytes(role) + beside_bytes
 
 
 def _nothing() -> int:

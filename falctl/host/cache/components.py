@@ -28,6 +28,7 @@ from falctl.errors import HostMemoryFullError, ModelFilesError, ModelTooLargeErr
 from falctl.host.cache.arena import Arena
 from falctl.host.cache.arrival import Arrival
 from falctl.host.cache.device import Device
+from falctl.host.cache.float8 import beside_bytes
 from falctl.host.cache.folder import Component
 from falctl.host.cache.held_component import HeldComponent
 from falctl.host.cache.host_memory import HostBlock, HostMemory
@@ -90,6 +91,7 @@ class PackedComponent:
         self._plan: BlockPlan | None = None
         self._offloaded: Offloaded | None = None
         self._move: Move | None = None
+        self._beside_bytes = beside_bytes(module)
         layout, tensors = survey(module)
         self._block_key = f"{key}-{_fingerprint(layout, tensors)}"
         try:
@@ -135,6 +137,10 @@ class PackedComponent:
     def moved(self) -> int:
         move = self._move
         return move.nbytes if move is not None and self._arena.tier == "skeleton" else 0
+
+    @property
+    def beside_bytes(self) -> int:
+        return self._beside_bytes
 
     @cached_property
     def blocks(self) -> tuple[int, ...]:

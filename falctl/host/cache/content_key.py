@@ -2,7 +2,7 @@
 What a component is, as one digest: equal keys mean equal modules, whichever folder they were loaded from.
 
 A key covers the class, its configuration without what only says where it came from, the contents of its weight files,
-the dtype, and the versions of the libraries that construct it. Contents are hashed once for each state of a file and
+the dtype, whether float8 stays float8, and the versions of the libraries that construct it. Contents are hashed once for each state of a file and
 remembered by its stamp. A stamp taken less than two seconds after the file's last change is not remembered: within the
 clock tick of a file system a second write would leave the stamp as it is (git's "racily clean").
 """
@@ -104,6 +104,7 @@ def component_key(
         "config": config,
         "weights": [digests[file.path] for file in component.weights],
         "dtype": dtype,
+        **({"float8": True} if component.float8 else {}),
         "versions": dict(versions),
     }
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()

@@ -18,6 +18,7 @@ from falctl.core.activations import Drawing
 from falctl.core.blocks import NamedBytes, blocks_of
 from falctl.host.cache.folder import Component, PipelineFolder
 from falctl.host.cache.headers import DTYPE_BYTES, TensorEntry
+from falctl.host.cache.quantised import stays_float8
 
 Wanted = Literal["float32", "float16", "bfloat16"]
 HEADER_NAMES: Final[dict[Wanted, str]] = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
@@ -32,23 +33,34 @@ def weight_bytes(component: Component, dtype: Wanted) -> int:
 
     Imports the component's class, which takes seconds for the first of diffusers; call it where that is loaded anyhow.
     """
-    kept = float32_parts(component, dtype) if component.weights else ()
-    return sum(
-        tensor.numel * DTYPE_BYTES[loaded_dtype(tensor, dtype, kept)]
-        for file in component.weights
-        for tensor in file.tensors
-    )
+    return sum(tensor.nbytes for tensor in _loaded(component, dtype))
 
 
 def block_bytes(component: Component, dtype: Wanted) -> tuple[int, ...]:
     """Return the bytes of the blocks of *component*, loaded in *dtype*, that can come and go; see `weight_bytes`."""
+    return tuple(block.nbytes for block in blocks_of(_loaded(component, dtype)))
+
+
+def beside_bytes(component: Component, dtype: Wanted) -> int:
+    """Return what a call of a part of *component* takes at most for a float8 weight in the dtype that it computes in."""
+    if not component.float8:
+        return 0
+    up = replace(component, float8=False)
+    pairs = zip(_loaded(component, dtype), _loaded(up, dtype), strict=True)
+    return max((there.nbytes for here, there in pairs if here != there), default=0)
+
+
+def _loaded(component: Component, dtype: Wanted) -> list[NamedBytes]:
     kept = float32_parts(component, dtype) if component.weights else ()
-    tensors = [
-        NamedBytes((tensor.name,), tensor.numel * DTYPE_BYTES[loaded_dtype(tensor, dtype, kept)])
-        for file in component.weights
-        for tensor in file.tensors
+    tensors = [tensor for file in component.weights for tensor in file.tensors]
+    dtypes = [
+        tensor.dtype if component.float8 and stays_float8(tensor) else loaded_dtype(tensor, dtype, kept)
+        for tensor in tensors
     ]
-    return tuple(block.nbytes for block in blocks_of(tensors))
+    return [
+        NamedBytes((tensor.name,), tensor.numel * DTYPE_BYTES[name])
+        for tensor, name in zip(tensors, dtypes, strict=True)
+    ]
 
 
 def loaded_dtype(tensor: TensorEntry, dtype: Wanted, kept: Iterable[str] = ()) -> str:

@@ -10,7 +10,7 @@ formats and other variants lie there as well. Files are links into `blobs` in th
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -41,6 +41,10 @@ class Component:
     folder: Path
     config: dict[str, Any]
     weights: tuple[WeightFile, ...]
+    variant: str | None = None
+    """Of its weight files; None: the plain ones."""
+    float8: bool = False
+    """Whether the weights that its files have in float8 are to stay so; see `falctl.host.cache.quantised`."""
 
     @property
     def size_bytes(self) -> int:
@@ -80,12 +84,28 @@ def read_folder(root: Path, *, variant: str | None = None) -> PipelineFolder:
     return PipelineFolder(root, class_name, components, absent)
 
 
-def variants(root: Path) -> tuple[str, ...]:
-    """Return the variants that any component of the folder *root* has safetensors files of, sorted. Blocking."""
-    files = (path.name.split(".") for path in root.glob("*/*.safetensors*"))
+def variants(root: Path, *, component: str = "*") -> tuple[str, ...]:
+    """Return the variants that any, or this, *component* of the folder *root* has files of, sorted. Blocking."""
+    files = (path.name.split(".") for path in root.glob(f"{component}/*.safetensors*"))
     # model.fp16.safetensors, model.fp16-00001-of-00002.safetensors
     found = {words[1].split("-")[0] for words in files if len(words) == 3 and words[2] == "safetensors"}
     return tuple(sorted(found))
+
+
+def read_variant(root: Path, component: Component, variant: str | None) -> Component | None:
+    """
+    Return *component* of the folder *root* with its files of *variant*, None: it has none. Blocking: reads headers.
+
+    Raises:
+        ModelFilesError: one of them is missing, half-written or damaged, or leads out of the folder.
+
+    """
+    names = {path.name for path in component.folder.iterdir()}
+    for candidate in _candidates(component.library, variant):
+        if candidate in names:
+            weights = _weights(root, component.folder / candidate)
+            return replace(component, weights=weights, variant=variant)
+    return None
 
 
 def _part(root: Path, name: str, value: Any) -> tuple[str, str, str] | None:
@@ -112,11 +132,10 @@ def _component(root: Path, name: str, library: str, class_name: str, *, variant:
     # As diffusers asks: by what follows the first dot of any file there.
     if variant and not any(n.split(".")[1:] and n.split(".")[1].startswith(variant) for n in names):
         variant = None
-    for candidate in _candidates(library, variant):
-        if candidate in names:
-            weights = _weights(root, folder / candidate)
-            return Component(name, library, class_name, folder, config, weights)
-    raise ModelFilesError(_nothing_to_read(folder, names, variant))
+    found = read_variant(root, Component(name, library, class_name, folder, config, ()), variant)
+    if found is None:
+        raise ModelFilesError(_nothing_to_read(folder, names, variant))
+    return found
 
 
 def _candidates(library: str, variant: str | None) -> Iterable[str]:

@@ -67,6 +67,11 @@ class HeldComponent(Protocol):
         ...
 
     @property
+    def beside_bytes(self) -> int:
+        """Return what a call of it takes beside its weights and its drawing: a float8 weight, converted up."""
+        ...
+
+    @property
     def blocks(self) -> tuple[int, ...]:
         """Return the bytes of the blocks that can come and go one after the other; () where it cannot be divided."""
         ...

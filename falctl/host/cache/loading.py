@@ -21,6 +21,7 @@ import torch
 from falctl.errors import FilesChangedError, HostMemoryFullError, ModelFilesError, RequestError
 from falctl.host.cache.content_key import require_unchanged
 from falctl.host.cache.estimate import Wanted
+from falctl.host.cache.float8 import store_as_float8
 from falctl.host.cache.folder import Component
 from falctl.host.cache.headers import Stamp
 from falctl.host.cache.recipes import VARIANTS, Recipe
@@ -90,17 +91,17 @@ def load_component(part: Component, recipe: Recipe) -> torch.nn.Module | None:
     kind: Any = getattr(importlib.import_module(part.library), part.class_name, None)
     if not hasattr(kind, "from_pretrained"):
         return None  # the pipeline says what is the matter
-    named = recipe.variant is not None and all(
-        f".{recipe.variant}" in file.path.name for file in part.weights
-    )
+    dtype = getattr(torch, recipe.dtype)
     with CONSTRUCTING:
         module: torch.nn.Module = kind.from_pretrained(
             str(part.folder),
-            dtype=getattr(torch, recipe.dtype),
+            dtype=dtype,
             use_safetensors=True,
             local_files_only=True,
-            **({"variant": recipe.variant} if named else {}),
+            **({"variant": part.variant} if part.variant else {}),
         )
+    if part.float8:
+        store_as_float8(module, part, dtype)
     return module
 
 

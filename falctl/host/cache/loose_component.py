@@ -23,6 +23,7 @@ class LooseComponent:
     """A component that moves tensor by tensor."""
 
     blocks: tuple[int, ...] = ()
+    beside_bytes = 0
     moved = 0
 
     def __init__(self, module: torch.nn.Module, *, key: str, once: bool) -> None:

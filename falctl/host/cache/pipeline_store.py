@@ -25,7 +25,7 @@ from falctl.host.cache.arrangement import Arrangement, Arrangements
 from falctl.host.cache.components import hold
 from falctl.host.cache.content_key import FileDigests
 from falctl.host.cache.device import Device
-from falctl.host.cache.estimate import Wanted, block_bytes, full_drawing, weight_bytes
+from falctl.host.cache.estimate import Wanted, full_drawing, weight_bytes
 from falctl.host.cache.folder import Component
 from falctl.host.cache.held_component import HeldComponent
 from falctl.host.cache.host_memory import HostMemory
@@ -39,6 +39,7 @@ from falctl.host.cache.loading import (
     told_of,
 )
 from falctl.host.cache.loras import add_loras, read_loras
+from falctl.host.cache.part_sizes import part_sizes
 from falctl.host.cache.recipes import Recipe, Recipes
 from falctl.host.cache.stopping import Move, stop_if
 from falctl.toolkit.model_source import ModelSource
@@ -130,23 +131,40 @@ class PipelineStore:
         )
 
     def sizes(self, name: str) -> tuple[PartSize, ...]:
-        """Return what *name* is made of, as far as room goes; () where nobody knows. As `needs`."""
-        recipe = self._recipe(name)
+        """Return what *name* with its plain weights is made of, as far as room goes; () where nobody knows. As `needs`."""
+        recipe = self._plain_recipe(name)
+        return () if recipe is None else self._sizes_of(recipe, self._keys(name, recipe))
+
+    def quantised(self, name: str) -> Mapping[str, tuple[PartSize, ...]]:
+        """Return the same for each of its quantised weights, by their name, best first; blocks for headers of files."""
+        recipe = self._plain_recipe(name)
         if recipe is None:
-            return ()
-        keys = self._keys(name, recipe)
-        with self._lock:
-            held = dict(self._components)
-        found: dict[str, PartSize] = {}
-        for part in recipe.weighty:  # what a LoRA weighs is counted with what it runs in, below
-            there = held.get(keys[part.name])
-            nbytes = there.whole_bytes if there else self._size(keys[part.name], part, recipe)
-            blocks = there.blocks if there else block_bytes(part, recipe.dtype)
-            if recipe.loras is not None:
-                blocks = ()  # blocks come and go with the modules of the plain pipeline
-                nbytes += weight_bytes(recipe.loras, recipe.dtype) if role_of(part.name) == "denoiser" else 0
-            found.setdefault(keys[part.name], PartSize(part.name, nbytes, role_of(part.name), blocks))
-        return tuple(found.values())
+            return {}
+        model = self._models.get(name)
+        # The keys of what is not loaded would have all of the files read.
+        keys = (
+            {}
+            if model is None or model.recipe.stamps != recipe.stamps
+            else {model.recipe.weights: model.keys}
+        )
+        return {
+            weights: self._sizes_of(self._recipes.with_weights(recipe, weights), keys.get(weights, {}))
+            for weights in self._recipes.quantised(recipe).sets
+        }
+
+    def left_out(self, name: str) -> tuple[str, ...]:
+        """Return which quantised weights *name* has that cannot be used, and why. As `quantised`."""
+        recipe = self._plain_recipe(name)
+        return () if recipe is None else self._recipes.quantised(recipe).left_out
+
+    def loaded_weights(self, name: str) -> str | None:
+        """Return which quantised weights of *name* are on the device or in host memory; None: none of any."""
+        model = self._models.get(name)
+        if model is None or model.recipe.weights is None:
+            return None
+        keys = {model.keys[part.name] for part in model.recipe.weighty if part.float8}
+        there = any(part.tier != "disk" for key, part in self.parts().items() if key in keys)
+        return model.recipe.weights if there else None
 
     def draws(self, name: str, drawing: Drawing | None) -> Draws | None:
         """Return what *drawing* is to the model *name*; None: nobody knows. None for *drawing*: its usual one."""
@@ -242,6 +260,12 @@ class PipelineStore:
     # --- inside -------------------------------------------------------------------------------------
 
     def _recipe(self, name: str) -> Recipe | None:
+        """Return the recipe of *name* with the weights that it was arranged to have; None: as below."""
+        plain = self._plain_recipe(name)
+        weights = self._arrangements.weights(name)
+        return plain if plain is None else self._recipes.with_weights(plain, weights)
+
+    def _plain_recipe(self, name: str) -> Recipe | None:
         """Return the recipe of *name*; None: it is on the Hub, and not (all) here."""
         source = self._find(name)
         folder = local_folder(source)
@@ -264,7 +288,7 @@ class PipelineStore:
             return self._recipes.keys(recipe, name)
 
     def _is_of(self, model: _Model, name: str, recipe: Recipe) -> bool:
-        if model.recipe.loras != recipe.loras:
+        if (model.recipe.loras, model.recipe.weights) != (recipe.loras, recipe.weights):
             return False
         if model.recipe.stamps == recipe.stamps:
             return True
@@ -306,7 +330,8 @@ class PipelineStore:
             # Of this name's model before its files were replaced; a request may be drawing with it.
             component.abandon()
         if outdated:
-            self._arrangements.end(name)  # its hooks hold the modules
+            # Its hooks hold the modules. What was arranged for it was for these weights, if they were chosen for it.
+            (self._arrangements.end if recipe.weights is None else self._arrangements.unhang)(name)
             del outdated, component
             self._collect()  # none is, as a rule
 
@@ -353,6 +378,11 @@ class PipelineStore:
     def _collect(self) -> None:
         gc.collect()  # a pipeline and its modules refer to each other
         self.device.give_back()
+
+    def _sizes_of(self, recipe: Recipe, keys: Mapping[str, str]) -> tuple[PartSize, ...]:
+        with self._lock:
+            held = dict(self._components)
+        return part_sizes(recipe, keys, held, estimate=lambda key, part: self._size(key, part, recipe))
 
     def _weights_bytes(self) -> int:
         return sum(part.nbytes for part in self.parts().values() if part.tier == "vram")

@@ -35,14 +35,14 @@ Written: TypeAlias = Callable[[Sequence[Range]], None]
 _PIECES_MAX: Final = 1024
 """IOV_MAX of Linux."""
 
-_TORCH: Final = {
+TORCH_DTYPES: Final = {
     "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "U16": torch.uint16, "I16": torch.int16,
     "U32": torch.uint32, "I32": torch.int32, "U64": torch.uint64, "I64": torch.int64,
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "F8_E4M3FNUZ": torch.float8_e4m3fnuz,
     "F8_E5M2FNUZ": torch.float8_e5m2fnuz, "F8_E8M0": torch.float8_e8m0fnu, "F16": torch.float16,
     "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64, "C64": torch.complex64,
 }  # fmt: skip
-HEADER_DTYPES: Final = {dtype: name for name, dtype in _TORCH.items()}
+HEADER_DTYPES: Final = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 """How safetensors calls each of torch's dtypes."""
 
 
@@ -215,7 +215,7 @@ def _fill(descriptor: int, places: Sequence[memoryview], job: _Job) -> None:
 
 
 def _convert(scratch: memoryview, place: memoryview, dtypes: tuple[str, str]) -> None:
-    source, target = (_TORCH[name] for name in dtypes)
+    source, target = (TORCH_DTYPES[name] for name in dtypes)
     torch.frombuffer(place, dtype=target).copy_(torch.frombuffer(scratch, dtype=source))
 
 

@@ -2,7 +2,7 @@
 What `from_pretrained` is to be asked for a model, worked out from its folder before any library reads it.
 
 A recipe is made anew when anything in the folder has changed, which a stat of each of its files tells. Its variant is
-the one that is stored in the wanted dtype, else the plain files, else whatever is there.
+the one that is stored in the wanted dtype, else the plain files, else whatever is there, quantised weights last.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import importlib.metadata
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from falctl.errors import ModelFilesError
 from falctl.host.cache.content_key import FileDigests, component_key, is_settled
@@ -24,6 +24,9 @@ from falctl.host.cache.estimate import Wanted
 from falctl.host.cache.folder import Component, PipelineFolder, read_folder, variants
 from falctl.host.cache.headers import Stamp
 from falctl.host.cache.loras import LORA, lora_key
+from falctl.host.cache.quantised import Quantised, is_quantised, quantised_in, require_unscaled
+
+T = TypeVar("T")
 
 _REMEMBERED_MAX: Final = 256
 VARIANTS: Final[Mapping[Wanted, str]] = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
@@ -44,6 +47,8 @@ class Recipe:
     """Of every file in it."""
     loras: Component | None = None
     """What is added to it."""
+    weights: str | None = None
+    """Which of the folder's quantised weights these are; None: its plain ones."""
 
     @property
     def weighty(self) -> tuple[Component, ...]:
@@ -68,8 +73,9 @@ class Recipes:
     def __init__(self, dtype: Wanted, digests: FileDigests) -> None:
         self.dtype: Wanted = dtype
         self._known: OrderedDict[Path, Recipe] = OrderedDict()
+        self._quantised: OrderedDict[Path, tuple[_Stamps, Quantised]] = OrderedDict()
         self._digests = digests
-        self._keyed: dict[Path, tuple[Recipe, dict[str, str]]] = {}
+        self._keyed: dict[tuple[Path, str | None], tuple[Recipe, dict[str, str]]] = {}
         self._lock = threading.Lock()
 
     def of(self, root: Path) -> Recipe:
@@ -87,11 +93,27 @@ class Recipes:
             return known
         recipe = _written(root, self.dtype, stamps)
         with self._lock:
-            self._known[root] = recipe
-            self._known.move_to_end(root)
-            if len(self._known) > _REMEMBERED_MAX:
-                self._known.popitem(last=False)
+            _remember(self._known, root, recipe)
         return recipe
+
+    def quantised(self, recipe: Recipe) -> Quantised:
+        """Return the quantised weights beside the plain ones of *recipe*; reads headers, of what has changed."""
+        root = recipe.folder.root
+        with self._lock:
+            stamps, known = self._quantised.get(root, (None, Quantised()))
+        if stamps == recipe.stamps:
+            return known
+        found = quantised_in(recipe.folder)
+        with self._lock:
+            _remember(self._quantised, root, (recipe.stamps, found))
+        return found
+
+    def with_weights(self, recipe: Recipe, weights: str | None) -> Recipe:
+        """Return the plain *recipe* with its quantised *weights*, or as it is where it has none of that name."""
+        parts = self.quantised(recipe).sets.get(weights) if weights is not None else None
+        if parts is None:
+            return recipe
+        return replace(recipe, folder=replace(recipe.folder, components=parts), weights=weights)
 
     def keys(self, recipe: Recipe, name: str) -> dict[str, str]:
         """
@@ -107,9 +129,9 @@ class Recipes:
         return {**keys, LORA: lora_key(recipe.loras, {**keys, "": name}, digests=self._digests)}
 
     def _folder_keys(self, recipe: Recipe) -> dict[str, str]:
-        root = recipe.folder.root
+        which = recipe.folder.root, recipe.weights
         with self._lock:
-            known = self._keyed.get(root)
+            known = self._keyed.get(which)
         if known is not None and known[0].stamps == recipe.stamps:
             return known[1]
         digests = self._digests.of_all(file for component in recipe.weighty for file in component.weights)
@@ -121,22 +143,43 @@ class Recipes:
         }
         if all(is_settled(stamp) for _name, stamp in recipe.stamps):
             with self._lock:
-                self._keyed[root] = recipe, keys
+                self._keyed[which] = recipe, keys
         return keys
+
+
+def _remember(known: OrderedDict[Path, T], root: Path, value: T) -> None:
+    known[root] = value
+    known.move_to_end(root)
+    if len(known) > _REMEMBERED_MAX:
+        known.popitem(last=False)
 
 
 def _written(root: Path, dtype: Wanted, stamps: _Stamps) -> Recipe:
     there = variants(root)
-    fitting = VARIANTS[dtype]
-    if fitting in there:
-        return Recipe(read_folder(root, variant=fitting), fitting, dtype, stamps)
+    variant: str | None = VARIANTS[dtype]
+    if variant in there:
+        folder = read_folder(root, variant=variant)
+    else:
+        variant, folder = _read_any(root, there)
+    require_unscaled(folder)
+    return Recipe(folder, variant, dtype, stamps)
+
+
+def _read_any(root: Path, there: Iterable[str]) -> tuple[str | None, PipelineFolder]:
     try:
-        return Recipe(read_folder(root), None, dtype, stamps)
+        return None, read_folder(root)
     except ModelFilesError:
-        for variant in there:
-            with contextlib.suppress(ModelFilesError):
-                return Recipe(read_folder(root, variant=variant), variant, dtype, stamps)
-        raise
+        found = tuple(_readable(root, there))
+        if not found:
+            raise
+    # Quantised weights have lost something that the others have not.
+    return min(found, key=lambda one: is_quantised(one[1]))
+
+
+def _readable(root: Path, there: Iterable[str]) -> Iterator[tuple[str, PipelineFolder]]:
+    for variant in there:
+        with contextlib.suppress(ModelFilesError):
+            yield variant, read_folder(root, variant=variant)
 
 
 def _stamps(root: Path) -> _Stamps:

@@ -72,14 +72,18 @@ class StandingModels:
         for app in self._apps:
             wanted = self._preloads[app.alias]
             for entry in before.get(app.alias, ()):
-                task = self._ahead_now.get((app.alias, entry))
-                if entry not in wanted and task is not None and not self._is_pinned(*entry):
-                    task.cancel()
+                if entry not in wanted and not self._is_pinned(*entry):
+                    self._no_more(app, entry)
             for entry in wanted:
                 dead = self._deaths.forbid((app.alias, entry[0]), now=monotonic_s())
                 self._deaths.forget((app.alias, entry[0]))
                 if dead or entry not in before.get(app.alias, ()):
                     self._ahead(app, *entry)
+
+    def _no_more(self, app: LocalApp, entry: Preload) -> None:
+        # Out of the table at once, for its end is heard of later: a reload that follows closely may want it again.
+        if (task := self._ahead_now.pop((app.alias, entry), None)) is not None:
+            task.cancel()
 
     def _warn_of_nowhere(self) -> None:
         numbers = {runner for app in self._apps for runner in app.runners}
@@ -145,7 +149,12 @@ class StandingModels:
             return
         task = spawn(self._load(app, model, runner), name=f"ahead-{runner}-{model[:64]}")
         self._ahead_now[key] = task
-        task.add_done_callback(lambda _: self._ahead_now.pop(key))
+
+        def over(_: asyncio.Task[None]) -> None:
+            if self._ahead_now.get(key) is task:
+                del self._ahead_now[key]
+
+        task.add_done_callback(over)
 
     async def _load(self, app: LocalApp, model: str, runner: RunnerId | None, *, first: bool = False) -> None:
         try:

@@ -13,9 +13,9 @@ from falctl.host.cache.arena import Arena
 SIDE = 64
 
 
-def loaded(folder: Path, *, dtype: torch.dtype = torch.float32) -> Any:
+def loaded(folder: Path, *, dtype: torch.dtype = torch.float32, variant: str | None = None) -> Any:
     pipe = diffusers.DiffusionPipeline.from_pretrained(
-        folder, dtype=dtype, use_safetensors=True, local_files_only=True
+        folder, dtype=dtype, variant=variant, use_safetensors=True, local_files_only=True
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe

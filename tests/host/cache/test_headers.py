@@ -16,7 +16,7 @@ from safetensors.torch import save
 
 from falctl.errors import ModelFilesError
 from falctl.host.cache.headers import DTYPE_BYTES, parse_header, read_weight_file
-from falctl.host.cache.reading import _TORCH
+from falctl.host.cache.reading import TORCH_DTYPES
 
 SMALL = st.lists(st.integers(0, 5), max_size=3)
 
@@ -40,11 +40,13 @@ def known(file: bytes) -> list[tuple[str, str, list[int], bytes]]:
 
 @given(
     st.dictionaries(
-        st.text("abc.é", max_size=4), st.tuples(st.sampled_from(sorted(_TORCH)), SMALL), max_size=6
+        st.text("abc.é", max_size=4), st.tuples(st.sampled_from(sorted(TORCH_DTYPES)), SMALL), max_size=6
     )
 )
 def test_what_the_library_writes_is_read_as_the_library_reads_it(tensors: dict[str, Any]) -> None:
-    file = save({name: torch.zeros(shape, dtype=_TORCH[dtype]) for name, (dtype, shape) in tensors.items()})
+    file = save(
+        {name: torch.zeros(shape, dtype=TORCH_DTYPES[dtype]) for name, (dtype, shape) in tensors.items()}
+    )
     assert sorted(parsed(file)) == sorted(known(file))
 
 
@@ -136,4 +138,4 @@ def test_a_pipe_and_a_missing_file_are_refused_without_waiting(tmp_path: Path) -
 
 
 def test_every_dtype_has_the_size_that_torch_gives_it() -> None:
-    assert {name: dtype.itemsize for name, dtype in _TORCH.items()} == dict(DTYPE_BYTES)
+    assert {name: dtype.itemsize for name, dtype in TORCH_DTYPES.items()} == dict(DTYPE_BYTES)

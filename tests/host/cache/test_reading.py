@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from falctl.errors import ModelFilesError
 from falctl.host.cache.headers import DTYPE_BYTES, WeightFile, read_weight_file
-from falctl.host.cache.reading import _TORCH, Placement, read_weights
+from falctl.host.cache.reading import TORCH_DTYPES, Placement, read_weights
 from falctl.host.cache.stopping import LoadCancelledError
 
 GUARD = 0xA5
@@ -35,9 +35,9 @@ def arranged(files: list[WeightFile], dtype: str | None = None) -> tuple[bytearr
 
 def seen(buffer: bytearray, placement: Placement) -> Any:
     if not placement.size_bytes:
-        return torch.empty(placement.tensor.shape, dtype=_TORCH[placement.dtype])
+        return torch.empty(placement.tensor.shape, dtype=TORCH_DTYPES[placement.dtype])
     raw = bytearray(buffer[placement.offset : placement.offset + placement.size_bytes])
-    return torch.frombuffer(raw, dtype=_TORCH[placement.dtype]).reshape(placement.tensor.shape)
+    return torch.frombuffer(raw, dtype=TORCH_DTYPES[placement.dtype]).reshape(placement.tensor.shape)
 
 
 def read(buffer: bytearray, placements: list[Placement], **options: Any) -> None:
@@ -62,13 +62,13 @@ def test_every_tensor_arrives_in_its_place_in_its_dtype_and_nothing_beside_it(
     threads: int,
 ) -> None:
     path = tmp_path_factory.mktemp("files") / "model.safetensors"
-    tensors = {f"t{i}": (torch.arange(n) % 251).to(_TORCH[name]) for i, (name, n) in enumerate(shapes)}
+    tensors = {f"t{i}": (torch.arange(n) % 251).to(TORCH_DTYPES[name]) for i, (name, n) in enumerate(shapes)}
     save_file(tensors, path)
     buffer, placements = arranged([read_weight_file(path)], dtype)
     read(buffer, placements, chunk_bytes=chunk, threads=threads)
     covered = bytearray(buffer)
     for placement in placements:
-        expected = tensors[placement.tensor.name].to(_TORCH[placement.dtype])
+        expected = tensors[placement.tensor.name].to(TORCH_DTYPES[placement.dtype])
         assert torch.equal(seen(buffer, placement), expected)
         covered[placement.offset : placement.offset + placement.size_bytes] = (
             bytes([GUARD]) * placement.size_bytes
