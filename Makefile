@@ -25,7 +25,7 @@ test: $(VENV)/.installed-test $(VENV)/fal-1.60/.installed $(JS)/node_modules/.in
 	  --reruns $(RERUNS) --rerun-show-tracebacks $(TESTS)
 	$(BIN)/coverage erase
 	OMP_NUM_THREADS=1 $(BIN)/coverage run --source falctl/core,falctl/board -m pytest -q -n logical --dist worksteal \
-	  --hypothesis-seed=0 tests/core tests/board
+	  --reruns $(RERUNS) --hypothesis-seed=0 tests/core tests/board
 	$(BIN)/coverage combine -q
 	$(BIN)/coverage report --fail-under=100
 

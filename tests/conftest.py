@@ -76,14 +76,19 @@ def pytest_runtest_logstart() -> None:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Fail a test that starts processes and is not marked so; make of what it printed and logged what xdist can carry."""
+    """
+    Fail a test that starts processes and is not marked so; make of what it printed and logged what xdist can carry.
+
+    Only where nothing is run again: what a library starts once in a process is seen with the test that came first.
+    """
     report = yield
     # Half a surrogate pair, which hostile text of a test has, would end the whole run.
     report.sections = [
         (name, text.encode(errors="backslashreplace").decode()) for name, text in report.sections
     ]
     # What a fixture of the session makes, the first that wants it would be blamed for; harnesses are marked above.
-    if _spawned and call.when == "call" and report.passed and not item.get_closest_marker("process"):
+    hunting = not item.config.getoption("reruns") and not item.get_closest_marker("process")
+    if hunting and _spawned and call.when == "call" and report.passed:
         report.outcome = "failed"
         report.longrepr = f"starts processes ({_spawned[0]}), so it needs the marker `process`"
     _spawned.clear()
