@@ -60,7 +60,7 @@ def test_how_long_models_may_idle_is_told_to_the_runner_and_checked_before(plain
         ask(plain, path=path, body=b"{}", headers={"X-Falctl-Keep-Alive": "10m"})
     until(lambda: len(plain.hosts[0].seen) == 2, within_s=PATIENCE_S, what="both have run")
     assert [seen.values("x-falctl-keep-alive") for seen in plain.hosts[0].seen] == [[b"10m"]] * 2
-    for nonsense in ("soon", "9999d", "10", "nan"):
+    for nonsense in ("soon", "9999d", "10q", "nan"):
         reply = ask(plain, headers={"X-Falctl-Keep-Alive": nonsense})
         assert reply.status == 400
         assert b"write 0, up to" in reply.body
