@@ -108,9 +108,8 @@ class LoadSteps(Generic[M]):
         self._store.check(name)
         if load.to == "vram":
             self._make_place(name)
-            if (
-                claim.admitted is not WHOLE
-            ):  # it may have been admitted with other weights than it stands with
+            # It may have been admitted with other weights than it stands with.
+            if claim.admitted is not WHOLE:
                 self._policy.arrange(name, asked.drawing, claim.admitted)
         constructed = self._store.is_constructed(name)
         with nullcontext() if constructed else self._leaving.making(claim.entry, self._store.needs(name)):

@@ -11,14 +11,14 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Final, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from falctl.core.residency import Verdict
 from falctl.core.turns import Use
 from falctl.errors import ModelTooLargeError
 from falctl.toolkit.cache_entry import Claim, Load
 from falctl.toolkit.cache_hooks import WHOLE, CacheHooks, CachePolicy
-from falctl.toolkit.cancel import RequestCancelled
+from falctl.toolkit.cancel import LOOK_S, RequestCancelled
 from falctl.toolkit.holdings import Holdings
 from falctl.toolkit.leaving import Leaving
 from falctl.toolkit.load_steps import LoadSteps
@@ -27,9 +27,6 @@ from falctl.toolkit.moving import is_moving, moving
 from falctl.toolkit.turns import Asked, RoomTakenError, Turns
 
 M = TypeVar("M")
-
-_LOOK_S: Final = 0.05
-"""How late a request that joins a load hears that it is cancelled."""
 
 
 class ModelLoader(Generic[M]):
@@ -148,7 +145,7 @@ class ModelLoader(Generic[M]):
     def _wait(self, load: Load) -> None:
         """Return when *load* is over; no longer than the request that waits for it is wanted."""
         cancelled = self._hooks.cancelled()
-        while not load.done.wait(_LOOK_S):
+        while not load.done.wait(LOOK_S):
             if cancelled.is_set():
                 raise RequestCancelled
 

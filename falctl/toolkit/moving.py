@@ -14,12 +14,9 @@ from contextlib import contextmanager
 from typing import Final
 
 from falctl.clock import monotonic_s
-from falctl.toolkit.cancel import RequestCancelled
+from falctl.toolkit.cancel import LOOK_S, RequestCancelled
 
 LOADING: Final = threading.RLock()
-
-_LOOK_S: Final = 0.05
-"""How late a request that waits for it hears that it is cancelled."""
 
 _here = threading.local()
 
@@ -31,7 +28,7 @@ def taken(cancelled: threading.Event | None, *, within_s: float = math.inf) -> b
     Raises RequestCancelled if *cancelled* is set before.
     """
     give_up_at = monotonic_s() + within_s
-    while not LOADING.acquire(timeout=_LOOK_S):
+    while not LOADING.acquire(timeout=LOOK_S):
         if cancelled is not None and cancelled.is_set():
             raise RequestCancelled
         if monotonic_s() >= give_up_at:

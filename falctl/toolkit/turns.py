@@ -1,7 +1,7 @@
 """
 Leases that wait until the device has room for them, and for those that must not draw beside them.
 
-`falctl.core.turns` decides; here it is asked again whenever a lease has ended, and every `_LOOK_S` seconds, since other
+`falctl.core.turns` decides; here it is asked again whenever a lease has ended, and every `LOOK_S` seconds, since other
 programs let go of memory without a word. Who waits holds no model for it and no lock, and leaves when its request is
 cancelled.
 """
@@ -18,14 +18,12 @@ from falctl.core.turns import Use, Verdict, room_alone, room_at_last, verdict
 from falctl.errors import ModelTooLargeError
 from falctl.toolkit.cache_entry import Claim
 from falctl.toolkit.cache_hooks import WHOLE, Admitted, CacheHooks, CachePolicy
-from falctl.toolkit.cancel import RequestCancelled
+from falctl.toolkit.cancel import LOOK_S, RequestCancelled
 from falctl.toolkit.holdings import Holdings
 from falctl.toolkit.model_store import ModelStore
 from falctl.toolkit.moving import is_moving
 
 M = TypeVar("M")
-
-_LOOK_S: Final = 0.05
 
 
 class RoomTakenError(Exception):
@@ -156,7 +154,7 @@ class Turns(Generic[M]):
                 return claim
             if found == "wait":
                 self._line[place] = use
-                self._holdings.changed.wait(_LOOK_S)
+                self._holdings.changed.wait(LOOK_S)
                 return None
         if room.most_bytes < use.need_bytes <= best.most_bytes:
             return None  # others have taken memory since it was admitted: it may still run in another way

@@ -12,6 +12,7 @@ from falctl.core.activations import Drawing
 from falctl.core.fit import How
 from falctl.core.residency import Part
 from falctl.errors import HostMemoryFullError, NotFoundError
+from falctl.toolkit import ModelCache
 
 PLENTY = 1 << 40
 
@@ -228,3 +229,13 @@ class CountedStore:
             self.waiting = ""
         if (error := self.broken.pop(f"{move} {what}", None)) is not None:
             raise error
+
+
+def assert_all_can_go(store: CountedStore, cache: ModelCache[Model]) -> None:
+    """Check that nothing is held, and that all of it can be let go of."""
+    assert all(r.leases == 0 and r.state == "ready" for r in cache.residents())
+    for name in store.models:
+        cache.unpin(name)
+        cache.evict(name, "disk")
+    assert cache.residents() == ()
+    assert (store.used_bytes, store.used_host_bytes, dict(store.parts())) == (0, 0, {})

@@ -15,7 +15,7 @@ from falctl.core.activations import Drawing
 from falctl.errors import ModelTooLargeError
 from falctl.toolkit import ModelCache, RequestCancelled
 from falctl.toolkit.cache_hooks import CacheHooks, CachePolicy
-from tests.toolkit.counted_store import CountedStore, Model, OutOfMemoryError
+from tests.toolkit.counted_store import CountedStore, Model, OutOfMemoryError, assert_all_can_go
 
 SIZES = {
     "a": {"a.text": 20, "a.unet": 50},
@@ -43,16 +43,6 @@ def made(*, keep_alive_s: float = -1.0, models_max: int = 0) -> tuple[CountedSto
 def check(store: CountedStore) -> None:
     assert store.used_bytes <= DEVICE
     assert store.used_host_bytes <= HOST
-
-
-def at_rest(store: CountedStore, cache: ModelCache[Model]) -> None:
-    """Check that nothing is held, and that all of it can be let go of."""
-    assert all(r.leases == 0 and r.state == "ready" for r in cache.residents())
-    for name in NAMES:
-        cache.unpin(name)
-        cache.evict(name, "disk")
-    assert cache.residents() == ()
-    assert (store.used_bytes, store.used_host_bytes, dict(store.parts())) == (0, 0, {})
 
 
 class Steps:
@@ -121,7 +111,7 @@ def test_any_history_of_one_thread_keeps_the_budgets_and_leaves_nothing(
         steps.do(what, name, size)
     steps.release("", 0)
     store.broken.clear()
-    at_rest(store, cache)
+    assert_all_can_go(store, cache)
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -140,4 +130,4 @@ def test_so_does_any_history_of_several_threads(seed: int) -> None:
         for living in [pool.submit(live, number) for number in range(threads)]:
             living.result(60.0)
     store.broken.clear()
-    at_rest(store, cache)
+    assert_all_can_go(store, cache)

@@ -18,7 +18,7 @@ from falctl.core.turns import verdict
 from falctl.errors import FilesChangedError, ModelTooLargeError
 from falctl.toolkit import RequestCancelled
 from falctl.toolkit.cache_hooks import CachePolicy
-from tests.toolkit.counted_store import OutOfMemoryError
+from tests.toolkit.counted_store import OutOfMemoryError, assert_all_can_go
 from tests.toolkit.test_cache_turns import SIZES, WAIT_S, Slots, slots
 from tests.wait import until
 
@@ -130,9 +130,4 @@ def test_in_any_history_everybody_is_served_or_told_and_nothing_stays_held(seed:
             made.end(request)
         store, cache = history.store, history.cache
         store.broken.clear()
-        assert all(r.leases == 0 and r.state == "ready" for r in cache.residents())
-        for name in NAMES:
-            cache.unpin(name)
-            cache.evict(name, "disk")
-        assert cache.residents() == ()
-        assert (store.used_bytes, store.used_host_bytes, dict(store.parts())) == (0, 0, {})
+        assert_all_can_go(store, cache)

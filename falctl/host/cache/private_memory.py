@@ -14,7 +14,8 @@ import torch
 
 from falctl.errors import HostMemoryFullError
 from falctl.host.cache.buffers import host_buffer
-from falctl.host.cache.stopping import LOOK_S, stop_if
+from falctl.host.cache.stopping import stop_if
+from falctl.toolkit.cancel import LOOK_S
 
 
 @dataclass(eq=False, slots=True)

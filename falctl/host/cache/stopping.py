@@ -9,12 +9,9 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Final
 
 from falctl.clock import monotonic_s
-
-LOOK_S: Final = 0.05
-"""How late who waits hears that it may stop."""
+from falctl.toolkit.cancel import LOOK_S
 
 
 class LoadCancelledError(Exception):

@@ -138,20 +138,26 @@ def test_in_less_room_float8_is_staged_and_then_moves_block_by_block(
         assert device.used_bytes == 0
 
 
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The weight files whose contents are read for their keys, as that happens."""
+    files: list[Path] = []
+    digest = content_key._hashed
+
+    def hashed(file: Any) -> str:
+        files.append(file.path)
+        return digest(file)
+
+    monkeypatch.setattr(content_key, "_hashed", hashed)
+    return files
+
+
 def test_where_the_plain_weights_fit_no_float8_file_is_read(
-    float8_of: FolderOf, monkeypatch: pytest.MonkeyPatch
+    float8_of: FolderOf, read: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refused(*_args: Any) -> Any:
         raise AssertionError
 
-    read: list[Path] = []
-    digest = content_key._hashed
-
-    def hashed(file: Any) -> str:
-        read.append(file.path)
-        return digest(file)
-
-    monkeypatch.setattr(content_key, "_hashed", hashed)
     monkeypatch.setattr("falctl.host.cache.recipes.quantised_in", refused)
     monkeypatch.setattr(loading, "store_as_float8", refused)
     folder = float8_of("sd3")
@@ -161,17 +167,7 @@ def test_where_the_plain_weights_fit_no_float8_file_is_read(
     assert not [path for path in read if "fp8" in path.name]
 
 
-def test_before_a_507_no_float8_file_is_read_but_its_header(
-    float8_of: FolderOf, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    read: list[Path] = []
-    digest = content_key._hashed
-
-    def hashed(file: Any) -> str:
-        read.append(file.path)
-        return digest(file)
-
-    monkeypatch.setattr(content_key, "_hashed", hashed)
+def test_before_a_507_no_float8_file_is_read_but_its_header(float8_of: FolderOf, read: list[Path]) -> None:
     cache = cache_of(store_of({"m": float8_of("sd3")}, device=CpuDevice(1000)))
     with pytest.raises(ModelTooLargeError) as caught:
         cache.run("m", picture)
